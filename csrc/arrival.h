@@ -1,0 +1,83 @@
+/* arrival.h - between the steps of BPTT: dy joins what came from the step after, the norms
+ * are recorded, clipping acts; and the sums over rows that are the bias gradients. */
+
+/* Euclidean norm without overflow or underflow on the way; NaN if an element is. */
+static double RK(row_norm)(const real *row, ptrdiff_t n)
+{
+    double largest = 0, sum = 0;
+    for (ptrdiff_t j = 0; j < n; j++) {
+        const double size = __builtin_fabs((double)row[j]);
+        largest = size > largest ? size : largest;
+        sum += size * size;
+    }
+    if (!(sum < 1e-280 || sum > 1e280) || largest == 0 || __builtin_isinf(largest))
+        return __builtin_isinf(largest) ? largest : __builtin_sqrt(sum);
+    sum = 0;
+    for (ptrdiff_t j = 0; j < n; j++) {
+        const double share = row[j] / largest;
+        sum += share * share;
+    }
+    return largest * __builtin_sqrt(sum);
+}
+
+/* Returns whether anything changed. */
+static int RK(clip_row)(real *row, ptrdiff_t n, double limit, double norm_limit)
+{
+    const real most = (real)limit;
+    int changed = 0;
+    for (ptrdiff_t j = 0; j < n; j++) {
+        const real clipped = row[j] > most ? most : row[j] < -most ? -most : row[j];
+        changed |= clipped != row[j] && row[j] == row[j];
+        row[j] = clipped;
+    }
+    if (__builtin_isinf(norm_limit)) return changed;
+    const double norm = RK(row_norm)(row, n);
+    if (!(norm > norm_limit)) return changed;
+    const double scale = norm_limit / norm;
+    for (ptrdiff_t j = 0; j < n; j++)
+        row[j] = (real)(row[j] * scale);
+    return 1;
+}
+
+static void RK(arrive)(const rk_arrival *p)
+{
+    const int clips = !(__builtin_isinf(p->limit) && __builtin_isinf(p->norm_limit));
+    for (ptrdiff_t row = 0; row < p->rows; row++) {
+        real *dh = (real *)p->dh + row * p->pitch;
+        real *dc = p->dc ? (real *)p->dc + row * p->pitch : NULL;
+        if (p->dy) {
+            const real *dy = (const real *)p->dy + p->dy_row[row];
+            if (p->dy_unit == 1)
+                for (ptrdiff_t j = 0; j < p->hidden; j++)
+                    dh[j] += dy[j];
+            else
+                for (ptrdiff_t j = 0; j < p->hidden; j++)
+                    dh[j] += dy[j * p->dy_unit];
+        }
+        if (p->dh_norm) p->dh_norm[row] = RK(row_norm)(dh, p->hidden);
+        if (p->dc_norm) p->dc_norm[row] = RK(row_norm)(dc, p->hidden);
+        if (!clips) continue;
+        int changed = RK(clip_row)(dh, p->hidden, p->limit, p->norm_limit);
+        if (dc) changed |= RK(clip_row)(dc, p->hidden, p->limit, p->norm_limit);
+        if (p->clipped) p->clipped[row] = (unsigned char)changed;
+    }
+}
+
+static void RK(row_sums)(const rk_row_sums *p)
+{
+    for (ptrdiff_t block = p->block_begin; block < p->block_end; block++) {
+        for (ptrdiff_t v = 0; v < p->vectors; v += 4) {
+            const ptrdiff_t n = p->vectors - v < 4 ? p->vectors - v : 4;
+            real *to = (real *)p->sums + (block * p->vectors + v) * LANES;
+            const real *from = (const real *)p->dgates + block * p->dgates_block + v * LANES;
+            vec sum[4];
+            for (ptrdiff_t j = 0; j < n; j++)
+                sum[j] = RK(vload)(to + j * LANES);
+            for (ptrdiff_t row = 0; row < p->rows; row++, from += p->row_stride)
+                for (ptrdiff_t j = 0; j < n; j++)
+                    sum[j] += RK(vload)(from + j * LANES);
+            for (ptrdiff_t j = 0; j < n; j++)
+                RK(vstore)(to + j * LANES, sum[j]);
+        }
+    }
+}

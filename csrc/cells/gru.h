@@ -1,0 +1,150 @@
+/* cells/gru.h - GRU (Cho et al. 2014), with the reset gate after or before the matrix.
+ *
+ *     r_t, z_t = sigmoid(W_i. x_t + b_i. + W_h. h_{t-1} + b_h.)
+ *     reset after (cuDNN, PyTorch):
+ *         m_t = W_hn h_{t-1} + b_hn;  n_t = tanh(W_in x_t + b_in + r_t m_t)    slots n r z m
+ *     reset before (the paper, ONNX):
+ *         n_t = tanh(W_in x_t + b_in + W_hn (r_t h_{t-1}) + b_hn)              slots n r z
+ *     h_t = (1 - z_t) n_t + z_t h_{t-1}
+ *
+ *     dz_t = dh_t (h_{t-1} - n_t)      dn_t = dh_t (1 - z_t)      dh_{t-1} = dh_t z_t + ...
+ *     da_t = dn_t (1 - n_t^2)                                     of n's pre-activation
+ *     reset after:  dr_t = da_t m_t, dm_t = da_t r_t
+ *     reset before: d(r h)_t = W_hn' da_t, dr_t = d(r h)_t h_{t-1}, dh_{t-1} += d(r h)_t r_t
+ *
+ * Slots are ordered so that what W_ih fills and what W_hh fills are each one window: with
+ * reset after W_ih fills n r z and W_hh fills r z m. Reset before takes two phases, r and z
+ * of all units before any n, and two vectors to a slot, to fill the tile of either.
+ */
+enum { RK(GRU_SLOTS) = 4, RK(GRU_BEFORE_SLOTS) = 3, RK(GRU_BEFORE_VECTORS) = 2 };
+
+static void RK(gru_after_epilogue)(const void *context, ptrdiff_t block0, ptrdiff_t blocks,
+                                   ptrdiff_t row0, ptrdiff_t rows)
+{
+    const rk_step *s = context;
+    block0 += s->block_begin;
+    RK_FOR_UNITS(1, s->hidden, block0, block0 + blocks, row0, row0 + rows)
+    {
+        real *gate = (real *)s->gates + block * s->gates_block + s->gates_row[row];
+        vec h_prev = RK(vload)((const real *)s->h_prev + row * s->h_pitch + unit);
+        vec r = RK(vsigmoid)(RK(vload)(gate + LANES));
+        vec z = RK(vsigmoid)(RK(vload)(gate + 2 * LANES));
+        vec n = RK(vtanh)(RK(vfma)(r, RK(vload)(gate + 3 * LANES), RK(vload)(gate)));
+        RK(vstore)(gate, n);
+        RK(vstore)(gate + LANES, r);
+        RK(vstore)(gate + 2 * LANES, z);
+        RK(store_h)(s, row, unit, valid, RK(vfma)(z, h_prev, (1 - z) * n));
+    }
+}
+
+static void RK(gru_after_forward)(const rk_step *s)
+{
+    RK(forward_step)(s, 1, 1, 3, RK(gru_after_epilogue));
+}
+
+static void RK(gru_after_backward)(const rk_step_backward *s)
+{
+    RK_FOR_UNITS(1, s->hidden, s->block_begin, s->block_end, 0, s->rows)
+    {
+        const real *gate = (const real *)s->gates + block * s->gates_block +
+                           row * RK(GRU_SLOTS) * LANES;
+        real *dgate = (real *)s->dgates + block * s->dgates_block + row * RK(GRU_SLOTS) * LANES;
+        real *dh_at = (real *)s->dh + row * s->dh_pitch + unit;
+        vec n = RK(vload)(gate), r = RK(vload)(gate + LANES);
+        vec z = RK(vload)(gate + 2 * LANES), m = RK(vload)(gate + 3 * LANES);
+        vec h_prev = RK(vload_part)((const real *)s->h_prev + s->h_prev_row[row] + unit, valid);
+        vec dh = RK(vload)(dh_at);
+        vec da = dh * (1 - z) * (1 - n * n);
+        RK(vstore)(dgate, da);
+        RK(vstore)(dgate + LANES, da * m * (r * (1 - r)));
+        RK(vstore)(dgate + 2 * LANES, dh * (h_prev - n) * (z * (1 - z)));
+        RK(vstore)(dgate + 3 * LANES, da * r);
+        RK(vstore)(dh_at, dh * z);
+    }
+}
+
+/* First phase: r and z, and r * h_{t-1} as the operand of the second. */
+static void RK(gru_before_reset_epilogue)(const void *context, ptrdiff_t block0, ptrdiff_t blocks,
+                                          ptrdiff_t row0, ptrdiff_t rows)
+{
+    const rk_step *s = context;
+    block0 += s->block_begin;
+    RK_FOR_UNITS(RK(GRU_BEFORE_VECTORS), s->hidden, block0, block0 + blocks, row0, row0 + rows)
+    {
+        const ptrdiff_t slot = RK(GRU_BEFORE_VECTORS) * LANES;
+        real *gate = (real *)s->gates + block * s->gates_block + s->gates_row[row] + v * LANES;
+        vec h_prev = RK(vload)((const real *)s->h_prev + row * s->h_pitch + unit);
+        vec r = RK(vsigmoid)(RK(vload)(gate + slot));
+        RK(vstore)(gate + slot, r);
+        RK(vstore)(gate + 2 * slot, RK(vsigmoid)(RK(vload)(gate + 2 * slot)));
+        RK(vstore)((real *)s->h + row * s->h_pitch + unit, r * h_prev);
+    }
+}
+
+/* Second phase: n and h. */
+static void RK(gru_before_epilogue)(const void *context, ptrdiff_t block0, ptrdiff_t blocks,
+                                    ptrdiff_t row0, ptrdiff_t rows)
+{
+    const rk_step *s = context;
+    block0 += s->block_begin;
+    RK_FOR_UNITS(RK(GRU_BEFORE_VECTORS), s->hidden, block0, block0 + blocks, row0, row0 + rows)
+    {
+        const ptrdiff_t slot = RK(GRU_BEFORE_VECTORS) * LANES;
+        real *gate = (real *)s->gates + block * s->gates_block + s->gates_row[row] + v * LANES;
+        vec h_prev = RK(vload)((const real *)s->h_prev + row * s->h_pitch + unit);
+        vec z = RK(vload)(gate + 2 * slot);
+        vec n = RK(vtanh)(RK(vload)(gate));
+        RK(vstore)(gate, n);
+        RK(store_h)(s, row, unit, valid, RK(vfma)(z, h_prev, (1 - z) * n));
+    }
+}
+
+static void RK(gru_before_reset_forward)(const rk_step *s)
+{
+    RK(forward_step)(s, RK(GRU_BEFORE_VECTORS), 1, 2,
+                     RK(gru_before_reset_epilogue));
+}
+
+static void RK(gru_before_forward)(const rk_step *s)
+{
+    RK(forward_step)(s, RK(GRU_BEFORE_VECTORS), 0, 1,
+                     RK(gru_before_epilogue));
+}
+
+/* Of the second phase: dn, dz and the direct part of dh_{t-1}; r * h_{t-1} again, for dW_hn. */
+static void RK(gru_before_backward)(const rk_step_backward *s)
+{
+    RK_FOR_UNITS(RK(GRU_BEFORE_VECTORS), s->hidden, s->block_begin, s->block_end, 0, s->rows)
+    {
+        const ptrdiff_t slot = RK(GRU_BEFORE_VECTORS) * LANES;
+        const ptrdiff_t at = row * RK(GRU_BEFORE_SLOTS) * slot + v * LANES;
+        const real *gate = (const real *)s->gates + block * s->gates_block + at;
+        real *dgate = (real *)s->dgates + block * s->dgates_block + at;
+        real *dh_at = (real *)s->dh + row * s->dh_pitch + unit;
+        vec n = RK(vload)(gate), r = RK(vload)(gate + slot), z = RK(vload)(gate + 2 * slot);
+        vec h_prev = RK(vload_part)((const real *)s->h_prev + s->h_prev_row[row] + unit, valid);
+        vec dh = RK(vload)(dh_at);
+        RK(vstore)(dgate, dh * (1 - z) * (1 - n * n));
+        RK(vstore)(dgate + 2 * slot, dh * (h_prev - n) * (z * (1 - z)));
+        RK(vstore)(dh_at, dh * z);
+        RK(vstore)((real *)s->reset_h + row * s->reset_pitch + unit, r * h_prev);
+    }
+}
+
+/* Of the first phase: dr, and what reaches h_{t-1} through r * h_{t-1}. */
+static void RK(gru_before_reset_backward)(const rk_step_backward *s)
+{
+    RK_FOR_UNITS(RK(GRU_BEFORE_VECTORS), s->hidden, s->block_begin, s->block_end, 0, s->rows)
+    {
+        const ptrdiff_t slot = RK(GRU_BEFORE_VECTORS) * LANES;
+        const ptrdiff_t at = row * RK(GRU_BEFORE_SLOTS) * slot + v * LANES;
+        const real *gate = (const real *)s->gates + block * s->gates_block + at;
+        real *dgate = (real *)s->dgates + block * s->dgates_block + at;
+        real *dh_at = (real *)s->dh + row * s->dh_pitch + unit;
+        vec r = RK(vload)(gate + slot);
+        vec h_prev = RK(vload_part)((const real *)s->h_prev + s->h_prev_row[row] + unit, valid);
+        vec dreset_h = RK(vload)((const real *)s->dreset_h + row * s->dh_pitch + unit);
+        RK(vstore)(dgate + slot, dreset_h * h_prev * (r * (1 - r)));
+        RK(vstore)(dh_at, RK(vfma)(dreset_h, r, RK(vload)(dh_at)));
+    }
+}

@@ -1,0 +1,74 @@
+/* cells/lstm.h - LSTM with a forget gate (Hochreiter & Schmidhuber 1997; Gers et al. 2000).
+ *
+ *     i_t, f_t, o_t = sigmoid(W_i. x_t + b_i. + W_h. h_{t-1} + b_h.)        slots i f g o
+ *     g_t           = tanh   (W_ig x_t + b_ig + W_hg h_{t-1} + b_hg)
+ *     c_t = f_t c_{t-1} + i_t g_t                                           kept in slot c
+ *     h_t = o_t tanh(c_t)
+ *
+ *     do_t = dh_t tanh(c_t)
+ *     dc_t = dc_t (from step t+1) + dh_t o_t (1 - tanh(c_t)^2)
+ *     di_t = dc_t g_t      df_t = dc_t c_{t-1}      dg_t = dc_t i_t
+ *     dc_{t-1} = dc_t f_t
+ *     and of a pre-activation: d(sigmoid) = s (1 - s), d(tanh) = 1 - tanh^2
+ *
+ * tanh(c_t) is computed again in backward: cheaper than a sixth number to keep.
+ */
+enum { RK(LSTM_SLOTS) = 4, RK(LSTM_MEMORY_SLOTS) = 5 };
+
+static void RK(lstm_epilogue)(const void *context, ptrdiff_t block0, ptrdiff_t blocks,
+                              ptrdiff_t row0, ptrdiff_t rows)
+{
+    const rk_step *s = context;
+    block0 += s->block_begin;
+    RK_FOR_UNITS(1, s->hidden, block0, block0 + blocks, row0, row0 + rows)
+    {
+        real *gate = (real *)s->gates + block * s->gates_block + s->gates_row[row];
+        const real *c_prev =
+            (const real *)s->c_prev + block * s->c_prev_block + row * s->c_prev_row;
+        vec i = RK(vsigmoid)(RK(vload)(gate));
+        vec f = RK(vsigmoid)(RK(vload)(gate + LANES));
+        vec g = RK(vtanh)(RK(vload)(gate + 2 * LANES));
+        vec o = RK(vsigmoid)(RK(vload)(gate + 3 * LANES));
+        vec c = RK(vfma)(f, RK(vload)(c_prev), i * g);
+        RK(vstore)(gate, i);
+        RK(vstore)(gate + LANES, f);
+        RK(vstore)(gate + 2 * LANES, g);
+        RK(vstore)(gate + 3 * LANES, o);
+        RK(vstore)(gate + 4 * LANES, c);
+    }
+    /* a pass of its own: in one, each row would wait for the chain from f over c to tanh(c) */
+    RK_FOR_UNITS(1, s->hidden, block0, block0 + blocks, row0, row0 + rows)
+    {
+        const real *gate = (const real *)s->gates + block * s->gates_block + s->gates_row[row];
+        vec o = RK(vload)(gate + 3 * LANES), c = RK(vload)(gate + 4 * LANES);
+        RK(store_h)(s, row, unit, valid, o * RK(vtanh)(c));
+    }
+}
+
+static void RK(lstm_forward)(const rk_step *s)
+{
+    RK(forward_step)(s, 1, 0, RK(LSTM_SLOTS), RK(lstm_epilogue));
+}
+
+static void RK(lstm_backward)(const rk_step_backward *s)
+{
+    RK_FOR_UNITS(1, s->hidden, s->block_begin, s->block_end, 0, s->rows)
+    {
+        const real *gate = (const real *)s->gates + block * s->gates_block +
+                           row * RK(LSTM_MEMORY_SLOTS) * LANES;
+        const real *c_prev =
+            (const real *)s->c_prev + block * s->c_prev_block + row * s->c_prev_row;
+        real *dgate = (real *)s->dgates + block * s->dgates_block + row * RK(LSTM_SLOTS) * LANES;
+        real *dc_at = (real *)s->dc + row * s->dh_pitch + unit;
+        vec i = RK(vload)(gate), f = RK(vload)(gate + LANES);
+        vec g = RK(vload)(gate + 2 * LANES), o = RK(vload)(gate + 3 * LANES);
+        vec tanh_c = RK(vtanh)(RK(vload)(gate + 4 * LANES));
+        vec dh = RK(vload)((const real *)s->dh + row * s->dh_pitch + unit);
+        vec dc = RK(vfma)(dh * o, 1 - tanh_c * tanh_c, RK(vload)(dc_at));
+        RK(vstore)(dgate, dc * g * (i * (1 - i)));
+        RK(vstore)(dgate + LANES, dc * RK(vload)(c_prev) * (f * (1 - f)));
+        RK(vstore)(dgate + 2 * LANES, dc * i * (1 - g * g));
+        RK(vstore)(dgate + 3 * LANES, dh * tanh_c * (o * (1 - o)));
+        RK(vstore)(dc_at, dc * f);
+    }
+}

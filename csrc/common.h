@@ -1,0 +1,15 @@
+/* common.h - what every isa_*.c needs before it includes kernels.h. */
+#include "rnnkernel.h"
+
+#if !defined(__GNUC__)
+#error "the kernels are written in vector extensions that GCC and Clang have"
+#endif
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#define RK_INLINE static inline __attribute__((always_inline, unused))
+#define RK_UNROLL _Pragma("GCC unroll 16")

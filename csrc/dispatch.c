@@ -1,0 +1,46 @@
+/* dispatch.c - which instruction sets are compiled in, and which this machine runs. */
+#include "rnnkernel.h"
+
+typedef struct {
+    const char *name;
+    int (*usable)(void);
+    const rk_kernels *const *kernels;
+} isa;
+
+#define RK_DECLARE(name) extern const rk_kernels *const rk_kernels_##name[RK_DTYPES];
+
+static int always(void) { return 1; }
+RK_DECLARE(baseline)
+
+/* __builtin_cpu_supports asks the operating system too whether it saves the registers. */
+#ifdef RK_HAVE_AVX2
+static int has_avx2(void)
+{
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+RK_DECLARE(avx2)
+#endif
+#ifdef RK_HAVE_AVX512
+static int has_avx512(void)
+{
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl");
+}
+RK_DECLARE(avx512)
+#endif
+
+static const isa isas[] = {
+    {"baseline", always, rk_kernels_baseline},
+#ifdef RK_HAVE_AVX2
+    {"avx2", has_avx2, rk_kernels_avx2},
+#endif
+#ifdef RK_HAVE_AVX512
+    {"avx512", has_avx512, rk_kernels_avx512},
+#endif
+};
+
+enum { ISAS = sizeof isas / sizeof isas[0] };
+
+const char *rk_isa_name(int index) { return index < ISAS ? isas[index].name : NULL; }
+int rk_isa_usable(int index) { return isas[index].usable(); }
+const rk_kernels *rk_isa_kernels(int index, int dtype) { return isas[index].kernels[dtype]; }

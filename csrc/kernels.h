@@ -1,0 +1,117 @@
+/* kernels.h - every kernel for one dtype and one instruction set. An isa_*.c includes it once
+ * with RK_DOUBLE 0 and once with RK_DOUBLE 1. It ends with the table of cells: a new cell is
+ * a header in cells/ and a row there.
+ */
+#ifndef RK_ISA
+#error "define RK_ISA, RK_VECTOR_BYTES and RK_REGISTERS before including kernels.h"
+#endif
+
+#if RK_DOUBLE
+#define real double
+#define integer long long
+#define RK(name) name##_f64
+#else
+#define real float
+#define integer int
+#define RK(name) name##_f32
+#endif
+
+#include "vec.h"
+
+#include "activations.h"
+#include "product.h"
+
+#include "arrival.h"
+#include "pack.h"
+#include "step.h"
+
+#include "cells/gru.h"
+#include "cells/lstm.h"
+#include "cells/rnn.h"
+
+static const rk_kernels RK(kernels) = {
+    .isa = RK_ISA,
+    .lanes = RK(LANES),
+    .full_rows = RK_FULL_ROWS(4),
+    .cells =
+        {
+            [RK_RNN_TANH] = {.gates = 1,
+                             .slots = 1,
+                             .memory_slots = 1,
+                             .states = 1,
+                             .unit_vectors = RK(RNN_VECTORS),
+                             .phases = 1,
+                             .input = {0, 1, {0}},
+                             .recurrent = {{0, 1, {0}}},
+                             .forward = {RK(rnn_tanh_forward)},
+                             .backward = {RK(rnn_tanh_backward)}},
+            [RK_RNN_RELU] = {.gates = 1,
+                             .slots = 1,
+                             .memory_slots = 1,
+                             .states = 1,
+                             .unit_vectors = RK(RNN_VECTORS),
+                             .phases = 1,
+                             .input = {0, 1, {0}},
+                             .recurrent = {{0, 1, {0}}},
+                             .forward = {RK(rnn_relu_forward)},
+                             .backward = {RK(rnn_relu_backward)}},
+            /* canonical gates r z n; slots n r z m */
+            [RK_GRU_RESET_AFTER] = {.gates = 3,
+                                    .slots = RK(GRU_SLOTS),
+                                    .memory_slots = RK(GRU_SLOTS),
+                                    .states = 1,
+                                    .unit_vectors = 1,
+                                    .keeps_gates = 1,
+                                    .carries = 1,
+                                    .phases = 1,
+                                    .input = {0, 3, {2, 0, 1}},
+                                    .recurrent = {{1, 3, {0, 1, 2}}},
+                                    .forward = {RK(gru_after_forward)},
+                                    .backward = {RK(gru_after_backward)}},
+            /* canonical gates r z n; slots n r z */
+            [RK_GRU_RESET_BEFORE] = {.gates = 3,
+                                     .slots = RK(GRU_BEFORE_SLOTS),
+                                     .memory_slots = RK(GRU_BEFORE_SLOTS),
+                                     .states = 1,
+                                     .unit_vectors = RK(GRU_BEFORE_VECTORS),
+                                     .keeps_gates = 1,
+                                     .carries = 1,
+                                     .phases = 2,
+                                     .input = {0, 3, {2, 0, 1}},
+                                     .recurrent = {{1, 2, {0, 1}}, {0, 1, {2}}},
+                                     .forward = {RK(gru_before_reset_forward),
+                                                 RK(gru_before_forward)},
+                                     .backward = {RK(gru_before_backward),
+                                                  RK(gru_before_reset_backward)}},
+            [RK_LSTM] = {.gates = 4,
+                         .slots = RK(LSTM_SLOTS),
+                         .memory_slots = RK(LSTM_MEMORY_SLOTS),
+                         .states = 2,
+                         .unit_vectors = 1,
+                         .keeps_gates = 1,
+                         .phases = 1,
+                         .input = {0, 4, {0, 1, 2, 3}},
+                         .recurrent = {{0, 4, {0, 1, 2, 3}}},
+                         .forward = {RK(lstm_forward)},
+                         .backward = {RK(lstm_backward)}},
+        },
+    .product = RK(product),
+    .fill = RK(fill),
+    .pack = RK(pack),
+    .unpack = RK(unpack),
+    .pack_transposed = RK(pack_transposed),
+    .arrive = RK(arrive),
+    .row_sums = RK(row_sums),
+};
+
+#undef real
+#undef integer
+#undef RK
+#undef vec
+#undef ivec
+#undef LANES
+#undef RK_ACCUMULATORS
+#undef RK_PANEL_BYTES
+#undef RK_FULL_ROWS
+#undef RK_TILE_BLOCKS
+#undef RK_FOR_UNITS

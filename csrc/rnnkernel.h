@@ -1,0 +1,187 @@
+/* rnnkernel.h - the whole C interface of the kernels.
+ *
+ * Functions here are total: no errors, no allocation, no threads, no Python. Every
+ * argument has been checked before they are called. Each takes one struct with named
+ * fields, because positional pointers of one type get swapped.
+ *
+ * Letters: T time steps, N batch rows, I inputs, H hidden units, K length of a sum,
+ * S gate slots, U units in a block. All sizes and strides are in elements. `void *`
+ * points to float or double, as the table says that the function was taken from.
+ *
+ * README.md beside this file draws the packed layouts.
+ */
+#ifndef RNNKERNEL_H
+#define RNNKERNEL_H
+
+#include <stddef.h>
+
+/* -- Matrix product: C[r][j] = init[j] or C[r][j], then += sum over k of A[r][k] * B[k][j] ----
+ *
+ * k ascends as (outer, inner); every element is one chain of fused multiply-adds in that
+ * order, whatever tile computes it: that rule alone makes results independent of batch
+ * size, position and threads.
+ *
+ * Columns j lie in blocks of `vectors` vectors. A block's row of C is contiguous.
+ * Strides may be negative or zero. C overlaps neither A nor B. */
+typedef struct {
+    ptrdiff_t rows;         /* R */
+    ptrdiff_t blocks;       /* column blocks */
+    ptrdiff_t vectors;      /* vectors of columns in a block */
+    ptrdiff_t last_vectors; /* how many of them to compute in the last block (1..vectors) */
+    ptrdiff_t outer, inner; /* K = outer * inner */
+
+    const void *a;                 /* broadcast operand */
+    const ptrdiff_t *a_row;        /* (R) offset of each row of A */
+    ptrdiff_t a_outer, a_inner;    /* strides along k */
+    const void *b;                 /* vector operand */
+    ptrdiff_t b_block;             /* stride between column blocks */
+    ptrdiff_t b_outer, b_inner;    /* strides along k */
+    void *c;                       /* result */
+    const ptrdiff_t *c_row;        /* (R) offset of each row of C */
+    ptrdiff_t c_block;             /* stride between column blocks */
+    const void *init;              /* one row of starting values, or NULL: start from C */
+    ptrdiff_t init_block;          /* its stride between column blocks */
+} rk_product;
+
+/* -- Packing: canonical weights (G*H, K) <-> panels [block][K][gates][U] ----------------------- */
+typedef struct {
+    ptrdiff_t hidden;                  /* H: units; those of the last block past H are zero */
+    ptrdiff_t k;                       /* K: columns of the canonical matrix */
+    ptrdiff_t gates;                   /* gates in the panel */
+    const int *order;                  /* (gates) canonical gate of each gate in the panel */
+    ptrdiff_t unit_vectors;            /* U in vectors */
+    void *canonical;                   /* (G*H, K), read by pack and written by unpack */
+    ptrdiff_t canonical_row;           /* stride of its rows; columns are contiguous */
+    void *packed;                      /* [block][K][gates][U], aligned to 64 bytes */
+    ptrdiff_t block_begin, block_end;  /* which blocks to do */
+} rk_packing;
+
+/* -- One time step forward, one phase of a cell: product, then the cell's mathematics ---------- */
+typedef struct {
+    ptrdiff_t rows;   /* batch rows */
+    ptrdiff_t hidden; /* H */
+    ptrdiff_t block_begin, block_end; /* unit blocks to compute */
+
+    const void *operand;     /* (rows, K=H) broadcast operand: h_prev, or r * h_prev */
+    const ptrdiff_t *operand_row; /* (rows) offsets */
+    const void *weights;     /* packed recurrent weights of this phase */
+
+    void *gates;             /* [block][rows][slots of memory][U]: in x-projection, out gates (and c) */
+    const ptrdiff_t *gates_row; /* (rows) offsets: row * slots * U */
+    ptrdiff_t gates_block;
+    const void *c_prev;      /* [block][rows][..U]; LSTM only */
+    ptrdiff_t c_prev_row, c_prev_block;
+
+    const void *h_prev;      /* (rows, pitch) zero past H */
+    void *h;                 /* (rows, pitch) new hidden state; for an early phase, its result */
+    ptrdiff_t h_pitch;
+    void *y;                 /* where h goes in the caller's output, units contiguous */
+    const ptrdiff_t *y_row;  /* (rows) offsets */
+} rk_step;
+
+/* -- One time step backward, one phase of a cell: the mathematics only ------------------------- */
+typedef struct {
+    ptrdiff_t rows;
+    ptrdiff_t hidden;
+    ptrdiff_t block_begin, block_end;
+
+    const void *gates;       /* as forward left them at this step */
+    ptrdiff_t gates_block;
+    const void *c_prev;
+    ptrdiff_t c_prev_row, c_prev_block;
+    const void *h;           /* h_t in the caller's output */
+    const ptrdiff_t *h_row;
+    const void *h_prev;      /* h_{t-1}, there or in the initial state */
+    const ptrdiff_t *h_prev_row;
+
+    void *dh;                /* (rows, pitch) in: all of dL/dh_t; out: dL/dh_{t-1} beside the product */
+    void *dc;                /* (rows, pitch) in: dL/dc_t from step t+1; out: dL/dc_{t-1}; LSTM only */
+    ptrdiff_t dh_pitch;
+    void *dgates;            /* [block][rows][slots][U] out: dL/d(pre-activations) */
+    ptrdiff_t dgates_block;
+    void *reset_h;           /* (rows, reset_pitch) out: r * h_prev; GRU with reset before only */
+    ptrdiff_t reset_pitch;
+    const void *dreset_h;    /* (rows, pitch) in: dL/d(r * h_prev) */
+} rk_step_backward;
+
+/* -- What arrives at h_t and c_t, before the cell's backward: dy joins, clipping acts ---------- */
+typedef struct {
+    ptrdiff_t rows;
+    ptrdiff_t hidden;
+    void *dh;                  /* (rows, pitch) */
+    void *dc;                  /* (rows, pitch) or NULL */
+    ptrdiff_t pitch;
+    const void *dy;            /* dL/dy_t, or NULL */
+    const ptrdiff_t *dy_row;   /* (rows) offsets */
+    ptrdiff_t dy_unit;         /* stride between units */
+    double limit, norm_limit;  /* of elements and of a row's norm; infinite: no clipping */
+    double *dh_norm, *dc_norm; /* (rows) out: norm of each row before clipping, or NULL */
+    unsigned char *clipped;    /* (rows) out: whether the row was changed, or NULL */
+} rk_arrival;
+
+/* -- sums[block][S][U] += rows of dgates, in the order of the stride --------------------------- */
+typedef struct {
+    ptrdiff_t rows;
+    ptrdiff_t vectors;         /* vectors in a row of one block */
+    ptrdiff_t block_begin, block_end;
+    const void *dgates;
+    ptrdiff_t row_stride, dgates_block;
+    void *sums;                /* [block][vectors] */
+} rk_row_sums;
+
+/* -- The cells --------------------------------------------------------------------------------- */
+enum { RK_RNN_TANH, RK_RNN_RELU, RK_GRU_RESET_AFTER, RK_GRU_RESET_BEFORE, RK_LSTM, RK_CELLS };
+enum { RK_MAX_GATES = 4, RK_MAX_SLOTS = 4, RK_MAX_PHASES = 2 };
+
+/* A window is a run of neighbouring slots that one product fills. */
+typedef struct {
+    int slot;                /* first slot */
+    int slots;               /* how many */
+    int order[RK_MAX_GATES]; /* canonical gate of each */
+} rk_window;
+
+typedef struct {
+    int gates;        /* G: gates in the canonical weights */
+    int slots;        /* S: pre-activations kept apart */
+    int memory_slots; /* slots of a row of the gate buffer: S, and one for c if there is a cell state */
+    int states;       /* 1: h; 2: h and c */
+    int unit_vectors; /* U in vectors */
+    int keeps_gates;  /* whether backward needs the gate buffer of every step */
+    int carries;      /* whether backward writes a part of dL/dh_{t-1} itself */
+    int phases;
+    rk_window input;                   /* filled by W_ih x */
+    rk_window recurrent[RK_MAX_PHASES]; /* filled by W_hh, phase by phase */
+    void (*forward[RK_MAX_PHASES])(const rk_step *);
+    void (*backward[RK_MAX_PHASES])(const rk_step_backward *); /* first the last forward phase's */
+} rk_cell;
+
+/* -- All kernels of one dtype and instruction set ---------------------------------------------- */
+typedef struct {
+    const char *isa;
+    ptrdiff_t lanes;      /* elements in a vector */
+    ptrdiff_t full_rows;  /* rows of the largest tile of four vectors */
+    rk_cell cells[RK_CELLS];
+    void (*product)(const rk_product *);
+    void (*fill)(const rk_product *); /* C[r][j] = init[j] and no more */
+    void (*pack)(const rk_packing *);
+    void (*unpack)(const rk_packing *);
+    /* transposed panels [column block][unit block][gates][U][4 vectors of columns] */
+    void (*pack_transposed)(const rk_packing *);
+    void (*arrive)(const rk_arrival *);
+    void (*row_sums)(const rk_row_sums *);
+} rk_kernels;
+
+enum { RK_FLOAT32, RK_FLOAT64, RK_DTYPES };
+enum { RK_ALIGNMENT = 64, RK_TRANSPOSED_VECTORS = 4 };
+
+/* Instruction sets compiled in, best last; NULL past the end. */
+const char *rk_isa_name(int index);
+/* Whether this processor and operating system run it. */
+int rk_isa_usable(int index);
+const rk_kernels *rk_isa_kernels(int index, int dtype);
+
+/* Denormals are flushed to zero between the two; leave restores what enter returned. */
+unsigned long long rk_fp_enter(void);
+void rk_fp_leave(unsigned long long saved);
+
+#endif

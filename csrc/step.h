@@ -1,0 +1,46 @@
+/* step.h - what all cells share: where a unit's numbers lie, and the frame of one step.
+ *
+ * A cell is the pointwise mathematics of one step. It knows nothing of time, batch tiles,
+ * threads or matrices; it sees some rows of some unit blocks whose sums are complete.
+ */
+
+/* Calls body with `row`, and `v` the vector within the block, `unit` its first unit and
+ * `valid` the units of it that exist, for all rows and units of the blocks. */
+#define RK_FOR_UNITS(vectors, hidden, block_begin, block_end, row_begin, row_end)             \
+    for (ptrdiff_t block = (block_begin); block < (block_end); block++)                       \
+        for (ptrdiff_t row = (row_begin); row < (row_end); row++)                             \
+            for (ptrdiff_t v = 0, unit = block * (vectors)*LANES, valid = (hidden)-unit;      \
+                 v < (vectors) && valid > 0; v++, unit += LANES, valid -= LANES)
+
+/* One phase of a step: the product into a window of the gates, then the epilogue. */
+RK_INLINE void RK(forward_step)(const rk_step *s, const int unit_vectors, const int slot,
+                                const int slots, RK(epilogue) * epilogue)
+{
+    const int nc = slots * unit_vectors;
+    const ptrdiff_t width = nc * LANES;
+    const rk_product p = {
+        .rows = s->rows,
+        .blocks = s->block_end - s->block_begin,
+        .vectors = nc,
+        .last_vectors = nc,
+        .outer = 1,
+        .inner = s->hidden,
+        .a = s->operand,
+        .a_row = s->operand_row,
+        .a_inner = 1,
+        .b = (const real *)s->weights + s->block_begin * s->hidden * width,
+        .b_block = s->hidden * width,
+        .b_inner = width,
+        .c = (real *)s->gates + s->block_begin * s->gates_block + slot * unit_vectors * LANES,
+        .c_row = s->gates_row,
+        .c_block = s->gates_block,
+    };
+    RK(product_group)(&p, nc, 0, p.blocks, epilogue, s);
+}
+
+/* h_t of one vector of units: to the private tile, and to the caller's output. */
+RK_INLINE void RK(store_h)(const rk_step *s, ptrdiff_t row, ptrdiff_t unit, ptrdiff_t valid, vec h)
+{
+    RK(vstore)((real *)s->h + row * s->h_pitch + unit, h);
+    RK(vstore_part)((real *)s->y + s->y_row[row] + unit, h, valid);
+}

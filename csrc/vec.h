@@ -1,0 +1,81 @@
+/* vec.h - the vector vocabulary: one type and a dozen operations, for the dtype `real`
+ * and RK_VECTOR_BYTES that are set where it is included. Algorithms use these words only.
+ *
+ * Fused multiply-add is always asked for by name (files are compiled without contraction),
+ * so an expression has the same bits wherever it is inlined. An instruction set without
+ * FMA rounds twice, everywhere alike.
+ */
+enum { RK(LANES) = RK_VECTOR_BYTES / sizeof(real) };
+#define LANES ((ptrdiff_t)RK(LANES))
+
+typedef real RK(vec) __attribute__((vector_size(RK_VECTOR_BYTES)));
+typedef integer RK(ivec) __attribute__((vector_size(RK_VECTOR_BYTES)));
+#define vec RK(vec)
+#define ivec RK(ivec)
+
+RK_INLINE vec RK(vload)(const real *p)
+{
+    vec v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return v;
+}
+RK_INLINE void RK(vstore)(real *p, vec v) { __builtin_memcpy(p, &v, sizeof v); }
+
+/* a - 0 is a for every a, -0 and NaN too, so this costs the broadcast and nothing else. */
+RK_INLINE vec RK(vset)(real a) { return a - (vec){0}; }
+
+/* The first n lanes; those past them are zero. */
+RK_INLINE vec RK(vload_part)(const real *p, ptrdiff_t n)
+{
+    if (n >= LANES) return RK(vload)(p);
+    vec v = {0};
+    __builtin_memcpy(&v, p, (size_t)n * sizeof(real));
+    return v;
+}
+RK_INLINE void RK(vstore_part)(real *p, vec v, ptrdiff_t n)
+{
+    if (n >= LANES)
+        RK(vstore)(p, v);
+    else
+        __builtin_memcpy(p, &v, (size_t)n * sizeof(real));
+}
+
+/* where mask (all ones or all zeros in each lane) is set a, elsewhere b */
+RK_INLINE vec RK(vselect)(ivec mask, vec a, vec b)
+{
+    return (vec)((mask & (ivec)a) | (~mask & (ivec)b));
+}
+
+/* vfma(a, b, c) = a*b + c. vmax(low, x), vmin(high, x): x where x is NaN. */
+#if RK_VECTOR_BYTES == 64 && defined(__AVX512F__)
+#if RK_DOUBLE
+#define RK_X86(op) _mm512_##op##_pd
+#else
+#define RK_X86(op) _mm512_##op##_ps
+#endif
+#elif RK_VECTOR_BYTES == 32 && defined(__FMA__)
+#if RK_DOUBLE
+#define RK_X86(op) _mm256_##op##_pd
+#else
+#define RK_X86(op) _mm256_##op##_ps
+#endif
+#elif RK_VECTOR_BYTES != 16
+#error "the compiler's flags do not match this file's vector width"
+#endif
+
+#if defined(RK_X86)
+RK_INLINE vec RK(vfma)(vec a, vec b, vec c) { return RK_X86(fmadd)(a, b, c); }
+RK_INLINE vec RK(vmax)(vec low, vec x) { return RK_X86(max)(low, x); }
+RK_INLINE vec RK(vmin)(vec high, vec x) { return RK_X86(min)(high, x); }
+#undef RK_X86
+#else
+#if defined(__aarch64__) && RK_DOUBLE
+RK_INLINE vec RK(vfma)(vec a, vec b, vec c) { return (vec)vfmaq_f64(c, a, b); }
+#elif defined(__aarch64__)
+RK_INLINE vec RK(vfma)(vec a, vec b, vec c) { return (vec)vfmaq_f32(c, a, b); }
+#else
+RK_INLINE vec RK(vfma)(vec a, vec b, vec c) { return a * b + c; }
+#endif
+RK_INLINE vec RK(vmax)(vec low, vec x) { return RK(vselect)(low > x, low, x); }
+RK_INLINE vec RK(vmin)(vec high, vec x) { return RK(vselect)(high < x, high, x); }
+#endif

@@ -1,0 +1,43 @@
+"""Recurrent neural networks on CPUs: RNN, GRU and LSTM, forward and BPTT, from NumPy arrays."""
+
+try:
+    from rnnkernel import _kernels  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name != "rnnkernel._kernels":
+        raise
+    raise ImportError(
+        f"rnnkernel is imported from {__path__[0]}, where its compiled modules are missing: this is "
+        "the source tree, not an installation. Run `python -m pip install .` in its root, then "
+        "start Python in another folder (or run the `rnnkernel` and `pytest` commands, which "
+        "do not look into the current one)."
+    ) from None
+
+from rnnkernel._config import show_config
+from rnnkernel._threads import get_num_threads, set_num_threads
+from rnnkernel._version import version as __version__
+from rnnkernel.clipping import Clip, clip_grad_norm, clip_grad_value
+from rnnkernel.gradcheck import GradientError, gradcheck
+from rnnkernel.layers import GRU, LSTM, RNN, Flow, Gradients, Output
+from rnnkernel.optim import Adam
+from rnnkernel.readout import Linear, softmax_cross_entropy
+
+__all__ = [
+    "Adam",
+    "Clip",
+    "Flow",
+    "GRU",
+    "GradientError",
+    "Gradients",
+    "LSTM",
+    "Linear",
+    "Output",
+    "RNN",
+    "__version__",
+    "clip_grad_norm",
+    "clip_grad_value",
+    "get_num_threads",
+    "gradcheck",
+    "set_num_threads",
+    "show_config",
+    "softmax_cross_entropy",
+]

@@ -1,0 +1,7 @@
+"""``python -m rnnkernel``."""
+
+import sys
+
+from rnnkernel.cli import main
+
+sys.exit(main())

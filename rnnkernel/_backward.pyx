@@ -1,0 +1,487 @@
+"""Backpropagation through time: every step of one layer and direction, from the last.
+
+Time goes in chunks. Within one, a thread takes a tile of batch rows back through the steps:
+what arrives at h_t is completed and clipped, the cell turns it into the gradients of its
+pre-activations, and one product carries those to h_{t-1}. While the chunk's dgates are in
+cache, the weight gradients are long products over all its rows, shared between threads by
+what they write, so that no sum depends on the number of threads. Rows are summed from the
+last step and row to the first, so that none depends on the length of a chunk.
+"""
+
+from cython.parallel cimport prange
+from libc.string cimport memcpy
+
+import numpy as np
+
+from rnnkernel._forward cimport real
+from rnnkernel._kernels cimport (
+    fp_enter,
+    fp_leave,
+    rk_arrival,
+    rk_cell,
+    rk_kernels,
+    rk_product,
+    rk_row_sums,
+    rk_step_backward,
+    rk_window,
+)
+from rnnkernel._packing cimport PackedGradients, PackedWeights, address
+
+from rnnkernel._forward import batch_tiles, team_size
+from rnnkernel._memory import aligned_empty, aligned_zeros, tile_pitch
+
+# Rows (t, n) of a chunk: a long enough sum for the weight gradients' tiles, short enough that
+# its dgates stay in cache.
+cdef Py_ssize_t CHUNK_ROWS = 256
+# Rows of dx in one piece of work.
+cdef Py_ssize_t DX_ROWS = 48
+
+
+cdef struct Run:
+    const rk_kernels *kernels
+    const rk_cell *cell
+    Py_ssize_t T, N, I, H, item, units, blocks
+    Py_ssize_t chunk                    # steps in a chunk
+    const char *x                       # x[t, n, i] at t * x_time + n * x_batch + i * x_unit
+    Py_ssize_t x_time, x_batch, x_unit
+    const char *y                       # likewise; units contiguous
+    Py_ssize_t y_time, y_batch
+    const Py_ssize_t *y_row
+    const char *h0                      # (N, H) contiguous
+    const Py_ssize_t *h0_row
+    const char *gates                   # [t][block][N][memory slots][U], or NULL
+    Py_ssize_t gates_time, gates_block
+    const char *c0                      # [block][N][U]
+    const char *dy                      # likewise, or NULL
+    Py_ssize_t dy_time, dy_unit
+    const Py_ssize_t *dy_row
+    double limit, norm_limit
+    double *dh_norm                     # (T, N) or NULL
+    double *dc_norm
+    unsigned char *clipped
+    char *dh                            # tiles (N, pitch)
+    char *dc
+    char *dreset_h
+    Py_ssize_t pitch
+    const Py_ssize_t *tile_row
+    char *dgates                        # [block][rows of the chunk][slots][U]
+    Py_ssize_t dgates_block
+    const Py_ssize_t *dgates_row        # rows of the chunk
+    char *reset_h                       # (rows of the chunk, pitch), phase 1's operand
+    const char **recurrent_transposed
+    const char *input_transposed
+    const char *zeros                   # a block of them
+    Py_ssize_t hidden_columns, hidden_last, input_columns, input_last
+    char *dx                            # dx[t, n, :], contiguous in the last, or NULL
+    Py_ssize_t dx_time, dx_batch, dx_pitch
+    char *dx_tile                       # (rows of the chunk, dx_pitch)
+    const Py_ssize_t *dx_row
+    char *bias_gradient                 # packed, as in PackedGradients
+    char *input_gradient
+    char **recurrent_gradient
+    const Py_ssize_t *input_a           # rows of the weight gradients: inputs or units
+    const Py_ssize_t *input_c
+    const Py_ssize_t *hidden_a
+    const Py_ssize_t **hidden_c         # by phase
+
+
+cdef void carry_back(
+    const Run *r, int phase, Py_ssize_t row, Py_ssize_t begin, Py_ssize_t end, char *out, bint add
+) noexcept nogil:
+    """out (+)= dgates W_hh over the window of one phase, for one step."""
+    cdef rk_product p
+    cdef const rk_window *window = &r.cell.recurrent[phase]
+    p.rows = end - begin
+    p.blocks = r.hidden_columns
+    p.vectors = 4
+    p.last_vectors = r.hidden_last
+    p.outer = r.blocks
+    p.inner = window.slots * r.units
+    p.a = r.dgates + (row * r.cell.slots + window.slot) * r.units * r.item
+    p.a_row = r.dgates_row + begin
+    p.a_outer = r.dgates_block
+    p.a_inner = 1
+    p.b = r.recurrent_transposed[phase]
+    p.b_inner = 4 * r.kernels.lanes
+    p.b_outer = p.inner * p.b_inner
+    p.b_block = p.outer * p.b_outer
+    p.c = out
+    p.c_row = r.tile_row + begin
+    p.c_block = 4 * r.kernels.lanes
+    p.init = NULL if add else r.zeros
+    p.init_block = 0
+    r.kernels.product(&p)
+
+
+cdef void run_rows(
+    const Run *r, Py_ssize_t t0, Py_ssize_t steps, Py_ssize_t begin, Py_ssize_t end
+) noexcept nogil:
+    """The batch rows begin..end back through the steps of a chunk."""
+    cdef Py_ssize_t t, row, row_gates = r.cell.memory_slots * r.units
+    cdef Py_ssize_t tile = begin * r.pitch * r.item
+    cdef int i, phase
+    cdef rk_arrival a
+    cdef rk_step_backward s
+    cdef unsigned long long saved = fp_enter()
+    a.rows = s.rows = end - begin
+    a.hidden = s.hidden = r.H
+    a.dh = s.dh = r.dh + tile
+    a.dc = s.dc = r.dc + tile if r.cell.states == 2 else NULL
+    a.pitch = s.dh_pitch = r.pitch
+    a.dy = NULL
+    a.dy_row = r.dy_row + begin
+    a.dy_unit = r.dy_unit
+    a.limit = r.limit
+    a.norm_limit = r.norm_limit
+    a.dh_norm = a.dc_norm = NULL
+    a.clipped = NULL
+    s.block_begin = 0
+    s.block_end = r.blocks
+    s.gates = s.c_prev = NULL
+    s.gates_block = r.gates_block
+    s.c_prev_row = s.c_prev_block = 0
+    s.h_row = r.y_row + begin
+    s.dgates_block = r.dgates_block
+    s.reset_h = NULL
+    s.reset_pitch = r.pitch
+    s.dreset_h = r.dreset_h + tile
+    for t in range(t0 + steps - 1, t0 - 1, -1):
+        if r.dy != NULL:
+            a.dy = r.dy + t * r.dy_time * r.item
+        if r.dh_norm != NULL:
+            a.dh_norm = r.dh_norm + t * r.N + begin
+            if r.cell.states == 2:
+                a.dc_norm = r.dc_norm + t * r.N + begin
+            a.clipped = r.clipped + t * r.N + begin
+        r.kernels.arrive(&a)
+
+        row = (t - t0) * r.N + begin
+        if r.gates != NULL:
+            s.gates = r.gates + (t * r.gates_time + begin * row_gates) * r.item
+        if r.cell.states == 2:
+            if t == 0:
+                s.c_prev = r.c0 + begin * r.units * r.item
+                s.c_prev_row = r.units
+                s.c_prev_block = r.N * r.units
+            else:
+                s.c_prev = r.gates + (
+                    (t - 1) * r.gates_time + begin * row_gates + r.cell.slots * r.units
+                ) * r.item
+                s.c_prev_row = row_gates
+                s.c_prev_block = r.gates_block
+        s.h = r.y + t * r.y_time * r.item
+        if t == 0:
+            s.h_prev = r.h0
+            s.h_prev_row = r.h0_row + begin
+        else:
+            s.h_prev = r.y + (t - 1) * r.y_time * r.item
+            s.h_prev_row = r.y_row + begin
+        s.dgates = r.dgates + row * r.cell.slots * r.units * r.item
+        if r.reset_h != NULL:
+            s.reset_h = r.reset_h + row * r.pitch * r.item
+        for i in range(r.cell.phases):
+            r.cell.backward[i](&s)
+            phase = r.cell.phases - 1 - i
+            if phase > 0:
+                carry_back(r, phase, (t - t0) * r.N, begin, end, r.dreset_h, False)
+            else:
+                carry_back(r, phase, (t - t0) * r.N, begin, end, r.dh, r.cell.carries)
+    fp_leave(saved)
+
+
+cdef void add_outer(
+    const Run *r, rk_product *p, const char *a, Py_ssize_t a_time, Py_ssize_t a_batch,
+    const char *b, Py_ssize_t steps,
+) noexcept nogil:
+    """C += A' B over the rows of some steps, last first; `a` and `b` are at the first row."""
+    cdef Py_ssize_t b_row = r.cell.slots * r.units
+    if steps == 0:
+        return
+    p.a = a + ((steps - 1) * a_time + (r.N - 1) * a_batch) * r.item
+    p.b = b + (steps * r.N - 1) * b_row * r.item
+    p.a_outer, p.a_inner = -a_time, -a_batch
+    p.b_outer, p.b_inner = -r.N * b_row, -b_row
+    p.outer, p.inner = steps, r.N
+    # one inner loop over all rows where they lie evenly
+    if r.N == 1:
+        p.a_inner = -a_time
+        p.outer, p.inner = 1, steps
+    elif a_time == r.N * a_batch:
+        p.outer, p.inner = 1, steps * r.N
+    r.kernels.product(p)
+
+
+cdef void weight_gradients(
+    const Run *r, Py_ssize_t t0, Py_ssize_t steps, Py_ssize_t block
+) noexcept nogil:
+    """Adds a chunk's share of every weight gradient of one unit block."""
+    cdef rk_product p
+    cdef rk_row_sums sums
+    cdef const rk_window *window
+    cdef int phase
+    cdef Py_ssize_t width, b_row = r.cell.slots * r.units
+    cdef const char *dgates = r.dgates + block * r.dgates_block * r.item
+    cdef const char *b
+    cdef unsigned long long saved = fp_enter()
+    p.blocks = 1
+    p.b_block = p.c_block = p.init_block = 0
+    p.init = NULL
+
+    window = &r.cell.input
+    width = window.slots * r.units
+    p.rows = r.I
+    p.vectors = p.last_vectors = window.slots * r.cell.unit_vectors
+    p.a_row, p.c_row = r.input_a, r.input_c
+    p.c = r.input_gradient + block * r.I * width * r.item
+    add_outer(
+        r, &p, r.x + t0 * r.x_time * r.item, r.x_time, r.x_batch,
+        dgates + window.slot * r.units * r.item, steps,
+    )
+
+    p.rows = r.H
+    p.a_row = r.hidden_a
+    for phase in range(r.cell.phases):
+        window = &r.cell.recurrent[phase]
+        width = window.slots * r.units
+        p.vectors = p.last_vectors = window.slots * r.cell.unit_vectors
+        p.c_row = r.hidden_c[phase]
+        p.c = r.recurrent_gradient[phase] + block * r.H * width * r.item
+        b = dgates + window.slot * r.units * r.item
+        if phase > 0:
+            add_outer(r, &p, r.reset_h, r.N * r.pitch, r.pitch, b, steps)
+        elif t0 > 0:
+            add_outer(r, &p, r.y + (t0 - 1) * r.y_time * r.item, r.y_time, r.y_batch, b, steps)
+        else:
+            add_outer(
+                r, &p, r.y, r.y_time, r.y_batch, b + r.N * b_row * r.item, steps - 1
+            )
+            add_outer(r, &p, r.h0, 0, r.H, b, 1)
+
+    sums.rows = steps * r.N
+    sums.vectors = r.cell.slots * r.cell.unit_vectors
+    sums.block_begin, sums.block_end = 0, 1
+    sums.dgates = dgates + (sums.rows - 1) * b_row * r.item
+    sums.row_stride = -b_row
+    sums.dgates_block = 0
+    sums.sums = r.bias_gradient + block * b_row * r.item
+    r.kernels.row_sums(&sums)
+    fp_leave(saved)
+
+
+cdef void input_gradient(
+    const Run *r, Py_ssize_t t0, Py_ssize_t begin, Py_ssize_t end
+) noexcept nogil:
+    """dx of the rows begin..end of a chunk."""
+    cdef rk_product p
+    cdef Py_ssize_t row, t, n
+    cdef unsigned long long saved = fp_enter()
+    p.rows = end - begin
+    p.blocks = r.input_columns
+    p.vectors = 4
+    p.last_vectors = r.input_last
+    p.outer = r.blocks
+    p.inner = r.cell.input.slots * r.units
+    p.a = r.dgates + r.cell.input.slot * r.units * r.item
+    p.a_row = r.dgates_row + begin
+    p.a_outer = r.dgates_block
+    p.a_inner = 1
+    p.b = r.input_transposed
+    p.b_inner = 4 * r.kernels.lanes
+    p.b_outer = p.inner * p.b_inner
+    p.b_block = p.outer * p.b_outer
+    p.c = r.dx_tile
+    p.c_row = r.dx_row + begin
+    p.c_block = 4 * r.kernels.lanes
+    p.init = r.zeros
+    p.init_block = 0
+    r.kernels.product(&p)
+    for row in range(begin, end):
+        t, n = row // r.N, row % r.N
+        memcpy(
+            r.dx + ((t0 + t) * r.dx_time + n * r.dx_batch) * r.item,
+            r.dx_tile + row * r.dx_pitch * r.item,
+            r.I * r.item,
+        )
+    fp_leave(saved)
+
+
+cdef void share_gradients(
+    const Run *r, Py_ssize_t t0, Py_ssize_t steps, Py_ssize_t task
+) noexcept nogil:
+    """One piece of what follows a chunk: a unit block's weights, or some rows of dx."""
+    cdef Py_ssize_t begin
+    if task < r.blocks:
+        weight_gradients(r, t0, steps, task)
+    else:
+        begin = (task - r.blocks) * DX_ROWS
+        input_gradient(r, t0, begin, min(begin + DX_ROWS, steps * r.N))
+
+
+def backward(
+    PackedWeights w,
+    PackedGradients gradients,
+    const real[:, :, :] x,
+    const real[:, ::1] h0,
+    c0,
+    const real[:, :, :] y,
+    reserve,
+    dy,
+    dh_n,
+    dc_n,
+    double limit,
+    double norm_limit,
+    flow,
+    dx,
+    real[:, :] dh0,
+    dc0,
+    int threads,
+):
+    """BPTT over what `forward` left in `y` and `reserve`.
+
+    `dy` (T, N, H), `dh_n` and `dc_n` (N, H) may be None; `flow` is None or three arrays (T, N):
+    norms of dh and dc (float64) and rows clipped (uint8). Writes `dx` (T, N, I; or None), `dh0`
+    and `dc0`, and adds to `gradients`.
+    """
+    cdef Run r
+    cdef Py_ssize_t n, k, i, t0, steps, tiles, tasks
+    cdef int team, phase
+    r.T, r.N, r.I, r.H = x.shape[0], x.shape[1], x.shape[2], h0.shape[1]
+    if r.T == 0 or r.N == 0:
+        np.asarray(dh0)[...] = 0 if dh_n is None else dh_n
+        if dc0 is not None:
+            dc0[...] = 0 if dc_n is None else dc_n
+        return
+    r.kernels, r.cell = w.kernels, w.cell
+    r.item, r.units, r.blocks = w.item, w.units, w.blocks
+    r.x = <const char *>&x[0, 0, 0]
+    r.x_time, r.x_batch, r.x_unit = (
+        x.strides[0] // r.item, x.strides[1] // r.item, x.strides[2] // r.item
+    )
+    r.y = <const char *>&y[0, 0, 0]
+    r.y_time, r.y_batch = y.strides[0] // r.item, y.strides[1] // r.item
+    r.h0 = <const char *>&h0[0, 0]
+    r.c0 = <const char *><Py_ssize_t>address(c0) if c0 is not None else NULL
+    r.gates = <const char *><Py_ssize_t>address(reserve) if r.cell.keeps_gates else NULL
+    r.gates_block = r.N * r.cell.memory_slots * r.units
+    r.gates_time = r.blocks * r.gates_block
+    r.recurrent_transposed = <const char **>w.recurrent_transposed
+    r.input_transposed = w.input_transposed
+    r.hidden_columns, r.hidden_last = w.column_blocks(r.H), w.column_last_vectors(r.H)
+    r.input_columns, r.input_last = w.column_blocks(r.I), w.column_last_vectors(r.I)
+    r.limit, r.norm_limit = limit, norm_limit
+
+    cdef const real[:, :, :] dy_view
+    r.dy = NULL
+    r.dy_time = r.dy_unit = 0
+    cdef Py_ssize_t dy_batch = 0
+    if dy is not None:
+        dy_view = dy
+        r.dy = <const char *>&dy_view[0, 0, 0]
+        r.dy_time, dy_batch, r.dy_unit = (
+            dy_view.strides[0] // r.item, dy_view.strides[1] // r.item, dy_view.strides[2] // r.item
+        )
+    cdef double[:, ::1] dh_norm, dc_norm
+    cdef unsigned char[:, ::1] clipped
+    r.dh_norm = r.dc_norm = NULL
+    r.clipped = NULL
+    if flow is not None:
+        dh_norm, dc_norm, clipped = flow
+        r.dh_norm, r.dc_norm, r.clipped = &dh_norm[0, 0], &dc_norm[0, 0], &clipped[0, 0]
+    cdef real[:, :, :] dx_view
+    r.dx = NULL
+    r.dx_time = r.dx_batch = 0
+    if dx is not None:
+        dx_view = dx
+        r.dx = <char *>&dx_view[0, 0, 0]
+        r.dx_time, r.dx_batch = dx_view.strides[0] // r.item, dx_view.strides[1] // r.item
+
+    # tiles
+    r.pitch = tile_pitch(r.blocks * r.units, r.item)
+    tile = (r.N, r.pitch)
+    dh, dc, dreset_h = aligned_zeros(3 * r.N * r.pitch, w.dtype).reshape(3, r.N, r.pitch)
+    if dh_n is not None:
+        dh[:, : r.H] = dh_n
+    if dc_n is not None:
+        dc[:, : r.H] = dc_n
+    r.dh = <char *><Py_ssize_t>address(dh)
+    r.dc = <char *><Py_ssize_t>address(dc)
+    r.dreset_h = <char *><Py_ssize_t>address(dreset_h)
+
+    # the chunk
+    r.chunk = min(r.T, max(1, CHUNK_ROWS // r.N))
+    cdef Py_ssize_t rows = r.chunk * r.N, slot_row = r.cell.slots * r.units
+    r.dgates_block = tile_pitch(rows * slot_row, r.item)
+    # where a block is several vectors the cell leaves out those past H, and products do not
+    allocate = aligned_zeros if r.cell.unit_vectors > 1 else aligned_empty
+    dgates = allocate(r.blocks * r.dgates_block, w.dtype)
+    r.dgates = <char *><Py_ssize_t>address(dgates)
+    reset_h = aligned_empty(rows * r.pitch, w.dtype) if r.cell.phases > 1 else None
+    r.reset_h = <char *><Py_ssize_t>address(reset_h) if reset_h is not None else NULL
+    r.dx_pitch = tile_pitch(r.input_columns * 4 * r.kernels.lanes, r.item)
+    dx_tile = aligned_empty(rows * r.dx_pitch if dx is not None else 0, w.dtype)
+    r.dx_tile = <char *><Py_ssize_t>address(dx_tile)
+    zeros = aligned_zeros(4 * r.kernels.lanes, w.dtype)
+    r.zeros = <const char *><Py_ssize_t>address(zeros)
+    r.bias_gradient, r.input_gradient = gradients.bias, gradients.input
+    r.recurrent_gradient = gradients.recurrent
+
+    # where rows lie
+    batch = np.arange(r.N)
+    chunk = np.arange(rows)
+    offsets = [
+        array.astype(np.intp)
+        for array in (
+            batch * r.y_batch,
+            batch * r.H,
+            batch * dy_batch,
+            batch * r.pitch,
+            chunk * slot_row,
+            chunk * r.dx_pitch,
+            np.arange(r.I) * r.x_unit,
+            np.arange(r.I) * (r.cell.input.slots * r.units),
+            np.arange(r.H),
+        )
+    ]
+    r.y_row = <Py_ssize_t *><Py_ssize_t>address(offsets[0])
+    r.h0_row = <Py_ssize_t *><Py_ssize_t>address(offsets[1])
+    r.dy_row = <Py_ssize_t *><Py_ssize_t>address(offsets[2])
+    r.tile_row = <Py_ssize_t *><Py_ssize_t>address(offsets[3])
+    r.dgates_row = <Py_ssize_t *><Py_ssize_t>address(offsets[4])
+    r.dx_row = <Py_ssize_t *><Py_ssize_t>address(offsets[5])
+    r.input_a = <Py_ssize_t *><Py_ssize_t>address(offsets[6])
+    r.input_c = <Py_ssize_t *><Py_ssize_t>address(offsets[7])
+    r.hidden_a = <Py_ssize_t *><Py_ssize_t>address(offsets[8])
+    cdef const Py_ssize_t *hidden_c[2]
+    for phase in range(r.cell.phases):
+        offsets.append((np.arange(r.H) * (r.cell.recurrent[phase].slots * r.units)).astype(np.intp))
+        hidden_c[phase] = <Py_ssize_t *><Py_ssize_t>address(offsets[9 + phase])
+    r.hidden_c = hidden_c
+
+    bounds = batch_tiles(r.N, r.kernels.full_rows, threads)
+    cdef const Py_ssize_t[::1] bound = bounds
+    tiles = bound.shape[0] - 1
+    team = team_size(
+        6.0 * r.cell.gates * r.H * (r.I + r.H) * r.T * r.N, max(tiles, r.blocks), threads
+    )
+    t0 = r.T
+    with nogil:
+        while t0 > 0:
+            steps = min(r.chunk, t0)
+            t0 -= steps
+            tasks = r.blocks
+            if r.dx != NULL:
+                tasks = tasks + (steps * r.N + DX_ROWS - 1) // DX_ROWS
+            if team == 1:
+                for i in range(tiles):
+                    run_rows(&r, t0, steps, bound[i], bound[i + 1])
+                for i in range(tasks):
+                    share_gradients(&r, t0, steps, i)
+            else:
+                for i in prange(tiles, num_threads=team, schedule="static", chunksize=1):
+                    run_rows(&r, t0, steps, bound[i], bound[i + 1])
+                for i in prange(tasks, num_threads=team, schedule="dynamic", chunksize=1):
+                    share_gradients(&r, t0, steps, i)
+
+    np.asarray(dh0)[...] = dh[:, : r.H]
+    if dc0 is not None:
+        dc0[...] = dc[:, : r.H]

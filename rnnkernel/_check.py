@@ -1,0 +1,193 @@
+"""Every check of an argument, and every message: the name, what was expected, what came.
+
+Checks run before anything is touched; what they return is safe to hand to the kernels.
+"""
+
+import math
+import operator
+import sys
+from collections.abc import Mapping
+
+import numpy as np
+
+
+def _kind(value) -> str:
+    return type(value).__name__
+
+
+def size(name: str, value, minimum: int = 1) -> int:
+    """An integer from `minimum` on."""
+    try:
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer, got {_kind(value)} {value!r}") from None
+    if number < minimum:
+        raise ValueError(f"{name}: expected an integer >= {minimum}, got {number}")
+    return number
+
+
+def flag(name: str, value) -> bool:
+    """A bool."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected a bool, got {_kind(value)} {value!r}")
+    return bool(value)
+
+
+def choice(name: str, value, choices: tuple):
+    """One of some values."""
+    if not isinstance(value, str) or value not in choices:
+        kind = ValueError if isinstance(value, str) else TypeError
+        raise kind(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+    return value
+
+
+def positive(name: str, value) -> float:
+    """A positive finite number."""
+    if isinstance(value, (bool, np.bool_, str, bytes)):
+        raise TypeError(f"{name}: expected a number, got {_kind(value)} {value!r}")
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: expected a number, got {_kind(value)}") from None
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(f"{name}: expected a positive finite number, got {number}")
+    return number
+
+
+def real_dtype(name: str, value) -> np.dtype:
+    """float32 or float64 in this machine's byte order."""
+    try:
+        dtype = np.dtype(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected float32 or float64, got {value!r}") from None
+    if value is None or dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
+        raise TypeError(f"{name}: expected float32 or float64, got {value!r}")
+    return dtype
+
+
+def generator(name: str, value) -> np.random.Generator:
+    """A Generator as it is, or one made of a seed."""
+    if isinstance(value, np.random.Generator):
+        return value
+    try:
+        if isinstance(value, (float, str, bool)):
+            raise TypeError
+        return np.random.default_rng(value)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{name}: expected a seed (an integer >= 0) or a numpy.random.Generator, got {value!r}"
+        ) from None
+
+
+def _foreign_array(name: str, value) -> np.ndarray:
+    """Anything that shares its memory as an array does."""
+    try:
+        if hasattr(value, "__array_interface__"):
+            return np.asarray(value)
+        if hasattr(value, "__dlpack__"):
+            return np.from_dlpack(value)
+        if hasattr(value, "__array__"):
+            return np.asarray(value)
+        return np.asarray(memoryview(value))
+    except Exception as error:  # the caller's object decides what it raises
+        reason = f": {error}" if str(error) else ""
+        raise TypeError(
+            f"{name}: expected an array (NumPy, __dlpack__ or the array interface), "
+            f"got {_kind(value)}{reason}"
+        ) from None
+
+
+def array(name: str, value, dtype: np.dtype, dims: tuple[str, ...], sizes: tuple) -> np.ndarray:
+    """An array of exactly this dtype and shape, as the kernels can read it.
+
+    `dims` names the dimensions for the message; a size of None takes any.
+    """
+    if not isinstance(value, np.ndarray):
+        value = _foreign_array(name, value)
+    if value.dtype != dtype:
+        raise TypeError(
+            f"{name}: expected dtype {dtype}, as the layer's, got {value.dtype}; convert it "
+            "yourself, nothing is cast silently"
+        )
+    expected = ", ".join(
+        dim if wanted is None else f"{dim}={wanted}" if dim else str(wanted)
+        for dim, wanted in zip(dims, sizes, strict=True)
+    )
+    if value.ndim != len(sizes) or any(
+        wanted is not None and wanted != got for wanted, got in zip(sizes, value.shape, strict=True)
+    ):
+        raise ValueError(f"{name}: expected shape ({expected}), got {value.shape}")
+    if not value.flags.aligned or any(stride % value.itemsize for stride in value.strides):
+        return value.copy()
+    return np.asarray(value)
+
+
+def shares_memory(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two arrays overlap; in doubt, yes."""
+    if not np.may_share_memory(a, b):
+        return False
+    try:
+        return np.shares_memory(a, b, max_work=10_000)
+    except np.exceptions.TooHardError:
+        return True
+
+
+def output(name: str, value, dtype: np.dtype, dims, sizes, inputs: dict) -> np.ndarray:
+    """An array to write to that overlaps neither itself nor what is read."""
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"{name}: expected a numpy.ndarray, got {_kind(value)}")
+    if value.dtype != dtype:
+        raise TypeError(f"{name}: expected dtype {dtype}, as the layer's, got {value.dtype}")
+    checked = array(name, value, dtype, dims, sizes)
+    if not value.flags.writeable:
+        raise ValueError(f"{name}: expected a writable array, got a read-only one")
+    if any(stride == 0 and n > 1 for stride, n in zip(value.strides, value.shape, strict=True)):
+        raise ValueError(f"{name}: expected elements that lie apart, got a broadcast array")
+    for other, read in inputs.items():
+        if shares_memory(value, read):
+            raise ValueError(f"{name}: expected memory of its own, got an array that overlaps {other}")
+    return checked if checked.base is not None or checked is value else value
+
+
+def allocate(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An uninitialised array, or a MemoryError that says what it was for."""
+    count = math.prod(shape)
+    try:
+        if count * dtype.itemsize > sys.maxsize or max(shape, default=0) > sys.maxsize:
+            raise MemoryError
+        return np.empty(shape, dtype)
+    except (MemoryError, ValueError):
+        raise MemoryError(
+            f"{name}: an array of shape {shape}, {count * dtype.itemsize} bytes, does not fit in memory"
+        ) from None
+
+
+def gradients(name: str, value) -> list[np.ndarray]:
+    """The arrays of a mapping, all of them writable and float."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name}: expected a mapping of names to arrays, got {_kind(value)}")
+    for key, one in value.items():
+        if not isinstance(one, np.ndarray) or one.dtype.kind != "f":
+            got = one.dtype if isinstance(one, np.ndarray) else _kind(one)
+            raise TypeError(f"{name}[{key!r}]: expected a float array, got {got}")
+        if not one.flags.writeable:
+            raise ValueError(f"{name}[{key!r}]: expected a writable array, got a read-only one")
+    return list(value.values())
+
+
+def parameters(name: str, value, shapes: dict[str, tuple[int, ...]], dtype: np.dtype) -> dict:
+    """Arrays with exactly these names, shapes and this dtype."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name}: expected a mapping of names to arrays, got {_kind(value)}")
+    if set(value) != set(shapes):
+        missing, extra = sorted(set(shapes) - set(value)), sorted(map(str, set(value) - set(shapes)))
+        raise ValueError(
+            f"{name}: expected the names {', '.join(shapes)}; "
+            f"missing: {', '.join(missing) or 'none'}; unknown: {', '.join(extra) or 'none'}"
+        )
+    return {
+        key: array(f"{name}[{key!r}]", value[key], dtype, ("",) * len(shape), shape)
+        for key, shape in shapes.items()
+    }

@@ -1,0 +1,54 @@
+"""What was compiled, found and chosen."""
+
+import platform
+import sys
+
+import numpy as np
+
+from rnnkernel import _kernels, _threads
+from rnnkernel._version import version
+
+
+def config() -> dict:
+    """The facts that `show_config` prints."""
+    compiler, flags, openmp = _kernels.compiler()
+    threads, why = _threads.reason()
+    if not openmp:
+        threads, why = 1, "compiled without OpenMP"
+    elif _kernels.in_forked_child():
+        threads, why = 1, "forked after import: OpenMP's threads stayed in the parent"
+    return {
+        "version": version,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "machine": f"{platform.system()} {platform.machine()}",
+        "compiler": compiler,
+        "flags": flags,
+        "openmp": openmp,
+        "isa_compiled": _kernels.compiled_isas(),
+        "isa_available": _kernels.available_isas(),
+        "isa_used": _kernels.selected_isa(),
+        "threads": threads,
+        "threads_reason": why,
+        "location": str(sys.modules["rnnkernel"].__path__[0]),
+    }
+
+
+def show_config() -> None:
+    """Prints version, compiler and flags, instruction sets, threads and the reason for them."""
+    facts = config()
+    rows = [
+        ("rnnkernel", facts["version"]),
+        ("Python", f"{facts['python']}, NumPy {facts['numpy']}, {facts['machine']}"),
+        ("compiler", facts["compiler"]),
+        ("flags", facts["flags"]),
+        ("OpenMP", "yes" if facts["openmp"] else "no: serial kernels"),
+        ("compiled for", ", ".join(facts["isa_compiled"])),
+        ("this CPU runs", ", ".join(facts["isa_available"])),
+        ("in use", f"{facts['isa_used']} (RNNKERNEL_ISA forces another)"),
+        ("threads", f"{facts['threads']} ({facts['threads_reason']})"),
+        ("installed in", facts["location"]),
+    ]
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")

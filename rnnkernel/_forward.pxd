@@ -1,0 +1,3 @@
+ctypedef fused real:
+    float
+    double

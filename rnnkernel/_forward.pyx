@@ -1,0 +1,287 @@
+"""The forward time loop: every step of one layer and direction.
+
+The loop knows time, batch tiles and threads, and nothing of gates: a cell is a row of the C
+table. A thread takes a tile of batch rows through all steps without waiting for another.
+"""
+
+from cython.parallel cimport prange
+
+import numpy as np
+
+from rnnkernel._kernels cimport (
+    fp_enter,
+    fp_leave,
+    rk_cell,
+    rk_kernels,
+    rk_product,
+    rk_step,
+    usable_threads,
+)
+from rnnkernel._packing cimport PackedWeights, address
+
+from rnnkernel._memory import aligned_empty, aligned_zeros, tile_pitch
+
+
+# Rows (t, n) that are projected at once: enough to use a panel of W_ih well, few enough that
+# the gates of inference stay in L2.
+cdef Py_ssize_t PROJECTED_ROWS = 96
+
+# Below this much arithmetic a call stays on one thread: opening a team costs more.
+cdef double SERIAL_FLOPS = 400e3
+
+
+cdef struct Run:
+    const rk_kernels *kernels
+    const rk_cell *cell
+    Py_ssize_t T, N, I, H, item, units, blocks
+    Py_ssize_t chunk              # steps projected at once
+    const char *x                 # x[t, n, i] at t * x_time + x_row[n] + i * x_unit
+    Py_ssize_t x_time, x_unit
+    char *y                       # likewise; units contiguous
+    Py_ssize_t y_time
+    const Py_ssize_t *y_row
+    const char *bias
+    const char *input
+    const char **recurrent
+    Py_ssize_t input_last_vectors
+    char *gates                   # [step][block][N][memory slots][U]
+    Py_ssize_t gates_steps        # steps it holds; step t lies at t % gates_steps
+    Py_ssize_t gates_time, gates_block
+    const Py_ssize_t *gates_row
+    const char *c0                # [block][N][U]
+    char *h                       # two tiles (N, pitch), in turn h_{t-1} and h_t
+    char *early                   # (N, pitch): what a first phase hands to the second
+    Py_ssize_t pitch
+    const Py_ssize_t *h_row
+    const Py_ssize_t *chunk_x     # per batch tile [t][n]: rows of a chunk, in x
+    const Py_ssize_t *chunk_gates # and in gates
+
+
+cdef inline char *gates_at(const Run *r, Py_ssize_t t) noexcept nogil:
+    return r.gates + (t % r.gates_steps) * r.gates_time * r.item
+
+
+cdef void project(
+    const Run *r, Py_ssize_t t, Py_ssize_t steps, Py_ssize_t begin, Py_ssize_t end
+) noexcept nogil:
+    """bias + W_ih x into the gates of some steps and batch rows."""
+    cdef rk_product p
+    cdef int first = r.cell.input.slot, past = first + r.cell.input.slots
+    cdef Py_ssize_t slot_width = r.units
+    p.rows = steps * (end - begin)
+    p.blocks = r.blocks
+    p.vectors = r.cell.input.slots * r.cell.unit_vectors
+    p.last_vectors = r.input_last_vectors
+    p.outer = 1
+    p.inner = r.I
+    p.a = r.x + t * r.x_time * r.item
+    p.a_row = r.chunk_x + begin * r.chunk
+    p.a_outer = 0
+    p.a_inner = r.x_unit
+    p.b = r.input
+    p.b_block = r.I * r.cell.input.slots * slot_width
+    p.b_outer = 0
+    p.b_inner = r.cell.input.slots * slot_width
+    p.c = gates_at(r, t) + first * slot_width * r.item
+    p.c_row = r.chunk_gates + begin * r.chunk
+    p.c_block = r.gates_block
+    p.init = r.bias + first * slot_width * r.item
+    p.init_block = r.cell.slots * slot_width
+    r.kernels.product(&p)
+    if past < r.cell.slots:
+        # slots that only the recurrent product adds to
+        p.vectors = (r.cell.slots - past) * r.cell.unit_vectors
+        p.c = gates_at(r, t) + past * slot_width * r.item
+        p.init = r.bias + past * slot_width * r.item
+        r.kernels.fill(&p)
+
+
+cdef void run_rows(const Run *r, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    """All steps of the batch rows begin..end."""
+    cdef Py_ssize_t t, t0, steps, row_gates = r.cell.memory_slots * r.units
+    cdef Py_ssize_t tile = r.N * r.pitch * r.item
+    cdef int phase
+    cdef rk_step s
+    cdef unsigned long long saved = fp_enter()
+    s.rows = end - begin
+    s.hidden = r.H
+    s.block_begin = 0
+    s.block_end = r.blocks
+    s.operand_row = r.h_row
+    s.gates_row = r.gates_row
+    s.gates_block = r.gates_block
+    s.h_pitch = r.pitch
+    s.y_row = r.y_row + begin
+    s.c_prev = NULL
+    s.c_prev_row = s.c_prev_block = 0
+    t0 = 0
+    while t0 < r.T:
+        steps = min(r.chunk, r.T - t0)
+        project(r, t0, steps, begin, end)
+        for t in range(t0, t0 + steps):
+            s.gates = gates_at(r, t) + begin * row_gates * r.item
+            if r.cell.states == 2:
+                if t == 0:
+                    s.c_prev = r.c0 + begin * r.units * r.item
+                    s.c_prev_row = r.units
+                    s.c_prev_block = r.N * r.units
+                else:
+                    s.c_prev = gates_at(r, t - 1) + (
+                        begin * row_gates + r.cell.slots * r.units
+                    ) * r.item
+                    s.c_prev_row = row_gates
+                    s.c_prev_block = r.gates_block
+            s.h_prev = r.h + (t & 1) * tile + begin * r.pitch * r.item
+            s.y = r.y + t * r.y_time * r.item
+            s.operand = s.h_prev
+            for phase in range(r.cell.phases):
+                s.weights = r.recurrent[phase]
+                if phase + 1 < r.cell.phases:
+                    s.h = r.early + begin * r.pitch * r.item
+                else:
+                    s.h = r.h + ((t + 1) & 1) * tile + begin * r.pitch * r.item
+                r.cell.forward[phase](&s)
+                s.operand = s.h
+        t0 += steps
+    fp_leave(saved)
+
+
+def batch_tiles(Py_ssize_t N, Py_ssize_t full_rows, int threads):
+    """Bounds of one tile of rows a thread, of whole row tiles where there are enough."""
+    cdef Py_ssize_t tiles = max(1, min(threads, N))
+    if N >= tiles * full_rows * 2:
+        units = (N + full_rows - 1) // full_rows
+        bounds = [min(N, full_rows * (units * i // tiles)) for i in range(tiles + 1)]
+    else:
+        bounds = [N * i // tiles for i in range(tiles + 1)]
+    return np.array(bounds, np.intp)
+
+
+def team_size(double flops, Py_ssize_t tiles, int threads):
+    """How many threads are worth opening for so much arithmetic in so many pieces."""
+    if flops < SERIAL_FLOPS:
+        return 1
+    return max(1, min(usable_threads(threads), tiles))
+
+
+def pack_cells(PackedWeights w, c):
+    """(N, H) cell states as [block][N][U], zero past H."""
+    N, H = c.shape
+    packed = aligned_zeros(w.blocks * N * w.units, w.dtype)
+    padded = np.zeros((N, w.blocks * w.units), w.dtype)
+    padded[:, :H] = c
+    packed.reshape(w.blocks, N, w.units)[...] = padded.reshape(N, w.blocks, w.units).transpose(1, 0, 2)
+    return packed
+
+
+def allocate_reserve(PackedWeights w, Py_ssize_t T, Py_ssize_t N):
+    """What training keeps from forward to backward beside y, flat; None where that is enough."""
+    if not w.cell.keeps_gates:
+        return None
+    return aligned_empty(T * w.blocks * N * w.cell.memory_slots * w.units, w.dtype)
+
+
+def forward(
+    PackedWeights w,
+    const real[:, :, :] x,
+    const real[:, :] h0,
+    c0,
+    real[:, :, :] y,
+    real[:, :] h_n,
+    c_n,
+    reserve,
+    int threads,
+):
+    """Runs T steps and writes y (T, N, H; units contiguous), h_n (N, H) and, for a cell with a
+    cell state, c_n (N, H).
+
+    `c0` is what `pack_cells` returns, or None. `reserve`, from `allocate_reserve`, receives
+    what backward needs; with None only the gates of a few steps exist at any time.
+    """
+    cdef Run r
+    cdef Py_ssize_t tile, tiles, n, t, k, i
+    cdef int team
+    r.T, r.N, r.I, r.H = x.shape[0], x.shape[1], x.shape[2], h0.shape[1]
+    if r.T == 0 or r.N == 0:
+        np.asarray(h_n)[...] = h0
+        if c_n is not None:
+            unpack_cells(w, c_n, c0, 0, 0)
+        return
+    r.kernels, r.cell = w.kernels, w.cell
+    r.item, r.units, r.blocks = w.item, w.units, w.blocks
+    r.x = <const char *>&x[0, 0, 0]
+    r.x_time, r.x_unit = x.strides[0] // r.item, x.strides[2] // r.item
+    r.y = <char *>&y[0, 0, 0]
+    r.y_time = y.strides[0] // r.item
+    r.bias, r.input = w.bias, w.input
+    r.recurrent = <const char **>w.recurrent
+    r.input_last_vectors = w.input_last_vectors()
+
+    bounds = batch_tiles(r.N, w.kernels.full_rows, threads)
+    cdef const Py_ssize_t[::1] bound = bounds
+    tiles = bound.shape[0] - 1
+    team = team_size(2.0 * r.cell.gates * r.H * (r.I + r.H) * r.T * r.N, tiles, threads)
+    if team == 1 and tiles > 1:
+        bounds = np.array([0, r.N], np.intp)
+        bound = bounds
+        tiles = 1
+
+    # buffers
+    cdef Py_ssize_t row_gates = r.cell.memory_slots * r.units
+    r.chunk = min(r.T, max(1, PROJECTED_ROWS * tiles // r.N))
+    r.gates_block = r.N * row_gates
+    r.gates_time = r.blocks * r.gates_block
+    keeps = reserve is not None and r.cell.keeps_gates
+    r.gates_steps = r.T if keeps else r.chunk
+    gates = reserve if keeps else aligned_empty(r.chunk * r.gates_time, w.dtype)
+    r.gates = <char *><Py_ssize_t>address(gates)
+    r.pitch = tile_pitch(r.blocks * r.units, r.item)
+    h = aligned_zeros(3 * r.N * r.pitch, w.dtype)
+    h[: r.N * r.pitch].reshape(r.N, r.pitch)[:, : r.H] = h0
+    r.h = <char *><Py_ssize_t>address(h)
+    r.early = r.h + 2 * r.N * r.pitch * r.item
+    r.c0 = <const char *><Py_ssize_t>address(c0) if c0 is not None else NULL
+
+    # where rows lie
+    offsets = np.empty((3, r.N), np.intp)
+    chunk_offsets = np.empty((2, r.N * r.chunk), np.intp)
+    cdef Py_ssize_t[:, ::1] row = offsets
+    cdef Py_ssize_t[:, ::1] chunk_row = chunk_offsets
+    r.y_row, r.gates_row, r.h_row = &row[0, 0], &row[1, 0], &row[2, 0]
+    r.chunk_x, r.chunk_gates = &chunk_row[0, 0], &chunk_row[1, 0]
+    cdef Py_ssize_t x_batch = x.strides[1] // r.item, y_batch = y.strides[1] // r.item
+    for n in range(r.N):
+        row[0, n] = n * y_batch
+        row[1, n] = n * row_gates
+        row[2, n] = n * r.pitch
+    k = 0
+    for tile in range(tiles):
+        for t in range(r.chunk):
+            for n in range(bound[tile], bound[tile + 1]):
+                chunk_row[0, k] = t * r.x_time + n * x_batch
+                chunk_row[1, k] = t * r.gates_time + n * row_gates
+                k += 1
+
+    with nogil:
+        if team == 1:
+            for i in range(tiles):
+                run_rows(&r, bound[i], bound[i + 1])
+        else:
+            for i in prange(tiles, num_threads=team, schedule="static", chunksize=1):
+                run_rows(&r, bound[i], bound[i + 1])
+
+    last = (r.T & 1) * r.N * r.pitch
+    np.asarray(h_n)[...] = h[last : last + r.N * r.pitch].reshape(r.N, r.pitch)[:, : r.H]
+    if c_n is not None:
+        unpack_cells(w, c_n, gates, (r.T - 1) % r.gates_steps, r.gates_time)
+
+
+cdef unpack_cells(PackedWeights w, c_n, gates, Py_ssize_t step, Py_ssize_t gates_time):
+    """The cell state of one step of a gate buffer, or of packed cells, as (N, H)."""
+    N, H = c_n.shape
+    if gates_time == 0:
+        cells = gates.reshape(w.blocks, N, w.units)
+    else:
+        rows = gates[step * gates_time : (step + 1) * gates_time]
+        cells = rows.reshape(w.blocks, N, w.cell.memory_slots, w.units)[:, :, w.cell.slots]
+    c_n[...] = cells.transpose(1, 0, 2).reshape(N, w.blocks * w.units)[:, :H]

@@ -1,0 +1,126 @@
+# Mirror of csrc/rnnkernel.h, and the only place in the package that names C.
+# The meaning of every field stands there. Py_ssize_t is its ptrdiff_t.
+
+cdef extern from "rnnkernel.h" nogil:
+    ctypedef struct rk_product:
+        Py_ssize_t rows, blocks, vectors, last_vectors, outer, inner
+        const void *a
+        const Py_ssize_t *a_row
+        Py_ssize_t a_outer, a_inner
+        const void *b
+        Py_ssize_t b_block, b_outer, b_inner
+        void *c
+        const Py_ssize_t *c_row
+        Py_ssize_t c_block
+        const void *init
+        Py_ssize_t init_block
+
+    ctypedef struct rk_packing:
+        Py_ssize_t hidden, k, gates
+        const int *order
+        Py_ssize_t unit_vectors
+        void *canonical
+        Py_ssize_t canonical_row
+        void *packed
+        Py_ssize_t block_begin, block_end
+
+    ctypedef struct rk_step:
+        Py_ssize_t rows, hidden, block_begin, block_end
+        const void *operand
+        const Py_ssize_t *operand_row
+        const void *weights
+        void *gates
+        const Py_ssize_t *gates_row
+        Py_ssize_t gates_block
+        const void *c_prev
+        Py_ssize_t c_prev_row, c_prev_block
+        const void *h_prev
+        void *h
+        Py_ssize_t h_pitch
+        void *y
+        const Py_ssize_t *y_row
+
+    ctypedef struct rk_step_backward:
+        Py_ssize_t rows, hidden, block_begin, block_end
+        const void *gates
+        Py_ssize_t gates_block
+        const void *c_prev
+        Py_ssize_t c_prev_row, c_prev_block
+        const void *h
+        const Py_ssize_t *h_row
+        const void *h_prev
+        const Py_ssize_t *h_prev_row
+        void *dh
+        void *dc
+        Py_ssize_t dh_pitch
+        void *dgates
+        Py_ssize_t dgates_block
+        void *reset_h
+        Py_ssize_t reset_pitch
+        const void *dreset_h
+
+    ctypedef struct rk_arrival:
+        Py_ssize_t rows, hidden
+        void *dh
+        void *dc
+        Py_ssize_t pitch
+        const void *dy
+        const Py_ssize_t *dy_row
+        Py_ssize_t dy_unit
+        double limit, norm_limit
+        double *dh_norm
+        double *dc_norm
+        unsigned char *clipped
+
+    ctypedef struct rk_row_sums:
+        Py_ssize_t rows, vectors, block_begin, block_end
+        const void *dgates
+        Py_ssize_t row_stride, dgates_block
+        void *sums
+
+    enum:
+        RK_CELLS
+        RK_FLOAT32
+        RK_FLOAT64
+        RK_DTYPES
+        RK_ALIGNMENT
+        RK_TRANSPOSED_VECTORS
+
+    ctypedef struct rk_window:
+        int slot
+        int slots
+        int *order
+
+    ctypedef struct rk_cell:
+        int gates, slots, memory_slots, states, unit_vectors, keeps_gates, carries, phases
+        rk_window input
+        rk_window *recurrent
+        void (**forward)(const rk_step *) noexcept nogil
+        void (**backward)(const rk_step_backward *) noexcept nogil
+
+    ctypedef struct rk_kernels:
+        const char *isa
+        Py_ssize_t lanes, full_rows
+        rk_cell *cells
+        void (*product)(const rk_product *) noexcept nogil
+        void (*fill)(const rk_product *) noexcept nogil
+        void (*pack)(const rk_packing *) noexcept nogil
+        void (*unpack)(const rk_packing *) noexcept nogil
+        void (*pack_transposed)(const rk_packing *) noexcept nogil
+        void (*arrive)(const rk_arrival *) noexcept nogil
+        void (*row_sums)(const rk_row_sums *) noexcept nogil
+
+    const char *rk_isa_name(int index) noexcept
+    bint rk_isa_usable(int index) noexcept
+    const rk_kernels *rk_isa_kernels(int index, int dtype) noexcept
+    unsigned long long rk_fp_enter() noexcept
+    void rk_fp_leave(unsigned long long saved) noexcept
+
+
+# The kernels in use; and the C functions above for the other modules, which are not linked
+# to them.
+cdef const rk_kernels *kernels(int dtype) noexcept nogil
+cdef unsigned long long fp_enter() noexcept nogil
+cdef void fp_leave(unsigned long long saved) noexcept nogil
+# How many threads may be opened: `wanted`, or 1 where a parallel region would hang.
+cdef int usable_threads(int wanted) noexcept nogil

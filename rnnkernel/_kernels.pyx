@@ -1,0 +1,96 @@
+"""Which C kernels are in use: the choice of an instruction set, and what was compiled."""
+
+import os
+
+cdef extern from *:
+    """
+    #include <pthread.h>
+    #ifdef _OPENMP
+    #define RK_OPENMP 1
+    #else
+    #define RK_OPENMP 0
+    #endif
+    static volatile int rk_forked = 0;
+    static void rk_after_fork_in_child(void) { rk_forked = 1; }
+    static int rk_watch_forks(void) { return pthread_atfork(NULL, NULL, rk_after_fork_in_child); }
+    """
+    const char *RK_COMPILER
+    const char *RK_FLAGS
+    int RK_OPENMP
+    int rk_forked
+    int rk_watch_forks() nogil
+
+cdef const rk_kernels *chosen[2]
+
+
+cdef const rk_kernels *kernels(int dtype) noexcept nogil:
+    return chosen[dtype]
+
+
+cdef unsigned long long fp_enter() noexcept nogil:
+    return rk_fp_enter()
+
+
+cdef void fp_leave(unsigned long long saved) noexcept nogil:
+    rk_fp_leave(saved)
+
+
+cdef int usable_threads(int wanted) noexcept nogil:
+    # The threads of an OpenMP team do not survive fork(): a region in the child would wait
+    # for them for ever, so the child stays serial.
+    return 1 if rk_forked or not RK_OPENMP else wanted
+
+
+def _names(bint usable_only):
+    names = []
+    cdef int index = 0
+    while rk_isa_name(index) != NULL:
+        if not usable_only or rk_isa_usable(index):
+            names.append(rk_isa_name(index).decode())
+        index += 1
+    return names
+
+
+def compiled_isas():
+    """Instruction sets that were compiled in, best last."""
+    return _names(False)
+
+
+def available_isas():
+    """Those of them that this processor and operating system run, best last."""
+    return _names(True)
+
+
+def selected_isa():
+    """The one in use."""
+    return chosen[RK_FLOAT32].isa.decode()
+
+
+def compiler():
+    """The compiler's own name and version, the flags, and whether OpenMP was there."""
+    return RK_COMPILER.decode(), RK_FLAGS.decode(), bool(RK_OPENMP)
+
+
+def in_forked_child():
+    """Whether this process was forked after the import: kernels are serial here."""
+    return bool(rk_forked)
+
+
+def _select(str name):
+    available = available_isas()
+    if name is None:
+        name = available[len(available) - 1]
+    if name not in available:
+        raise ImportError(
+            f"RNNKERNEL_ISA={name!r}: expected one that is compiled and that this machine runs: "
+            + ", ".join(available)
+        )
+    cdef int index = compiled_isas().index(name)
+    cdef int dtype
+    for dtype in range(RK_DTYPES):
+        chosen[dtype] = rk_isa_kernels(index, dtype)
+
+
+_select(os.environ.get("RNNKERNEL_ISA") or None)
+if rk_watch_forks() != 0:
+    raise MemoryError("pthread_atfork: no memory to register the handler")

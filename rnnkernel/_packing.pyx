@@ -1,0 +1,207 @@
+"""Weights in the layout that the kernels stream, and weight gradients back from it.
+
+csrc/README.md draws the layouts. Packing costs one pass over the weights and serves all
+steps of a call, or, held in a `PackedWeights`, all calls.
+"""
+
+from cython.parallel cimport prange
+
+import numpy as np
+
+from rnnkernel._kernels cimport (
+    RK_FLOAT32,
+    RK_FLOAT64,
+    RK_TRANSPOSED_VECTORS,
+    kernels,
+    rk_packing,
+    usable_threads,
+)
+
+from rnnkernel._memory import aligned_empty, aligned_zeros
+
+
+cdef Py_ssize_t address(object array) except? -1:
+    return array.ctypes.data
+
+
+cdef void pack_blocks(
+    void (*pack)(const rk_packing *) noexcept nogil, const rk_packing *job, Py_ssize_t blocks, int threads
+) noexcept nogil:
+    cdef Py_ssize_t block
+    cdef int team = usable_threads(threads)
+    if team <= 1:
+        pack_one(pack, job, 0, blocks)
+        return
+    for block in prange(blocks, num_threads=team, schedule="static"):
+        pack_one(pack, job, block, block + 1)
+
+
+cdef void pack_one(
+    void (*pack)(const rk_packing *) noexcept nogil, const rk_packing *job, Py_ssize_t begin, Py_ssize_t end
+) noexcept nogil:
+    cdef rk_packing part = job[0]
+    part.block_begin = begin
+    part.block_end = end
+    pack(&part)
+
+
+cdef class PackedWeights:
+    """One layer and direction, packed.
+
+    Parameters are the cell's index in the C table, the canonical weights ((G*H, I), (G*H, H),
+    rows contiguous), the biases ((G*H,) or None), whether backward needs the transposed
+    copies, and the number of threads to pack with.
+    """
+
+    def __init__(self, int cell, weight_ih, weight_hh, bias_ih, bias_hh, bint transposed, int threads):
+        cdef int phase
+        self.dtype = weight_ih.dtype
+        self.kernels = kernels(RK_FLOAT32 if self.dtype == np.float32 else RK_FLOAT64)
+        self.cell = &self.kernels.cells[cell]
+        self.cell_index = cell
+        self.input_size = weight_ih.shape[1]
+        self.hidden_size = weight_hh.shape[1]
+        self.item = self.dtype.itemsize
+        self.units = self.cell.unit_vectors * self.kernels.lanes
+        self.blocks = (self.hidden_size + self.units - 1) // self.units
+        self.arrays = []
+        # opening a team of threads costs more than packing little
+        if weight_ih.size + weight_hh.size < 1 << 16:
+            threads = 1
+
+        self.bias = self.pack_bias(bias_ih, bias_hh)
+        self.input = self.pack(weight_ih, &self.cell.input, threads)
+        for phase in range(self.cell.phases):
+            self.recurrent[phase] = self.pack(weight_hh, &self.cell.recurrent[phase], threads)
+        if transposed:
+            self.input_transposed = self.pack_transposed(weight_ih, &self.cell.input, threads)
+            for phase in range(self.cell.phases):
+                self.recurrent_transposed[phase] = self.pack_transposed(
+                    weight_hh, &self.cell.recurrent[phase], threads
+                )
+
+    cdef char *keep(self, array) except NULL:
+        self.arrays.append(array)
+        return <char *><Py_ssize_t>address(array)
+
+    cdef char *pack_bias(self, bias_ih, bias_hh) except NULL:
+        """Per slot the biases of the windows that it belongs to, added once."""
+        cdef int phase, gate
+        cdef Py_ssize_t H = self.hidden_size
+        bias = aligned_zeros(self.blocks * self.cell.slots * self.units, self.dtype)
+        if bias_ih is not None:
+            by_slot = np.zeros((self.cell.slots, self.blocks * self.units), self.dtype)
+            for gate in range(self.cell.input.slots):
+                rows = self.cell.input.order[gate] * H
+                by_slot[self.cell.input.slot + gate, :H] += bias_ih[rows : rows + H]
+            for phase in range(self.cell.phases):
+                for gate in range(self.cell.recurrent[phase].slots):
+                    rows = self.cell.recurrent[phase].order[gate] * H
+                    by_slot[self.cell.recurrent[phase].slot + gate, :H] += bias_hh[rows : rows + H]
+            by_block = by_slot.reshape(self.cell.slots, self.blocks, self.units)
+            bias.reshape(self.blocks, self.cell.slots, self.units)[...] = by_block.transpose(1, 0, 2)
+        return self.keep(bias)
+
+    cdef rk_packing job(self, weight, const rk_window *window):
+        cdef rk_packing job
+        job.hidden = self.hidden_size
+        job.k = weight.shape[1]
+        job.gates = window.slots
+        job.order = window.order
+        job.unit_vectors = self.cell.unit_vectors
+        job.canonical = <void *><Py_ssize_t>address(weight)
+        job.canonical_row = weight.strides[0] // self.item
+        return job
+
+    cdef char *pack(self, weight, const rk_window *window, int threads) except NULL:
+        cdef rk_packing job = self.job(weight, window)
+        cdef char *packed = self.keep(
+            aligned_empty(self.blocks * job.k * window.slots * self.units, self.dtype)
+        )
+        job.packed = packed
+        with nogil:
+            pack_blocks(self.kernels.pack, &job, self.blocks, threads)
+        return packed
+
+    cdef char *pack_transposed(self, weight, const rk_window *window, int threads) except NULL:
+        cdef rk_packing job = self.job(weight, window)
+        cdef Py_ssize_t blocks = self.column_blocks(job.k)
+        cdef Py_ssize_t columns = RK_TRANSPOSED_VECTORS * self.kernels.lanes
+        cdef char *packed = self.keep(
+            aligned_empty(blocks * self.blocks * window.slots * self.units * columns, self.dtype)
+        )
+        job.packed = packed
+        with nogil:
+            pack_blocks(self.kernels.pack_transposed, &job, blocks, threads)
+        return packed
+
+    cdef Py_ssize_t input_last_vectors(self) noexcept nogil:
+        """Vectors of the input projection that the last unit block needs."""
+        cdef Py_ssize_t units
+        if self.cell.input.slots > 1:
+            return self.cell.input.slots * self.cell.unit_vectors
+        units = self.hidden_size - (self.blocks - 1) * self.units
+        return (units + self.kernels.lanes - 1) // self.kernels.lanes
+
+    cdef Py_ssize_t column_blocks(self, Py_ssize_t columns) noexcept nogil:
+        cdef Py_ssize_t width = RK_TRANSPOSED_VECTORS * self.kernels.lanes
+        return (columns + width - 1) // width
+
+    cdef Py_ssize_t column_last_vectors(self, Py_ssize_t columns) noexcept nogil:
+        cdef Py_ssize_t width = RK_TRANSPOSED_VECTORS * self.kernels.lanes
+        columns -= (self.column_blocks(columns) - 1) * width
+        return (columns + self.kernels.lanes - 1) // self.kernels.lanes
+
+
+cdef class PackedGradients:
+    """Gradients of one layer and direction's weights, summed in the packed layout."""
+
+    def __init__(self, PackedWeights weights):
+        cdef int phase
+        cdef Py_ssize_t width = weights.blocks * weights.units
+        self.weights = weights
+        self.arrays = []
+        self.bias_array = aligned_zeros(width * weights.cell.slots, weights.dtype)
+        self.bias = <char *><Py_ssize_t>address(self.bias_array)
+        self.input = self.zeros(width * weights.cell.input.slots * weights.input_size)
+        for phase in range(weights.cell.phases):
+            self.recurrent[phase] = self.zeros(
+                width * weights.cell.recurrent[phase].slots * weights.hidden_size
+            )
+
+    cdef char *zeros(self, Py_ssize_t count) except NULL:
+        array = aligned_zeros(count, self.weights.dtype)
+        self.arrays.append(array)
+        return <char *><Py_ssize_t>address(array)
+
+    def unpack(self, weight_ih, weight_hh, bias_ih, bias_hh, int threads):
+        """Writes the canonical gradients into the arrays; the biases may be None."""
+        cdef int phase, gate
+        cdef PackedWeights w = self.weights
+        cdef Py_ssize_t H = w.hidden_size
+        if weight_ih.size + weight_hh.size < 1 << 16:
+            threads = 1
+        self.unpack_weight(weight_ih, &w.cell.input, self.input, threads)
+        for phase in range(w.cell.phases):
+            self.unpack_weight(weight_hh, &w.cell.recurrent[phase], self.recurrent[phase], threads)
+        if bias_ih is None:
+            return
+        by_slot = (
+            self.bias_array.reshape(w.blocks, w.cell.slots, w.units)
+            .transpose(1, 0, 2)
+            .reshape(w.cell.slots, w.blocks * w.units)[:, :H]
+        )
+        for gate in range(w.cell.input.slots):
+            rows = w.cell.input.order[gate] * H
+            bias_ih[rows : rows + H] = by_slot[w.cell.input.slot + gate]
+        for phase in range(w.cell.phases):
+            for gate in range(w.cell.recurrent[phase].slots):
+                rows = w.cell.recurrent[phase].order[gate] * H
+                bias_hh[rows : rows + H] = by_slot[w.cell.recurrent[phase].slot + gate]
+
+    cdef int unpack_weight(self, weight, const rk_window *window, char *packed, int threads) except -1:
+        cdef rk_packing job = self.weights.job(weight, window)
+        job.packed = packed
+        with nogil:
+            pack_blocks(self.weights.kernels.unpack, &job, self.weights.blocks, threads)
+        return 0

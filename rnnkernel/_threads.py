@@ -1,0 +1,76 @@
+"""How many threads a call may use, and why."""
+
+import os
+from pathlib import Path
+
+from rnnkernel import _check
+
+_requested: int | None = None
+
+
+def _quota() -> int | None:
+    """Cores that the container's CPU quota allows, rounded up; None without a quota."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota == "max":
+            return None
+        return max(1, -(-int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass
+    try:
+        root = Path("/sys/fs/cgroup/cpu")
+        quota = int((root / "cpu.cfs_quota_us").read_text())
+        period = int((root / "cpu.cfs_period_us").read_text())
+        return max(1, -(-quota // period)) if quota > 0 and period > 0 else None
+    except (OSError, ValueError):
+        return None
+
+
+def _from_environment(name: str) -> int | None:
+    # OMP_NUM_THREADS may be a list, one number for each level of nesting
+    text = os.environ.get(name, "").split(",")[0].strip()
+    return int(text) if text.isdecimal() and int(text) > 0 else None
+
+
+def default() -> tuple[int, str]:
+    """Threads where nobody asks for a number, and the reason in words."""
+    for name in ("RNNKERNEL_NUM_THREADS", "OMP_NUM_THREADS"):
+        asked = _from_environment(name)
+        if asked is not None:
+            return asked, name
+    affinity = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    quota = _quota()
+    if quota is not None and quota < affinity:
+        return quota, f"the container's quota; {affinity} cores may be used otherwise"
+    return affinity, "cores that this process may run on"
+
+
+def reason() -> tuple[int, str]:
+    """Threads of a call that does not say otherwise, and the reason in words."""
+    return (_requested, "set_num_threads") if _requested is not None else default()
+
+
+def get_num_threads() -> int:
+    """Most threads that a call uses when its `num_threads` is None."""
+    return _requested if _requested is not None else default()[0]
+
+
+def set_num_threads(n: int) -> None:
+    """Sets the most threads that calls of this process use. Other libraries are not affected.
+
+    Results do not depend on it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where `n` is not an integer from 1 on.
+    """
+    global _requested
+    _requested = _check.size("n", n)
+
+
+def resolve(num_threads: int | None) -> int:
+    """The argument `num_threads` of a call as a number."""
+    return get_num_threads() if num_threads is None else _check.size("num_threads", num_threads)

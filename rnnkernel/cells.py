@@ -1,0 +1,60 @@
+"""One frozen description per cell: what a layer must know of it.
+
+The mathematics itself stands in csrc/cells/, and once more in tests/reference/.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A recurrent cell.
+
+    Attributes
+    ----------
+    name : str
+        For messages and `repr`.
+    index : int
+        Its row in the C table of cells (csrc/rnnkernel.h).
+    gates : tuple of str
+        Gates in the order of the rows of the canonical weights, as in PyTorch.
+    states : tuple of str
+        What one step hands to the next.
+    equations : str
+        `s` is the sigmoid, `h'` and `c'` are the states of the step before.
+    """
+
+    name: str
+    index: int
+    gates: tuple[str, ...]
+    states: tuple[str, ...]
+    equations: str
+
+
+RNN_TANH = Cell("RNN (tanh)", 0, ("h",), ("h",), "h = tanh(W_ih x + b_ih + W_hh h' + b_hh)")
+RNN_RELU = Cell("RNN (relu)", 1, ("h",), ("h",), "h = max(0, W_ih x + b_ih + W_hh h' + b_hh)")
+GRU_RESET_AFTER = Cell(
+    "GRU (reset after)",
+    2,
+    ("r", "z", "n"),
+    ("h",),
+    "r, z = s(W_ih x + b_ih + W_hh h' + b_hh); "
+    "n = tanh(W_in x + b_in + r*(W_hn h' + b_hn)); h = (1-z)*n + z*h'",
+)
+GRU_RESET_BEFORE = Cell(
+    "GRU (reset before)",
+    3,
+    ("r", "z", "n"),
+    ("h",),
+    "r, z = s(W_ih x + b_ih + W_hh h' + b_hh); "
+    "n = tanh(W_in x + b_in + W_hn (r*h') + b_hn); h = (1-z)*n + z*h'",
+)
+LSTM = Cell(
+    "LSTM",
+    4,
+    ("i", "f", "g", "o"),
+    ("h", "c"),
+    "i, f, o = s(W_ih x + b_ih + W_hh h' + b_hh), g = tanh(the same); "
+    "c = f*c' + i*g; h = o*tanh(c)",
+)
+CELLS = (RNN_TANH, RNN_RELU, GRU_RESET_AFTER, GRU_RESET_BEFORE, LSTM)

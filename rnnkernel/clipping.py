@@ -1,0 +1,94 @@
+"""Gradient clipping: inside BPTT, step by step, and of finished gradients.
+
+Pascanu, Mikolov & Bengio, "On the difficulty of training recurrent neural networks", 2013.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from rnnkernel import _check
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Limits on the gradient inside BPTT.
+
+    At every step, before the cell's backward, the whole gradient that has arrived at h_t, and
+    for LSTM what has arrived at c_t from the step after, is limited elementwise to ±`value`;
+    then each batch row of either is scaled down to Euclidean norm `norm` where it is longer.
+
+    Parameters
+    ----------
+    value, norm : float, optional
+        Positive and finite. None does not clip.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where a limit is not a number, or not positive and finite.
+    """
+
+    value: float | None = None
+    norm: float | None = None
+
+    def __post_init__(self):
+        for name in ("value", "norm"):
+            limit = getattr(self, name)
+            if limit is not None:
+                object.__setattr__(self, name, _check.positive(name, limit))
+
+
+def clip_grad_norm(gradients: Mapping[str, np.ndarray], max_norm: float) -> float:
+    """Scales gradients in place so that their norm over all arrays is at most `max_norm`.
+
+    Parameters
+    ----------
+    gradients : mapping of str to float array
+        Usually `grads.parameters`. Written only where the norm is above the limit.
+    max_norm : float
+        Positive and finite.
+
+    Returns
+    -------
+    float
+        The total Euclidean norm before clipping. Where it is not finite nothing is scaled.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For anything else than writable float arrays, or a bad limit; nothing is changed.
+    """
+    max_norm = _check.positive("max_norm", max_norm)
+    arrays = _check.gradients("gradients", gradients)
+    largest = max((float(np.max(np.abs(a), initial=0)) for a in arrays), default=0.0)
+    if largest == 0 or not np.isfinite(largest):
+        return largest
+    # scaled by the largest entry, so that no square overflows or vanishes
+    squares = sum(float(np.sum(np.square(a / largest, dtype=np.float64))) for a in arrays)
+    total = largest * float(np.sqrt(squares))
+    if total > max_norm:
+        for array in arrays:
+            array *= array.dtype.type(max_norm / total)
+    return total
+
+
+def clip_grad_value(gradients: Mapping[str, np.ndarray], limit: float) -> None:
+    """Limits every element of the gradients to ±`limit`, in place. NaN stays.
+
+    Parameters
+    ----------
+    gradients : mapping of str to float array
+        Usually `grads.parameters`.
+    limit : float
+        Positive and finite.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For anything else than writable float arrays, or a bad limit; nothing is changed.
+    """
+    limit = _check.positive("limit", limit)
+    for array in _check.gradients("gradients", gradients):
+        np.clip(array, -limit, limit, out=array)

@@ -1,0 +1,573 @@
+"""RNN, GRU and LSTM: parameters, forward and backward over whole sequences.
+
+Letters in shapes: T time steps, N batch rows, I input_size, H hidden_size, L num_layers,
+D directions, G gates.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from rnnkernel import _backward, _check, _forward, _threads, cells
+from rnnkernel._packing import PackedGradients, PackedWeights
+from rnnkernel.clipping import Clip
+
+
+@dataclass(frozen=True)
+class Output:
+    """What `forward` returns.
+
+    Attributes
+    ----------
+    y : (T, N, D*H) array, laid out as x was
+        The hidden states of the last layer. Read-only after `training=True`, where BPTT reads
+        it again, unless `out=` was given.
+    state : (L*D, N, H) array, or a pair (h, c) of them for LSTM
+        The final states.
+    trace : None
+    """
+
+    y: np.ndarray
+    state: np.ndarray | tuple[np.ndarray, np.ndarray]
+    trace: None = None
+    _tape: object = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Flow:
+    """The gradient that reaches each step, as it arrives, before clipping.
+
+    Attributes
+    ----------
+    dh_norm : (L*D, T) float64
+        Euclidean norm of dL/dh_t over the batch.
+    dc_norm : (L*D, T) float64, or None without a cell state
+        The same of dL/dc_t, as it comes from step t+1.
+    clipped : (L*D, T) int64
+        Batch rows that clipping changed.
+    """
+
+    dh_norm: np.ndarray
+    dc_norm: np.ndarray | None
+    clipped: np.ndarray
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What `backward` returns.
+
+    Attributes
+    ----------
+    x : like x, or None with `input_grad=False`
+    state : like state
+        Gradient of the initial state.
+    parameters : dict of str to array
+        Like `layer.parameters`.
+    embedding : None
+    flow : Flow, or None without `flow=True`
+    """
+
+    x: np.ndarray | None
+    state: np.ndarray | tuple[np.ndarray, np.ndarray]
+    parameters: dict[str, np.ndarray]
+    embedding: None = None
+    flow: Flow | None = None
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One layer and direction of a training forward: what its backward needs, owned."""
+
+    weights: PackedWeights
+    x: np.ndarray  # (T, N, I), time in the direction's order, as all here
+    h0: np.ndarray  # (N, H)
+    c0: np.ndarray | None  # packed
+    y: np.ndarray  # (T, N, H)
+    reserve: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class _Tape:
+    layer: "_Layer"
+    passes: list[_Pass]
+    batched: bool
+    shape: tuple[int, int]
+
+
+def _norm_over_batch(rows: np.ndarray) -> np.ndarray:
+    """(T, N) norms of rows to (T,) norms of the batch, with no overflow of squares."""
+    largest = np.max(rows, axis=1, initial=0.0)
+    scale = np.where((largest > 0) & np.isfinite(largest), largest, 1.0)
+    return scale * np.sqrt(np.sum((rows / scale[:, None]) ** 2, axis=1))
+
+
+class _Layer:
+    """What all cells share. A subclass sets `_cell` and `options`."""
+
+    _cell: cells.Cell
+
+    def __init__(self, input_size, hidden_size, num_layers, bias, batch_first, bidirectional, dtype, rng):
+        self.input_size = _check.size("input_size", input_size)
+        self.hidden_size = _check.size("hidden_size", hidden_size)
+        self.num_layers = _check.size("num_layers", num_layers)
+        self.bias = _check.flag("bias", bias)
+        self.batch_first = _check.flag("batch_first", batch_first)
+        self.bidirectional = _check.flag("bidirectional", bidirectional)
+        self.dtype = _check.real_dtype("dtype", dtype)
+        self.options = {
+            "num_layers": self.num_layers,
+            "bias": self.bias,
+            "batch_first": self.batch_first,
+            "bidirectional": self.bidirectional,
+        }
+        self._directions = 2 if self.bidirectional else 1
+        rng = _check.generator("rng", rng)
+        limit = self.hidden_size**-0.5
+        arrays = {
+            name: _check.allocate(name, shape, self.dtype) for name, shape in self._shapes().items()
+        }
+        for array in arrays.values():
+            array[...] = rng.uniform(-limit, limit, array.shape)
+        self.parameters: dict[str, np.ndarray] = arrays
+
+    def _suffixes(self):
+        """One for each layer and direction, in the order of the states' rows."""
+        return [
+            f"_l{k}{reverse}"
+            for k in range(self.num_layers)
+            for reverse in ("", "_reverse")[: self._directions]
+        ]
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        rows, shapes = len(self._cell.gates) * self.hidden_size, {}
+        for index, suffix in enumerate(self._suffixes()):
+            first = index < self._directions
+            inputs = self.input_size if first else self._directions * self.hidden_size
+            shapes[f"weight_ih{suffix}"] = (rows, inputs)
+            shapes[f"weight_hh{suffix}"] = (rows, self.hidden_size)
+            if self.bias:
+                shapes[f"bias_ih{suffix}"] = (rows,)
+                shapes[f"bias_hh{suffix}"] = (rows,)
+        return shapes
+
+    def __repr__(self):
+        defaults = {"num_layers": 1, "bias": True, "batch_first": False, "bidirectional": False}
+        changed = [
+            f"{name}={value!r}" for name, value in self.options.items() if value != defaults.get(name)
+        ]
+        arguments = [str(self.input_size), str(self.hidden_size), *changed, f"dtype={self.dtype}"]
+        return f"{type(self).__name__}({', '.join(arguments)})"
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Copies of all parameters by name; PyTorch's names, shapes and gate order."""
+        return {name: array.copy() for name, array in self.parameters.items()}
+
+    def load_state_dict(self, state_dict) -> None:
+        """Copies values into the parameters, in place.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For other names, shapes or dtypes than the layer's; then nothing was changed.
+        """
+        arrays = _check.parameters("state_dict", state_dict, self._shapes(), self.dtype)
+        for name, array in arrays.items():
+            self.parameters[name][...] = array
+
+    # -- forward ------------------------------------------------------------------------------
+
+    def __call__(self, x, state=None, *, num_threads=None):
+        """Inference: `y, state` of `forward`."""
+        out = self.forward(x, state, num_threads=num_threads)
+        return out.y, out.state
+
+    def forward(self, x, state=None, *, training=False, out=None, num_threads=None) -> Output:
+        """Runs the layer over sequences.
+
+        Parameters
+        ----------
+        x : (T, N, I) array; (N, T, I) with `batch_first`; or (T, I), unbatched
+            Of the layer's dtype, with any strides; never written.
+        state : (L*D, N, H) array, or a pair (h, c) for LSTM; without N where x has none
+            Initial states; None is zeros.
+        training : bool
+            Keeps what `backward` needs, in memory of its own: 5 H numbers per step and row for
+            LSTM, 4 H for GRU, none for RNN, and a copy of x.
+        out : array like y, optional
+            Where y is written.
+        num_threads : int, optional
+            Most threads to use; None is `get_num_threads()`. Results do not depend on it.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a bad argument, named in the message; nothing was changed.
+        MemoryError
+            Where y or what training keeps does not fit.
+        """
+        training = _check.flag("training", training)
+        threads = _threads.resolve(num_threads)
+        x, batched = self._check_x(x)
+        T, N = x.shape[:2]
+        initial = self._check_state("state", state, N, batched)
+        weights = _check.parameters("parameters", self.parameters, self._shapes(), self.dtype)
+        H, D, L, states = self.hidden_size, self._directions, self.num_layers, self._cell.states
+        if out is not None:
+            reads = {"x": x, **{f"state ({s})": a for s, a in zip(states, initial, strict=True)}}
+            reads |= {f"parameters[{name!r}]": array for name, array in weights.items()}
+            dims = ("T", "N", "D*H")
+            sizes = (T, N, D * H)
+            if self.batch_first and batched:
+                dims, sizes = ("N", "T", "D*H"), (N, T, D * H)
+            elif not batched:
+                dims, sizes = ("T", "D*H"), (T, D * H)
+            _check.output("out", out, self.dtype, dims, sizes, reads)
+
+        finals = [_check.allocate("state", (L * D, N, H), self.dtype) for _ in states]
+        passes = []
+        layer_x = _own_copy(x) if training else x
+        for k in range(L):
+            y = self._allocate_y(T, N, batched, D * H)
+            if k == L - 1 and out is not None and not training and _writes_direct(out):
+                y = self._time_first(out, batched)
+            for d in range(D):
+                index = k * D + d
+                suffix = self._suffixes()[index]
+                step = -1 if d else 1
+                packed = PackedWeights(
+                    self._cell.index,
+                    np.ascontiguousarray(weights[f"weight_ih{suffix}"]),
+                    np.ascontiguousarray(weights[f"weight_hh{suffix}"]),
+                    weights.get(f"bias_ih{suffix}"),
+                    weights.get(f"bias_hh{suffix}"),
+                    training,
+                    threads,
+                )
+                one = _Pass(
+                    packed,
+                    layer_x[::step],
+                    np.ascontiguousarray(initial[0][index]),
+                    _forward.pack_cells(packed, initial[1][index]) if len(states) == 2 else None,
+                    y[::step, :, d * H : (d + 1) * H],
+                    _forward.allocate_reserve(packed, T, N) if training else None,
+                )
+                _forward.forward(
+                    packed,
+                    one.x,
+                    one.h0,
+                    one.c0,
+                    one.y,
+                    finals[0][index],
+                    finals[1][index] if len(states) == 2 else None,
+                    one.reserve,
+                    threads,
+                )
+                if training:
+                    passes.append(one)
+            layer_x = y
+
+        result = self._caller_view(y, batched)
+        if training:
+            result = result.view()
+            result.flags.writeable = False
+        if out is not None:
+            if not np.shares_memory(result, out):
+                out[...] = result
+            result = out
+        tape = _Tape(self, passes, batched, (T, N)) if training else None
+        return Output(result, self._caller_state(finals, batched), None, tape)
+
+    # -- backward -----------------------------------------------------------------------------
+
+    def backward(
+        self, out, dy=None, dstate=None, *, clip=None, flow=False, input_grad=True, num_threads=None
+    ) -> Gradients:
+        """Backpropagation through time of a `forward(..., training=True)`.
+
+        Gradients are exact for what that forward computed, also where parameters or x have
+        changed since. They are written, not accumulated.
+
+        Parameters
+        ----------
+        out : Output
+        dy : like out.y, optional
+            dL/dy; None is zeros.
+        dstate : like out.state, optional
+            dL/d(final state); None is zeros.
+        clip : Clip, optional
+            Limits the gradient at every step.
+        flow : bool
+            Records the norm of the gradient that reaches each state.
+        input_grad : bool
+            Whether to compute the gradient of x.
+        num_threads : int, optional
+            As in `forward`; gradients do not depend on it.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a bad argument, named in the message.
+        """
+        if not isinstance(out, Output):
+            raise TypeError(f"out: expected what forward returned, got {type(out).__name__}")
+        if out._tape is None:
+            raise ValueError("out: expected the output of forward(..., training=True), got inference")
+        if out._tape.layer is not self:
+            raise ValueError(f"out: expected an output of this layer, got one of {out._tape.layer!r}")
+        if clip is not None and not isinstance(clip, Clip):
+            raise TypeError(f"clip: expected a Clip or None, got {type(clip).__name__}")
+        flow = _check.flag("flow", flow)
+        input_grad = _check.flag("input_grad", input_grad)
+        threads = _threads.resolve(num_threads)
+        tape: _Tape = out._tape
+        (T, N), batched = tape.shape, tape.batched
+        H, D, L, states = self.hidden_size, self._directions, self.num_layers, self._cell.states
+        if dy is not None:
+            dims = ("N", "T", "D*H") if self.batch_first else ("T", "N", "D*H")
+            sizes = (N, T, D * H) if self.batch_first else (T, N, D * H)
+            if not batched:
+                dims, sizes = ("T", "D*H"), (T, D * H)
+            dy = self._time_first(_check.array("dy", dy, self.dtype, dims, sizes), batched)
+        dfinal = [None] * len(states)
+        if dstate is not None:
+            dfinal = self._check_state("dstate", dstate, N, batched)
+
+        dinitial = [_check.allocate("grads.state", (L * D, N, H), self.dtype) for _ in states]
+        parameters = {
+            name: _check.allocate(name, shape, self.dtype) for name, shape in self._shapes().items()
+        }
+        records = [None] * (L * D)
+        dx = dy
+        for k in reversed(range(L)):
+            dlayer, dx = dx, None
+            for d in range(D):
+                index = k * D + d
+                step, suffix, one = -1 if d else 1, self._suffixes()[index], tape.passes[index]
+                dpart = None
+                if k > 0 or input_grad:
+                    dpart = _check.allocate("grads.x", one.x.shape, self.dtype)
+                    if k == 0:
+                        dpart = self._allocate_y(T, N, batched, self.input_size)
+                if flow:
+                    records[index] = (np.zeros((T, N)), np.zeros((T, N)), np.zeros((T, N), np.uint8))
+                gradients = PackedGradients(one.weights)
+                _backward.backward(
+                    one.weights,
+                    gradients,
+                    one.x,
+                    one.h0,
+                    one.c0,
+                    one.y,
+                    one.reserve,
+                    None if dlayer is None else dlayer[::step, :, d * H : (d + 1) * H],
+                    None if dfinal[0] is None else dfinal[0][index],
+                    None if dfinal[-1] is None or len(states) == 1 else dfinal[1][index],
+                    np.inf if clip is None or clip.value is None else clip.value,
+                    np.inf if clip is None or clip.norm is None else clip.norm,
+                    records[index],
+                    None if dpart is None else dpart[::step],
+                    dinitial[0][index],
+                    dinitial[1][index] if len(states) == 2 else None,
+                    threads,
+                )
+                gradients.unpack(
+                    parameters[f"weight_ih{suffix}"],
+                    parameters[f"weight_hh{suffix}"],
+                    parameters.get(f"bias_ih{suffix}"),
+                    parameters.get(f"bias_hh{suffix}"),
+                    threads,
+                )
+                if dpart is not None:
+                    dx = dpart if dx is None else np.add(dx, dpart, out=dx)
+        return Gradients(
+            self._caller_view(dx, batched) if input_grad else None,
+            self._caller_state(dinitial, batched),
+            parameters,
+            None,
+            self._flow(records) if flow else None,
+        )
+
+    def _flow(self, records) -> Flow:
+        steps = [-1 if d else 1 for d in range(self._directions)] * self.num_layers
+        dh, dc, clipped = (
+            np.stack([record[part][::step] for record, step in zip(records, steps, strict=True)])
+            for part in range(3)
+        )
+        return Flow(
+            np.stack([_norm_over_batch(rows) for rows in dh]),
+            np.stack([_norm_over_batch(rows) for rows in dc]) if len(self._cell.states) == 2 else None,
+            clipped.sum(axis=2, dtype=np.int64),
+        )
+
+    # -- layouts: kernels see (T, N, .), callers what they chose --------------------------------
+
+    def _check_x(self, x) -> tuple[np.ndarray, bool]:
+        if not isinstance(x, np.ndarray):
+            x = _check._foreign_array("x", x)
+        batched = x.ndim != 2
+        dims = ("N", "T", "I") if self.batch_first else ("T", "N", "I")
+        sizes = (None, None, self.input_size)
+        if not batched:
+            dims, sizes = ("T", "I"), (None, self.input_size)
+        x = _check.array("x", x, self.dtype, dims, sizes)
+        return self._time_first(x, batched), batched
+
+    def _check_state(self, name, state, N: int, batched: bool) -> list[np.ndarray]:
+        """One (L*D, N, H) array for each state."""
+        names = self._cell.states
+        rows, H = self.num_layers * self._directions, self.hidden_size
+        if state is None:
+            return [np.zeros((rows, N, H), self.dtype) for _ in names]
+        if len(names) == 1:
+            state = (state,)
+        elif not isinstance(state, (tuple, list)) or len(state) != len(names):
+            kind = TypeError if not isinstance(state, (tuple, list)) else ValueError
+            got = type(state).__name__ if kind is TypeError else f"{len(state)} elements"
+            raise kind(f"{name}: expected a pair ({', '.join(names)}), got {got}")
+        dims, sizes = (("L*D", "N", "H"), (rows, N, H)) if batched else (("L*D", "H"), (rows, H))
+        arrays = []
+        for part, array in zip(names, state, strict=True):
+            label = name if len(names) == 1 else f"{name} ({part})"
+            array = _check.array(label, array, self.dtype, dims, sizes)
+            arrays.append(array if batched else array[:, None])
+        return arrays
+
+    def _time_first(self, array: np.ndarray, batched: bool) -> np.ndarray:
+        if not batched:
+            return array[:, None]
+        return array.transpose(1, 0, 2) if self.batch_first else array
+
+    def _caller_view(self, array: np.ndarray, batched: bool) -> np.ndarray:
+        if not batched:
+            return array[:, 0]
+        return array.transpose(1, 0, 2) if self.batch_first else array
+
+    def _caller_state(self, arrays: list[np.ndarray], batched: bool):
+        arrays = [array if batched else array[:, 0] for array in arrays]
+        return arrays[0] if len(arrays) == 1 else tuple(arrays)
+
+    def _allocate_y(self, T: int, N: int, batched: bool, width: int) -> np.ndarray:
+        """(T, N, width) as seen, contiguous in the caller's order."""
+        if self.batch_first and batched:
+            return _check.allocate("y", (N, T, width), self.dtype).transpose(1, 0, 2)
+        return _check.allocate("y", (T, N, width), self.dtype)
+
+
+def _own_copy(x: np.ndarray) -> np.ndarray:
+    """A copy that stays small where x is broadcast along time."""
+    if x.shape[0] > 1 and x.strides[0] == 0:
+        return np.broadcast_to(np.array(x[:1]), x.shape)
+    return np.array(x, order="C")
+
+
+def _writes_direct(out: np.ndarray) -> bool:
+    """Whether kernels can write to it: units side by side, numbers where they belong."""
+    contiguous = out.shape[-1] == 1 or out.strides[-1] == out.itemsize
+    aligned = out.flags.aligned and not any(stride % out.itemsize for stride in out.strides)
+    return bool(contiguous and aligned)
+
+
+class RNN(_Layer):
+    """Vanilla RNN (Elman 1990): h = act(W_ih x + b_ih + W_hh h' + b_hh).
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers : int
+        I, H and L.
+    nonlinearity : "tanh" or "relu"
+    bias : bool
+    batch_first : bool
+        Whether x and y are (N, T, .) instead of (T, N, .). States are (L*D, N, H) always.
+    bidirectional : bool
+        Whether every layer has a second direction that runs from the last step.
+    dtype : float32 or float64
+    rng : int or numpy.random.Generator, optional
+        Draws the initial parameters from U(-1/sqrt(H), 1/sqrt(H)).
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a bad argument, named in the message.
+    MemoryError
+        Where the parameters do not fit.
+    """
+
+    def __init__(
+        self,
+        input_size,
+        hidden_size,
+        num_layers=1,
+        *,
+        nonlinearity="tanh",
+        bias=True,
+        batch_first=False,
+        bidirectional=False,
+        dtype=np.float32,
+        rng=None,
+    ):
+        self.nonlinearity = _check.choice("nonlinearity", nonlinearity, ("tanh", "relu"))
+        self._cell = cells.RNN_TANH if nonlinearity == "tanh" else cells.RNN_RELU
+        super().__init__(
+            input_size, hidden_size, num_layers, bias, batch_first, bidirectional, dtype, rng
+        )
+        self.options["nonlinearity"] = self.nonlinearity
+
+
+class GRU(_Layer):
+    """Gated recurrent unit (Cho et al. 2014); gates r, z, n.
+
+    r, z = s(W_ih x + b_ih + W_hh h' + b_hh), h = (1-z)*n + z*h', and
+    `reset_after=True` (cuDNN, PyTorch, Keras): n = tanh(W_in x + b_in + r*(W_hn h' + b_hn));
+    `reset_after=False` (the paper, ONNX): n = tanh(W_in x + b_in + W_hn (r*h') + b_hn).
+    The two are not convertible.
+
+    Parameters and errors are those of `RNN`, with `reset_after` for `nonlinearity`.
+    """
+
+    def __init__(
+        self,
+        input_size,
+        hidden_size,
+        num_layers=1,
+        *,
+        reset_after=True,
+        bias=True,
+        batch_first=False,
+        bidirectional=False,
+        dtype=np.float32,
+        rng=None,
+    ):
+        self.reset_after = _check.flag("reset_after", reset_after)
+        self._cell = cells.GRU_RESET_AFTER if reset_after else cells.GRU_RESET_BEFORE
+        super().__init__(
+            input_size, hidden_size, num_layers, bias, batch_first, bidirectional, dtype, rng
+        )
+        self.options["reset_after"] = self.reset_after
+
+
+class LSTM(_Layer):
+    """LSTM with a forget gate (Hochreiter & Schmidhuber 1997, Gers et al. 2000); gates i, f, g, o.
+
+    i, f, o = s(W_ih x + b_ih + W_hh h' + b_hh), g = tanh(the same),
+    c = f*c' + i*g, h = o*tanh(c).
+
+    Parameters and errors are those of `RNN`, without `nonlinearity`. States are pairs (h, c).
+    """
+
+    _cell = cells.LSTM
+
+    def __init__(
+        self,
+        input_size,
+        hidden_size,
+        num_layers=1,
+        *,
+        bias=True,
+        batch_first=False,
+        bidirectional=False,
+        dtype=np.float32,
+        rng=None,
+    ):
+        super().__init__(
+            input_size, hidden_size, num_layers, bias, batch_first, bidirectional, dtype, rng
+        )
