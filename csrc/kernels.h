@@ -112,6 +112,8 @@ static const rk_kernels RK(kernels) = {
 #undef LANES
 #undef RK_ACCUMULATORS
 #undef RK_PANEL_BYTES
+#undef RK_L2_BYTES
 #undef RK_FULL_ROWS
-#undef RK_TILE_BLOCKS
+#undef RK_TILE
+#undef RK_TILES
 #undef RK_FOR_UNITS

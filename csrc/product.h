@@ -8,17 +8,12 @@
  * keeps the accumulators in registers; look at the assembly when it does not.
  */
 #define RK_ACCUMULATORS (RK_REGISTERS == 16 ? 12 : 24)
-#define RK_PANEL_BYTES 18432 /* of 32 KiB L1, which C and A share */
+#define RK_PANEL_BYTES 25600 /* of 32 KiB L1: with 18 KiB there is more parking, with 32 KiB B falls out */
+#define RK_L2_BYTES (1 << 20) /* of a usual core; a hint, nothing depends on it */
 
 /* Rows of the largest tile with nc vectors. */
 #define RK_FULL_ROWS(nc) \
     (RK_ACCUMULATORS / (nc) < RK_MAX_ROWS ? RK_ACCUMULATORS / (nc) : RK_MAX_ROWS)
-/* Blocks at once with mr rows of nc vectors. */
-#define RK_TILE_BLOCKS(mr, nc)                             \
-    ((mr) > 2                               ? 1            \
-     : RK_ACCUMULATORS / ((mr) * (nc)) >= 4 ? 4            \
-     : RK_ACCUMULATORS / ((mr) * (nc)) < 1  ? 1            \
-                                            : RK_ACCUMULATORS / ((mr) * (nc)))
 #define RK_MAX_ROWS 8
 
 /* One stretch of k for a tile: outer x inner steps from a[m] and b on. */
@@ -47,7 +42,6 @@ RK_INLINE void RK(tile)(const int mr, const int nb, const int nc, const RK(stret
     for (ptrdiff_t o = 0; o < s->outer; o++) {
         const real *pb = b;
         ptrdiff_t ia = 0;
-#pragma GCC unroll 2
         for (ptrdiff_t k = 0; k < inner; k++) {
             /* hold the shorter side of the tile in registers, stream the longer */
             if (mr < nb * nc) {
@@ -92,27 +86,87 @@ RK_INLINE void RK(tile)(const int mr, const int nb, const int nc, const RK(stret
     }
 }
 
-/* A tile of any number of rows up to the full one. */
-RK_INLINE void RK(rows_tile)(const int nc, ptrdiff_t mr, const RK(stretch) * s,
-                             const real *const *a, const real *b, real *const *c,
-                             const real *init)
-{
-    switch (mr) {
-    case 1: RK(tile)(1, 1, nc, s, a, b, c, init); break;
-    case 2: RK(tile)(2, 1, nc, s, a, b, c, init); break;
-#define RK_CASE(rows)                                                      \
-    case rows:                                                             \
-        if (rows <= RK_FULL_ROWS(nc)) RK(tile)(rows, 1, nc, s, a, b, c, init); \
-        break;
-        RK_CASE(3)
-        RK_CASE(4)
-        RK_CASE(5)
-        RK_CASE(6)
-        RK_CASE(7)
-        RK_CASE(8)
-#undef RK_CASE
-    default: __builtin_unreachable();
+/* Each tile is a function of its own: inlined beside others, the compiler spills accumulators. */
+typedef void RK(tile_function)(const RK(stretch) *, const real *const *a, const real *b,
+                               real *const *c, const real *init);
+#define RK_TILE(mr, nb, nc)                                                                     \
+    static __attribute__((noinline)) void RK(tile_##mr##_##nb##_##nc)(                          \
+        const RK(stretch) * s, const real *const *a, const real *b, real *const *c,             \
+        const real *init)                                                                       \
+    {                                                                                           \
+        RK(tile)(mr, nb, nc, s, a, b, c, init);                                                 \
     }
+#define RK_TILES(nc)                                                                            \
+    RK_TILE(1, 1, nc) RK_TILE(2, 1, nc) RK_TILE(3, 1, nc)                                       \
+    RK_TILE(1, 2, nc) RK_TILE(1, 3, nc) RK_TILE(1, 4, nc)
+RK_TILES(1)
+RK_TILES(2)
+RK_TILES(3)
+RK_TILES(4)
+RK_TILE(4, 1, 1) RK_TILE(5, 1, 1) RK_TILE(6, 1, 1) RK_TILE(7, 1, 1) RK_TILE(8, 1, 1)
+RK_TILE(4, 1, 2) RK_TILE(5, 1, 2) RK_TILE(6, 1, 2)
+RK_TILE(4, 1, 3)
+#if RK_REGISTERS == 32
+RK_TILE(7, 1, 2) RK_TILE(8, 1, 2)
+RK_TILE(5, 1, 3) RK_TILE(6, 1, 3) RK_TILE(7, 1, 3) RK_TILE(8, 1, 3)
+RK_TILE(4, 1, 4) RK_TILE(5, 1, 4) RK_TILE(6, 1, 4)
+RK_TILE(2, 2, 1) RK_TILE(2, 2, 2) RK_TILE(2, 2, 3) RK_TILE(2, 2, 4)
+#endif
+
+/* [vectors - 1][rows - 1], one block */
+static RK(tile_function) *const RK(tiles)[4][RK_MAX_ROWS] = {
+    {RK(tile_1_1_1), RK(tile_2_1_1), RK(tile_3_1_1), RK(tile_4_1_1), RK(tile_5_1_1),
+     RK(tile_6_1_1), RK(tile_7_1_1), RK(tile_8_1_1)},
+#if RK_REGISTERS == 32
+    {RK(tile_1_1_2), RK(tile_2_1_2), RK(tile_3_1_2), RK(tile_4_1_2), RK(tile_5_1_2),
+     RK(tile_6_1_2), RK(tile_7_1_2), RK(tile_8_1_2)},
+    {RK(tile_1_1_3), RK(tile_2_1_3), RK(tile_3_1_3), RK(tile_4_1_3), RK(tile_5_1_3),
+     RK(tile_6_1_3), RK(tile_7_1_3), RK(tile_8_1_3)},
+    {RK(tile_1_1_4), RK(tile_2_1_4), RK(tile_3_1_4), RK(tile_4_1_4), RK(tile_5_1_4),
+     RK(tile_6_1_4)},
+#else
+    {RK(tile_1_1_2), RK(tile_2_1_2), RK(tile_3_1_2), RK(tile_4_1_2), RK(tile_5_1_2),
+     RK(tile_6_1_2)},
+    {RK(tile_1_1_3), RK(tile_2_1_3), RK(tile_3_1_3), RK(tile_4_1_3)},
+    {RK(tile_1_1_4), RK(tile_2_1_4), RK(tile_3_1_4)},
+#endif
+};
+
+/* Tiles of one or two rows over several blocks, [vectors - 1][blocks - 1]. */
+static RK(tile_function) *const RK(one_row_tiles)[4][4] = {
+    {RK(tile_1_1_1), RK(tile_1_2_1), RK(tile_1_3_1), RK(tile_1_4_1)},
+    {RK(tile_1_1_2), RK(tile_1_2_2), RK(tile_1_3_2), RK(tile_1_4_2)},
+    {RK(tile_1_1_3), RK(tile_1_2_3), RK(tile_1_3_3), RK(tile_1_4_3)},
+    {RK(tile_1_1_4), RK(tile_1_2_4), RK(tile_1_3_4), RK(tile_1_4_4)},
+};
+#if RK_REGISTERS == 32
+static RK(tile_function) *const RK(two_row_tiles)[4][2] = {
+    {RK(tile_2_1_1), RK(tile_2_2_1)},
+    {RK(tile_2_1_2), RK(tile_2_2_2)},
+    {RK(tile_2_1_3), RK(tile_2_2_3)},
+    {RK(tile_2_1_4), RK(tile_2_2_4)},
+};
+#endif
+
+/* The tile for some rows, and how many blocks it takes at once of those that are left. */
+RK_INLINE RK(tile_function) * RK(choose_tile)(ptrdiff_t rows, ptrdiff_t nc, ptrdiff_t left,
+                                              ptrdiff_t *blocks)
+{
+    if (rows == 1) {
+        /* as even as can be: 4 blocks are 2 + 2 where 3 fit, not 3 + 1 */
+        const ptrdiff_t most = nc == 4 && RK_REGISTERS == 16 ? 3 : 4;
+        const ptrdiff_t groups = (left + most - 1) / most;
+        *blocks = (left + groups - 1) / groups;
+        return RK(one_row_tiles)[nc - 1][*blocks - 1];
+    }
+#if RK_REGISTERS == 32
+    if (rows == 2 && left > 1) {
+        *blocks = 2;
+        return RK(two_row_tiles)[nc - 1][1];
+    }
+#endif
+    *blocks = 1;
+    return NULL;
 }
 
 /* Called when the sums of some rows of some blocks are complete and still in L1. */
@@ -137,6 +191,15 @@ RK_INLINE RK(cut) RK(cut_k)(const rk_product *p, const int nc)
     return cut;
 }
 
+/* Asks for steps begin..end of a stretch of B, which the next tiles will want from L2. */
+RK_INLINE void RK(prefetch)(const real *b, ptrdiff_t b_inner, const int nc, ptrdiff_t begin,
+                            ptrdiff_t end)
+{
+    for (ptrdiff_t k = begin; k < end; k++)
+        for (ptrdiff_t byte = 0; byte < nc * RK_VECTOR_BYTES; byte += 64)
+            __builtin_prefetch((const char *)(b + k * b_inner) + byte, 0, 2);
+}
+
 /* Columns first..first+nc of every block; `last` says whether the last block has them. */
 RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t first,
                                  ptrdiff_t blocks, RK(epilogue) * done, const void *context)
@@ -145,14 +208,13 @@ RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t fi
     const ptrdiff_t full = RK_FULL_ROWS(nc);
     const ptrdiff_t tiles = (p->rows + full - 1) / full;
     const ptrdiff_t base = tiles ? p->rows / tiles : 0, extra = p->rows - base * tiles;
-    const ptrdiff_t at_once =
-        p->rows == 1 ? RK_TILE_BLOCKS(1, nc) : p->rows == 2 ? RK_TILE_BLOCKS(2, nc) : 1;
+    const ptrdiff_t b_bytes = blocks * p->outer * p->inner * nc * RK_VECTOR_BYTES;
     RK(stretch) s = {.a_outer = p->a_outer, .a_inner = p->a_inner,
                      .b_outer = p->b_outer, .b_inner = p->b_inner,
                      .b_block = p->b_block, .c_block = p->c_block, .init_block = p->init_block};
 
     for (ptrdiff_t block = 0, step; block < blocks; block += step) {
-        step = blocks - block >= at_once ? at_once : 1;
+        RK(tile_function) *const few = RK(choose_tile)(p->rows, nc, blocks - block, &step);
         ptrdiff_t o = 0, i = 0;
         do {
             s.outer = p->outer - o < cut.outer ? p->outer - o : cut.outer;
@@ -170,6 +232,16 @@ RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t fi
                 o += s.outer;
             }
             const int complete = o >= p->outer;
+            /* the next panel comes from beyond L2 where B is large: ask for it piece by piece */
+            const real *next = complete ? (const real *)p->b + (block + step) * p->b_block
+                                        : (const real *)p->b + block * p->b_block +
+                                              o * p->b_outer + i * p->b_inner;
+            next += first * LANES;
+            ptrdiff_t wanted = p->outer > 1 ? s.outer * s.inner : s.inner;
+            if (tiles < 6 || b_bytes < RK_L2_BYTES / 2 || (complete && block + step >= blocks) ||
+                (p->outer > 1 && p->b_outer != p->inner * p->b_inner))
+                wanted = 0;
+            const ptrdiff_t share = (wanted + tiles - 1) / (tiles + !tiles);
             for (ptrdiff_t tile = 0, row = 0, mr; tile < tiles; tile++, row += mr) {
                 mr = base + (tile < extra);
                 const real *pa[RK_MAX_ROWS];
@@ -178,12 +250,11 @@ RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t fi
                     pa[m] = a + p->a_row[row + m];
                     pc[m] = c + p->c_row[row + m];
                 }
-                if (step == 1)
-                    RK(rows_tile)(nc, mr, &s, pa, b, pc, init);
-                else if (mr == 1)
-                    RK(tile)(1, RK_TILE_BLOCKS(1, nc), nc, &s, pa, b, pc, init);
-                else
-                    RK(tile)(2, RK_TILE_BLOCKS(2, nc), nc, &s, pa, b, pc, init);
+                RK(tile_function) *const tile_of = few ? few : RK(tiles)[nc - 1][mr - 1];
+                tile_of(&s, pa, b, pc, init);
+                if (tile * share < wanted)
+                    RK(prefetch)(next, p->b_inner, nc, tile * share,
+                                 tile * share + share < wanted ? tile * share + share : wanted);
                 if (complete && done) done(context, block, step, row, mr);
             }
         } while (o < p->outer);

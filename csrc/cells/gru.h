@@ -27,8 +27,9 @@ static void RK(gru_after_epilogue)(const void *context, ptrdiff_t block0, ptrdif
     {
         real *gate = (real *)s->gates + block * s->gates_block + s->gates_row[row];
         vec h_prev = RK(vload)((const real *)s->h_prev + row * s->h_pitch + unit);
-        vec r = RK(vsigmoid)(RK(vload)(gate + LANES));
-        vec z = RK(vsigmoid)(RK(vload)(gate + 2 * LANES));
+        vec rz[2] = {RK(vload)(gate + LANES), RK(vload)(gate + 2 * LANES)};
+        RK(vactivate)(2, 0, rz);
+        vec r = rz[0], z = rz[1];
         vec n = RK(vtanh)(RK(vfma)(r, RK(vload)(gate + 3 * LANES), RK(vload)(gate)));
         RK(vstore)(gate, n);
         RK(vstore)(gate + LANES, r);

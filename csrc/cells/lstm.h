@@ -15,6 +15,21 @@
  */
 enum { RK(LSTM_SLOTS) = 4, RK(LSTM_MEMORY_SLOTS) = 5 };
 
+/* h of a few rows of one block. */
+RK_INLINE void RK(lstm_output)(const rk_step *s, ptrdiff_t block, ptrdiff_t row, const int rows)
+{
+    vec o[4], c[4];
+    RK_UNROLL for (int m = 0; m < rows; m++)
+    {
+        const real *gate = (const real *)s->gates + block * s->gates_block + s->gates_row[row + m];
+        o[m] = RK(vload)(gate + 3 * LANES);
+        c[m] = RK(vload)(gate + 4 * LANES);
+    }
+    RK(vactivate)(rows, ~0u, c);
+    RK_UNROLL for (int m = 0; m < rows; m++)
+        RK(store_h)(s, row + m, block * LANES, s->hidden - block * LANES, o[m] * c[m]);
+}
+
 static void RK(lstm_epilogue)(const void *context, ptrdiff_t block0, ptrdiff_t blocks,
                               ptrdiff_t row0, ptrdiff_t rows)
 {
@@ -25,23 +40,22 @@ static void RK(lstm_epilogue)(const void *context, ptrdiff_t block0, ptrdiff_t b
         real *gate = (real *)s->gates + block * s->gates_block + s->gates_row[row];
         const real *c_prev =
             (const real *)s->c_prev + block * s->c_prev_block + row * s->c_prev_row;
-        vec i = RK(vsigmoid)(RK(vload)(gate));
-        vec f = RK(vsigmoid)(RK(vload)(gate + LANES));
-        vec g = RK(vtanh)(RK(vload)(gate + 2 * LANES));
-        vec o = RK(vsigmoid)(RK(vload)(gate + 3 * LANES));
-        vec c = RK(vfma)(f, RK(vload)(c_prev), i * g);
-        RK(vstore)(gate, i);
-        RK(vstore)(gate + LANES, f);
-        RK(vstore)(gate + 2 * LANES, g);
-        RK(vstore)(gate + 3 * LANES, o);
-        RK(vstore)(gate + 4 * LANES, c);
+        vec g[4];
+        RK_UNROLL for (int j = 0; j < 4; j++) g[j] = RK(vload)(gate + j * LANES);
+        RK(vactivate)(4, 1u << 2, g);
+        RK_UNROLL for (int j = 0; j < 4; j++) RK(vstore)(gate + j * LANES, g[j]);
+        RK(vstore)(gate + 4 * LANES, RK(vfma)(g[1], RK(vload)(c_prev), g[0] * g[2]));
     }
     /* a pass of its own: in one, each row would wait for the chain from f over c to tanh(c) */
-    RK_FOR_UNITS(1, s->hidden, block0, block0 + blocks, row0, row0 + rows)
-    {
-        const real *gate = (const real *)s->gates + block * s->gates_block + s->gates_row[row];
-        vec o = RK(vload)(gate + 3 * LANES), c = RK(vload)(gate + 4 * LANES);
-        RK(store_h)(s, row, unit, valid, o * RK(vtanh)(c));
+    for (ptrdiff_t block = block0; block < block0 + blocks; block++) {
+        for (ptrdiff_t row = row0, left = rows; left > 0; row += 3, left -= 3) {
+            if (left >= 3)
+                RK(lstm_output)(s, block, row, 3);
+            else if (left == 2)
+                RK(lstm_output)(s, block, row, 2);
+            else
+                RK(lstm_output)(s, block, row, 1);
+        }
     }
 }
 
