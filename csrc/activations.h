@@ -11,7 +11,7 @@
  * NaN passes through. tanh is exactly +-1 where it is saturated and keeps the sign of zero.
  */
 #if RK_DOUBLE
-#define RK_EXP_LIMIT 708.0      /* e^x and 2^n stay normal on both sides */
+#define RK_EXP_LIMIT 709.0      /* 2^n stays finite; below, e^x is 0 from some point on */
 #define RK_TANH_LIMIT 22.0      /* tanh rounds to 1 from 19.1 on */
 #define RK_ROUND 0x1.8p52       /* adding it rounds to an integer, whose bits lie lowest */
 #define RK_MANTISSA 52
@@ -19,7 +19,7 @@
 #define RK_LN2_HIGH 0x1.62e42fefa3800p-1
 #define RK_LN2_LOW 5.4979230187083711747e-14
 #else
-#define RK_EXP_LIMIT 87.0f
+#define RK_EXP_LIMIT 88.0f
 #define RK_TANH_LIMIT 10.0f
 #define RK_ROUND 0x1.8p23f
 #define RK_MANTISSA 23

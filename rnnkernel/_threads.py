@@ -5,6 +5,9 @@ from pathlib import Path
 
 from rnnkernel import _check
 
+# More than any machine has; what is asked for beyond it changes nothing.
+MOST = 4096
+
 _requested: int | None = None
 
 
@@ -73,4 +76,5 @@ def set_num_threads(n: int) -> None:
 
 def resolve(num_threads: int | None) -> int:
     """The argument `num_threads` of a call as a number."""
-    return get_num_threads() if num_threads is None else _check.size("num_threads", num_threads)
+    n = get_num_threads() if num_threads is None else _check.size("num_threads", num_threads)
+    return min(n, MOST)

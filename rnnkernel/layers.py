@@ -246,7 +246,7 @@ class _Layer:
                 one = _Pass(
                     packed,
                     layer_x[::step],
-                    np.ascontiguousarray(initial[0][index]),
+                    np.array(initial[0][index], order="C"),
                     _forward.pack_cells(packed, initial[1][index]) if len(states) == 2 else None,
                     y[::step, :, d * H : (d + 1) * H],
                     _forward.allocate_reserve(packed, T, N) if training else None,
@@ -417,7 +417,10 @@ class _Layer:
         names = self._cell.states
         rows, H = self.num_layers * self._directions, self.hidden_size
         if state is None:
-            return [np.zeros((rows, N, H), self.dtype) for _ in names]
+            zeros = [_check.allocate(name, (rows, N, H), self.dtype) for _ in names]
+            for array in zeros:
+                array.fill(0)
+            return zeros
         if len(names) == 1:
             state = (state,)
         elif not isinstance(state, (tuple, list)) or len(state) != len(names):
