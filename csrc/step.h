@@ -12,12 +12,11 @@
             for (ptrdiff_t v = 0, unit = block * (vectors)*LANES, valid = (hidden)-unit;      \
                  v < (vectors) && valid > 0; v++, unit += LANES, valid -= LANES)
 
-/* One phase of a step: the product into a window of the gates, then the epilogue. */
-RK_INLINE void RK(forward_step)(const rk_step *s, const int unit_vectors, const int slot,
-                                const int slots, RK(epilogue) * epilogue)
+/* The product into a window of the gates of some blocks, `nc` vectors of each, then the epilogue. */
+RK_INLINE void RK(forward_blocks)(const rk_step *s, const int unit_vectors, const int slot,
+                                  const int slots, const int nc, RK(epilogue) * epilogue)
 {
-    const int nc = slots * unit_vectors;
-    const ptrdiff_t width = nc * LANES;
+    const ptrdiff_t width = slots * unit_vectors * LANES;
     const rk_product p = {
         .rows = s->rows,
         .blocks = s->block_end - s->block_begin,
@@ -36,6 +35,32 @@ RK_INLINE void RK(forward_step)(const rk_step *s, const int unit_vectors, const 
         .c_block = s->gates_block,
     };
     RK(product_group)(&p, nc, 0, p.blocks, epilogue, s);
+}
+
+/* One phase of a step. */
+RK_INLINE void RK(forward_step)(const rk_step *s, const int unit_vectors, const int slot,
+                                const int slots, RK(epilogue) * epilogue)
+{
+    const int nc = slots * unit_vectors;
+    const ptrdiff_t units = unit_vectors * LANES;
+    /* vectors of the last block that hold units; a single slot leaves the others out */
+    const ptrdiff_t needed = (s->hidden - (s->block_end - 1) * units + LANES - 1) / LANES;
+    if (slots > 1 || needed >= unit_vectors) {
+        RK(forward_blocks)(s, unit_vectors, slot, slots, nc, epilogue);
+        return;
+    }
+    rk_step part = *s;
+    part.block_end = s->block_end - 1;
+    if (part.block_begin < part.block_end)
+        RK(forward_blocks)(&part, unit_vectors, slot, slots, nc, epilogue);
+    part.block_begin = s->block_end - 1;
+    part.block_end = s->block_end;
+    switch (needed) {
+    case 1: RK(forward_blocks)(&part, unit_vectors, slot, slots, 1, epilogue); break;
+    case 2: RK(forward_blocks)(&part, unit_vectors, slot, slots, 2, epilogue); break;
+    case 3: RK(forward_blocks)(&part, unit_vectors, slot, slots, 3, epilogue); break;
+    default: __builtin_unreachable();
+    }
 }
 
 /* h_t of one vector of units: to the private tile, and to the caller's output. */

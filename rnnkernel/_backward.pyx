@@ -15,6 +15,7 @@ import numpy as np
 
 from rnnkernel._forward cimport real
 from rnnkernel._kernels cimport (
+    RK_TRANSPOSED_VECTORS,
     fp_enter,
     fp_leave,
     rk_arrival,
@@ -85,32 +86,58 @@ cdef struct Run:
     const Py_ssize_t **hidden_c         # by phase
 
 
-cdef void carry_back(
-    const Run *r, int phase, Py_ssize_t row, Py_ssize_t begin, Py_ssize_t end, char *out, bint add
+cdef void through_weights(
+    const Run *r, const rk_window *window, const char *weights, Py_ssize_t columns, Py_ssize_t last,
+    Py_ssize_t row, Py_ssize_t begin, Py_ssize_t end, char *out, const Py_ssize_t *out_row, bint add,
 ) noexcept nogil:
-    """out (+)= dgates W_hh over the window of one phase, for one step."""
+    """out (+)= dgates W over one window, for the rows row + begin .. row + end of the chunk.
+
+    `weights` are transposed panels, `columns` blocks with `last` vectors in the last; `out_row`
+    has the offsets of the rows from `begin` on.
+    """
     cdef rk_product p
-    cdef const rk_window *window = &r.cell.recurrent[phase]
     p.rows = end - begin
-    p.blocks = r.hidden_columns
-    p.vectors = 4
-    p.last_vectors = r.hidden_last
+    p.blocks = columns
+    p.vectors = RK_TRANSPOSED_VECTORS
+    p.last_vectors = last
     p.outer = r.blocks
     p.inner = window.slots * r.units
     p.a = r.dgates + (row * r.cell.slots + window.slot) * r.units * r.item
     p.a_row = r.dgates_row + begin
     p.a_outer = r.dgates_block
     p.a_inner = 1
-    p.b = r.recurrent_transposed[phase]
-    p.b_inner = 4 * r.kernels.lanes
+    p.b = weights
+    p.b_inner = RK_TRANSPOSED_VECTORS * r.kernels.lanes
     p.b_outer = p.inner * p.b_inner
     p.b_block = p.outer * p.b_outer
     p.c = out
-    p.c_row = r.tile_row + begin
-    p.c_block = 4 * r.kernels.lanes
+    p.c_row = out_row
+    p.c_block = p.b_inner
     p.init = NULL if add else r.zeros
     p.init_block = 0
+    if window.slots > 1:
+        r.kernels.product(&p)
+        return
+    # a single slot: the sum ends with the last unit, not with its block
+    p.outer = r.blocks - 1
+    if p.outer > 0:
+        r.kernels.product(&p)
+        p.init = NULL
+    p.a = <const char *>p.a + p.outer * r.dgates_block * r.item
+    p.b = <const char *>p.b + p.outer * p.b_outer * r.item
+    p.inner = r.H - p.outer * r.units
+    p.outer = 1
     r.kernels.product(&p)
+
+
+cdef void carry_back(
+    const Run *r, int phase, Py_ssize_t row, Py_ssize_t begin, Py_ssize_t end, char *out, bint add
+) noexcept nogil:
+    """out (+)= dgates W_hh of one phase, for the rows of one step."""
+    through_weights(
+        r, &r.cell.recurrent[phase], r.recurrent_transposed[phase], r.hidden_columns, r.hidden_last,
+        row, begin, end, out, r.tile_row + begin, add,
+    )
 
 
 cdef void run_rows(
@@ -272,29 +299,12 @@ cdef void input_gradient(
     const Run *r, Py_ssize_t t0, Py_ssize_t begin, Py_ssize_t end
 ) noexcept nogil:
     """dx of the rows begin..end of a chunk."""
-    cdef rk_product p
     cdef Py_ssize_t row, t, n
     cdef unsigned long long saved = fp_enter()
-    p.rows = end - begin
-    p.blocks = r.input_columns
-    p.vectors = 4
-    p.last_vectors = r.input_last
-    p.outer = r.blocks
-    p.inner = r.cell.input.slots * r.units
-    p.a = r.dgates + r.cell.input.slot * r.units * r.item
-    p.a_row = r.dgates_row + begin
-    p.a_outer = r.dgates_block
-    p.a_inner = 1
-    p.b = r.input_transposed
-    p.b_inner = 4 * r.kernels.lanes
-    p.b_outer = p.inner * p.b_inner
-    p.b_block = p.outer * p.b_outer
-    p.c = r.dx_tile
-    p.c_row = r.dx_row + begin
-    p.c_block = 4 * r.kernels.lanes
-    p.init = r.zeros
-    p.init_block = 0
-    r.kernels.product(&p)
+    through_weights(
+        r, &r.cell.input, r.input_transposed, r.input_columns, r.input_last,
+        0, begin, end, r.dx_tile, r.dx_row + begin, False,
+    )
     for row in range(begin, end):
         t, n = row // r.N, row % r.N
         memcpy(
@@ -397,7 +407,6 @@ def backward(
 
     # tiles
     r.pitch = tile_pitch(r.blocks * r.units, r.item)
-    tile = (r.N, r.pitch)
     dh, dc, dreset_h = aligned_zeros(3 * r.N * r.pitch, w.dtype).reshape(3, r.N, r.pitch)
     if dh_n is not None:
         dh[:, : r.H] = dh_n
@@ -417,10 +426,10 @@ def backward(
     r.dgates = <char *><Py_ssize_t>address(dgates)
     reset_h = aligned_empty(rows * r.pitch, w.dtype) if r.cell.phases > 1 else None
     r.reset_h = <char *><Py_ssize_t>address(reset_h) if reset_h is not None else NULL
-    r.dx_pitch = tile_pitch(r.input_columns * 4 * r.kernels.lanes, r.item)
+    r.dx_pitch = tile_pitch(r.input_columns * RK_TRANSPOSED_VECTORS * r.kernels.lanes, r.item)
     dx_tile = aligned_empty(rows * r.dx_pitch if dx is not None else 0, w.dtype)
     r.dx_tile = <char *><Py_ssize_t>address(dx_tile)
-    zeros = aligned_zeros(4 * r.kernels.lanes, w.dtype)
+    zeros = aligned_zeros(RK_TRANSPOSED_VECTORS * r.kernels.lanes, w.dtype)
     r.zeros = <const char *><Py_ssize_t>address(zeros)
     r.bias_gradient, r.input_gradient = gradients.bias, gradients.input
     r.recurrent_gradient = gradients.recurrent
