@@ -34,17 +34,23 @@
  * scale = 2^n and x = e^r - 1, for |x| <= RK_EXP_LIMIT */
 RK_INLINE void RK(vexp_parts)(const int count, vec *x, vec *scale)
 {
-#define RK_EACH RK_UNROLL for (int j = 0; j < count; j++)
-#define RK_HORNER(coefficient) RK_EACH q[j] = RK(vfma)(q[j], x[j], RK(vset)(coefficient))
+#define RK_HORNER(coefficient)                                                                     \
+    RK_FOR (j, count)                                                                              \
+    q[j] = RK(vfma)(q[j], x[j], RK(vset)(coefficient))
     vec n[4], q[4];
-    RK_EACH scale[j] =
-        RK(vfma)(x[j], RK(vset)((real)1.442695040888963407359925), RK(vset)(RK_ROUND));
-    RK_EACH n[j] = scale[j] - RK_ROUND;
-    RK_EACH scale[j] = (vec)((((ivec)scale[j]) + (ivec)(RK_BIAS - (ivec){0})) << RK_MANTISSA);
-    RK_EACH x[j] = RK(vfma)(n[j], RK(vset)(-RK_LN2_HIGH), x[j]);
-    RK_EACH x[j] = RK(vfma)(n[j], RK(vset)(-RK_LN2_LOW), x[j]);
+    RK_FOR (j, count)
+        scale[j] = RK(vfma)(x[j], RK(vset)((real)1.442695040888963407359925), RK(vset)(RK_ROUND));
+    RK_FOR (j, count)
+        n[j] = scale[j] - RK_ROUND;
+    RK_FOR (j, count)
+        scale[j] = (vec)((((ivec)scale[j]) + (ivec)(RK_BIAS - (ivec){0})) << RK_MANTISSA);
+    RK_FOR (j, count)
+        x[j] = RK(vfma)(n[j], RK(vset)(-RK_LN2_HIGH), x[j]);
+    RK_FOR (j, count)
+        x[j] = RK(vfma)(n[j], RK(vset)(-RK_LN2_LOW), x[j]);
 #if RK_DOUBLE
-    RK_EACH q[j] = RK(vset)(2.0926894773110787528e-9);
+    RK_FOR (j, count)
+        q[j] = RK(vset)(2.0926894773110787528e-9);
     RK_HORNER(2.511224023723966207e-8);
     RK_HORNER(2.7557233523463228355e-7);
     RK_HORNER(2.7557234235535262677e-6);
@@ -56,13 +62,15 @@ RK_INLINE void RK(vexp_parts)(const int count, vec *x, vec *scale)
     RK_HORNER(1.6666666666666683845e-1);
     RK_HORNER(0.5);
 #else
-    RK_EACH q[j] = RK(vset)(1.3950491828471214928e-3f);
+    RK_FOR (j, count)
+        q[j] = RK(vset)(1.3950491828471214928e-3f);
     RK_HORNER(8.3688893524349748782e-3f);
     RK_HORNER(4.1666205791351815232e-2f);
     RK_HORNER(1.6666518839692637125e-1f);
     RK_HORNER(0.5f);
 #endif
-    RK_EACH x[j] = RK(vfma)(q[j], x[j] * x[j], x[j]);
+    RK_FOR (j, count)
+        x[j] = RK(vfma)(q[j], x[j] * x[j], x[j]);
 #undef RK_HORNER
 }
 
@@ -78,17 +86,22 @@ RK_INLINE void RK(vactivate)(const int count, const unsigned tanhs, vec *x)
     const ivec sign_bit = (ivec)RK(vset)((real)-0.0);
     ivec sign[4];
     vec scale[4];
-    RK_EACH sign[j] = sign_bit & (ivec)x[j];
-    RK_EACH x[j] = RK_TANH ? (vec)(sign[j] ^ (ivec)x[j])
-                           : RK(vmax)(RK(vset)(-RK_EXP_LIMIT), x[j]);
-    RK_EACH x[j] = RK(vmin)(RK(vset)(RK_TANH ? RK_TANH_LIMIT : RK_EXP_LIMIT), x[j]);
-    RK_EACH x[j] = RK_TANH ? x[j] + x[j] : (vec)(sign_bit ^ (ivec)x[j]);
+    RK_FOR (j, count)
+        sign[j] = sign_bit & (ivec)x[j];
+    RK_FOR (j, count)
+        x[j] = RK_TANH ? (vec)(sign[j] ^ (ivec)x[j]) : RK(vmax)(RK(vset)(-RK_EXP_LIMIT), x[j]);
+    RK_FOR (j, count)
+        x[j] = RK(vmin)(RK(vset)(RK_TANH ? RK_TANH_LIMIT : RK_EXP_LIMIT), x[j]);
+    RK_FOR (j, count)
+        x[j] = RK_TANH ? x[j] + x[j] : (vec)(sign_bit ^ (ivec)x[j]);
     RK(vexp_parts)(count, x, scale);
-    RK_EACH x[j] = RK(vfma)(x[j], scale[j], RK_TANH ? scale[j] - 1 : scale[j]);
-    RK_EACH x[j] = RK_TANH ? x[j] / (x[j] + 2) : 1 / (1 + x[j]);
-    RK_EACH x[j] = RK_TANH ? (vec)((ivec)x[j] | sign[j]) : x[j];
+    RK_FOR (j, count)
+        x[j] = RK(vfma)(x[j], scale[j], RK_TANH ? scale[j] - 1 : scale[j]);
+    RK_FOR (j, count)
+        x[j] = RK_TANH ? x[j] / (x[j] + 2) : 1 / (1 + x[j]);
+    RK_FOR (j, count)
+        x[j] = RK_TANH ? (vec)((ivec)x[j] | sign[j]) : x[j];
 #undef RK_TANH
-#undef RK_EACH
 }
 
 RK_INLINE vec RK(vsigmoid)(vec x)

@@ -12,4 +12,5 @@
 #endif
 
 #define RK_INLINE static inline __attribute__((always_inline, unused))
-#define RK_UNROLL _Pragma("GCC unroll 16")
+/* A loop with a constant count, unrolled whole. */
+#define RK_FOR(i, count) _Pragma("GCC unroll 16") for (int i = 0; i < (count); i++)

@@ -8,11 +8,12 @@
  * keeps the accumulators in registers; look at the assembly when it does not.
  */
 #define RK_ACCUMULATORS (RK_REGISTERS == 16 ? 12 : 24)
-#define RK_PANEL_BYTES 25600 /* of 32 KiB L1: with 18 KiB there is more parking, with 32 KiB B falls out */
+/* A panel's share of 32 KiB of L1: less means more parking, more and it falls out. */
+#define RK_PANEL_BYTES 25600
 #define RK_L2_BYTES (1 << 20) /* of a usual core; a hint, nothing depends on it */
 
 /* Rows of the largest tile with nc vectors. */
-#define RK_FULL_ROWS(nc) \
+#define RK_FULL_ROWS(nc)                                                                           \
     (RK_ACCUMULATORS / (nc) < RK_MAX_ROWS ? RK_ACCUMULATORS / (nc) : RK_MAX_ROWS)
 #define RK_MAX_ROWS 8
 
@@ -27,13 +28,11 @@ RK_INLINE void RK(tile)(const int mr, const int nb, const int nc, const RK(stret
 {
     vec acc[24];
     const real *pa[RK_MAX_ROWS];
-    RK_UNROLL for (int m = 0; m < mr; m++)
-    {
+    RK_FOR (m, mr) {
         pa[m] = a[m];
-        RK_UNROLL for (int w = 0; w < nb; w++)
-        {
+        RK_FOR (w, nb) {
             const real *from = init ? init + w * s->init_block : c[m] + w * s->c_block;
-            RK_UNROLL for (int v = 0; v < nc; v++)
+            RK_FOR (v, nc)
                 acc[(m * nb + w) * nc + v] = RK(vload)(from + v * LANES);
         }
     }
@@ -46,14 +45,12 @@ RK_INLINE void RK(tile)(const int mr, const int nb, const int nc, const RK(stret
             /* hold the shorter side of the tile in registers, stream the longer */
             if (mr < nb * nc) {
                 vec row[RK_MAX_ROWS];
-                RK_UNROLL for (int m = 0; m < mr; m++) row[m] = RK(vset)(pa[m][ia]);
-                RK_UNROLL for (int w = 0; w < nb; w++)
-                {
-                    RK_UNROLL for (int v = 0; v < nc; v++)
-                    {
+                RK_FOR (m, mr)
+                    row[m] = RK(vset)(pa[m][ia]);
+                RK_FOR (w, nb) {
+                    RK_FOR (v, nc) {
                         const vec column = RK(vload)(pb + w * b_block + v * LANES);
-                        RK_UNROLL for (int m = 0; m < mr; m++)
-                        {
+                        RK_FOR (m, mr) {
                             const int j = (m * nb + w) * nc + v;
                             acc[j] = RK(vfma)(row[m], column, acc[j]);
                         }
@@ -61,11 +58,11 @@ RK_INLINE void RK(tile)(const int mr, const int nb, const int nc, const RK(stret
                 }
             } else {
                 vec column[4];
-                RK_UNROLL for (int v = 0; v < nc; v++) column[v] = RK(vload)(pb + v * LANES);
-                RK_UNROLL for (int m = 0; m < mr; m++)
-                {
+                RK_FOR (v, nc)
+                    column[v] = RK(vload)(pb + v * LANES);
+                RK_FOR (m, mr) {
                     const vec row = RK(vset)(pa[m][ia]);
-                    RK_UNROLL for (int v = 0; v < nc; v++)
+                    RK_FOR (v, nc)
                         acc[m * nc + v] = RK(vfma)(row, column[v], acc[m * nc + v]);
                 }
             }
@@ -73,14 +70,12 @@ RK_INLINE void RK(tile)(const int mr, const int nb, const int nc, const RK(stret
             ia += a_inner;
         }
         b += s->b_outer;
-        RK_UNROLL for (int m = 0; m < mr; m++)
+        RK_FOR (m, mr)
             pa[m] += s->a_outer;
     }
-    RK_UNROLL for (int m = 0; m < mr; m++)
-    {
-        RK_UNROLL for (int w = 0; w < nb; w++)
-        {
-            RK_UNROLL for (int v = 0; v < nc; v++)
+    RK_FOR (m, mr) {
+        RK_FOR (w, nb) {
+            RK_FOR (v, nc)
                 RK(vstore)(c[m] + w * s->c_block + v * LANES, acc[(m * nb + w) * nc + v]);
         }
     }
@@ -89,39 +84,58 @@ RK_INLINE void RK(tile)(const int mr, const int nb, const int nc, const RK(stret
 /* Each tile is a function of its own: inlined beside others, the compiler spills accumulators. */
 typedef void RK(tile_function)(const RK(stretch) *, const real *const *a, const real *b,
                                real *const *c, const real *init);
-#define RK_TILE(mr, nb, nc)                                                                     \
-    static __attribute__((noinline)) void RK(tile_##mr##_##nb##_##nc)(                          \
-        const RK(stretch) * s, const real *const *a, const real *b, real *const *c,             \
-        const real *init)                                                                       \
-    {                                                                                           \
-        RK(tile)(mr, nb, nc, s, a, b, c, init);                                                 \
+#define RK_TILE(mr, nb, nc)                                                                        \
+    static __attribute__((noinline)) void RK(tile_##mr##_##nb##_##nc)(                             \
+        const RK(stretch) * s, const real *const *a, const real *b, real *const *c,                \
+        const real *init)                                                                          \
+    {                                                                                              \
+        RK(tile)(mr, nb, nc, s, a, b, c, init);                                                    \
     }
-#define RK_TILES(nc)                                                                            \
-    RK_TILE(1, 1, nc) RK_TILE(2, 1, nc) RK_TILE(3, 1, nc)                                       \
-    RK_TILE(1, 2, nc) RK_TILE(1, 3, nc) RK_TILE(1, 4, nc)
+#define RK_TILES(nc)                                                                               \
+    RK_TILE(1, 1, nc)                                                                              \
+    RK_TILE(2, 1, nc)                                                                              \
+    RK_TILE(3, 1, nc)                                                                              \
+    RK_TILE(1, 2, nc)                                                                              \
+    RK_TILE(1, 3, nc)                                                                              \
+    RK_TILE(1, 4, nc)
 RK_TILES(1)
 RK_TILES(2)
 RK_TILES(3)
 RK_TILES(4)
-RK_TILE(4, 1, 1) RK_TILE(5, 1, 1) RK_TILE(6, 1, 1) RK_TILE(7, 1, 1) RK_TILE(8, 1, 1)
-RK_TILE(4, 1, 2) RK_TILE(5, 1, 2) RK_TILE(6, 1, 2)
+RK_TILE(4, 1, 1)
+RK_TILE(5, 1, 1)
+RK_TILE(6, 1, 1)
+RK_TILE(7, 1, 1)
+RK_TILE(8, 1, 1)
+RK_TILE(4, 1, 2)
+RK_TILE(5, 1, 2)
+RK_TILE(6, 1, 2)
 RK_TILE(4, 1, 3)
 #if RK_REGISTERS == 32
-RK_TILE(7, 1, 2) RK_TILE(8, 1, 2)
-RK_TILE(5, 1, 3) RK_TILE(6, 1, 3) RK_TILE(7, 1, 3) RK_TILE(8, 1, 3)
-RK_TILE(4, 1, 4) RK_TILE(5, 1, 4) RK_TILE(6, 1, 4)
-RK_TILE(2, 2, 1) RK_TILE(2, 2, 2) RK_TILE(2, 2, 3) RK_TILE(2, 2, 4)
+RK_TILE(7, 1, 2)
+RK_TILE(8, 1, 2)
+RK_TILE(5, 1, 3)
+RK_TILE(6, 1, 3)
+RK_TILE(7, 1, 3)
+RK_TILE(8, 1, 3)
+RK_TILE(4, 1, 4)
+RK_TILE(5, 1, 4)
+RK_TILE(6, 1, 4)
+RK_TILE(2, 2, 1)
+RK_TILE(2, 2, 2)
+RK_TILE(2, 2, 3)
+RK_TILE(2, 2, 4)
 #endif
 
 /* [vectors - 1][rows - 1], one block */
 static RK(tile_function) *const RK(tiles)[4][RK_MAX_ROWS] = {
-    {RK(tile_1_1_1), RK(tile_2_1_1), RK(tile_3_1_1), RK(tile_4_1_1), RK(tile_5_1_1),
-     RK(tile_6_1_1), RK(tile_7_1_1), RK(tile_8_1_1)},
+    {RK(tile_1_1_1), RK(tile_2_1_1), RK(tile_3_1_1), RK(tile_4_1_1), RK(tile_5_1_1), RK(tile_6_1_1),
+     RK(tile_7_1_1), RK(tile_8_1_1)},
 #if RK_REGISTERS == 32
-    {RK(tile_1_1_2), RK(tile_2_1_2), RK(tile_3_1_2), RK(tile_4_1_2), RK(tile_5_1_2),
-     RK(tile_6_1_2), RK(tile_7_1_2), RK(tile_8_1_2)},
-    {RK(tile_1_1_3), RK(tile_2_1_3), RK(tile_3_1_3), RK(tile_4_1_3), RK(tile_5_1_3),
-     RK(tile_6_1_3), RK(tile_7_1_3), RK(tile_8_1_3)},
+    {RK(tile_1_1_2), RK(tile_2_1_2), RK(tile_3_1_2), RK(tile_4_1_2), RK(tile_5_1_2), RK(tile_6_1_2),
+     RK(tile_7_1_2), RK(tile_8_1_2)},
+    {RK(tile_1_1_3), RK(tile_2_1_3), RK(tile_3_1_3), RK(tile_4_1_3), RK(tile_5_1_3), RK(tile_6_1_3),
+     RK(tile_7_1_3), RK(tile_8_1_3)},
     {RK(tile_1_1_4), RK(tile_2_1_4), RK(tile_3_1_4), RK(tile_4_1_4), RK(tile_5_1_4),
      RK(tile_6_1_4)},
 #else
@@ -149,8 +163,8 @@ static RK(tile_function) *const RK(two_row_tiles)[4][2] = {
 #endif
 
 /* The tile for some rows, and how many blocks it takes at once of those that are left. */
-RK_INLINE RK(tile_function) * RK(choose_tile)(ptrdiff_t rows, ptrdiff_t nc, ptrdiff_t left,
-                                              ptrdiff_t *blocks)
+RK_INLINE RK(tile_function) *
+    RK(choose_tile)(ptrdiff_t rows, ptrdiff_t nc, ptrdiff_t left, ptrdiff_t *blocks)
 {
     if (rows == 1) {
         /* as even as can be: 4 blocks are 2 + 2 where 3 fit, not 3 + 1 */
@@ -209,9 +223,14 @@ RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t fi
     const ptrdiff_t tiles = (p->rows + full - 1) / full;
     const ptrdiff_t base = tiles ? p->rows / tiles : 0, extra = p->rows - base * tiles;
     const ptrdiff_t b_bytes = blocks * p->outer * p->inner * nc * RK_VECTOR_BYTES;
-    RK(stretch) s = {.a_outer = p->a_outer, .a_inner = p->a_inner,
-                     .b_outer = p->b_outer, .b_inner = p->b_inner,
-                     .b_block = p->b_block, .c_block = p->c_block, .init_block = p->init_block};
+    RK(stretch)
+    s = {.a_outer = p->a_outer,
+         .a_inner = p->a_inner,
+         .b_outer = p->b_outer,
+         .b_inner = p->b_inner,
+         .b_block = p->b_block,
+         .c_block = p->c_block,
+         .init_block = p->init_block};
 
     for (ptrdiff_t block = 0, step; block < blocks; block += step) {
         RK(tile_function) *const few = RK(choose_tile)(p->rows, nc, blocks - block, &step);
@@ -223,9 +242,9 @@ RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t fi
             const real *b = (const real *)p->b + block * p->b_block + o * p->b_outer +
                             i * p->b_inner + first * LANES;
             real *c = (real *)p->c + block * p->c_block + first * LANES;
-            const real *init = p->init && !o && !i ? (const real *)p->init +
-                                                         block * p->init_block + first * LANES
-                                                   : NULL;
+            const real *init = p->init && !o && !i
+                                   ? (const real *)p->init + block * p->init_block + first * LANES
+                                   : NULL;
             i += s.inner;
             if (i >= p->inner) {
                 i = 0;
@@ -234,8 +253,8 @@ RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t fi
             const int complete = o >= p->outer;
             /* the next panel comes from beyond L2 where B is large: ask for it piece by piece */
             const real *next = complete ? (const real *)p->b + (block + step) * p->b_block
-                                        : (const real *)p->b + block * p->b_block +
-                                              o * p->b_outer + i * p->b_inner;
+                                        : (const real *)p->b + block * p->b_block + o * p->b_outer +
+                                              i * p->b_inner;
             next += first * LANES;
             ptrdiff_t wanted = p->outer > 1 ? s.outer * s.inner : s.inner;
             if (tiles < 6 || b_bytes < RK_L2_BYTES / 2 || (complete && block + step >= blocks) ||

@@ -66,17 +66,17 @@ typedef struct {
     const ptrdiff_t *operand_row; /* (rows) offsets */
     const void *weights;     /* packed recurrent weights of this phase */
 
-    void *gates;             /* [block][rows][slots of memory][U]: in x-projection, out gates (and c) */
+    void *gates; /* [block][rows][slots of memory][U]: in x-projection, out gates (and c) */
     const ptrdiff_t *gates_row; /* (rows) offsets: row * slots * U */
     ptrdiff_t gates_block;
-    const void *c_prev;      /* [block][rows][..U]; LSTM only */
+    const void *c_prev; /* [block][rows][..U]; LSTM only */
     ptrdiff_t c_prev_row, c_prev_block;
 
-    const void *h_prev;      /* (rows, pitch) zero past H */
-    void *h;                 /* (rows, pitch) new hidden state; for an early phase, its result */
+    const void *h_prev; /* (rows, pitch) zero past H */
+    void *h; /* (rows, pitch) new hidden state; for an early phase, its result */
     ptrdiff_t h_pitch;
-    void *y;                 /* where h goes in the caller's output, units contiguous */
-    const ptrdiff_t *y_row;  /* (rows) offsets */
+    void *y; /* where h goes in the caller's output, units contiguous */
+    const ptrdiff_t *y_row; /* (rows) offsets */
 } rk_step;
 
 /* -- One time step backward, one phase of a cell: the mathematics only ------------------------- */
@@ -85,48 +85,48 @@ typedef struct {
     ptrdiff_t hidden;
     ptrdiff_t block_begin, block_end;
 
-    const void *gates;       /* as forward left them at this step */
+    const void *gates; /* as forward left them at this step */
     ptrdiff_t gates_block;
     const void *c_prev;
     ptrdiff_t c_prev_row, c_prev_block;
-    const void *h;           /* h_t in the caller's output */
+    const void *h; /* h_t in the caller's output */
     const ptrdiff_t *h_row;
-    const void *h_prev;      /* h_{t-1}, there or in the initial state */
+    const void *h_prev; /* h_{t-1}, there or in the initial state */
     const ptrdiff_t *h_prev_row;
 
-    void *dh;                /* (rows, pitch) in: all of dL/dh_t; out: dL/dh_{t-1} beside the product */
-    void *dc;                /* (rows, pitch) in: dL/dc_t from step t+1; out: dL/dc_{t-1}; LSTM only */
+    void *dh; /* (rows, pitch) in: all of dL/dh_t; out: dL/dh_{t-1} beside the product */
+    void *dc; /* (rows, pitch) in: dL/dc_t from step t+1; out: dL/dc_{t-1}; LSTM only */
     ptrdiff_t dh_pitch;
-    void *dgates;            /* [block][rows][slots][U] out: dL/d(pre-activations) */
+    void *dgates; /* [block][rows][slots][U] out: dL/d(pre-activations) */
     ptrdiff_t dgates_block;
-    void *reset_h;           /* (rows, reset_pitch) out: r * h_prev; GRU with reset before only */
+    void *reset_h; /* (rows, reset_pitch) out: r * h_prev; GRU with reset before only */
     ptrdiff_t reset_pitch;
-    const void *dreset_h;    /* (rows, pitch) in: dL/d(r * h_prev) */
+    const void *dreset_h; /* (rows, pitch) in: dL/d(r * h_prev) */
 } rk_step_backward;
 
 /* -- What arrives at h_t and c_t, before the cell's backward: dy joins, clipping acts ---------- */
 typedef struct {
     ptrdiff_t rows;
     ptrdiff_t hidden;
-    void *dh;                  /* (rows, pitch) */
-    void *dc;                  /* (rows, pitch) or NULL */
+    void *dh; /* (rows, pitch) */
+    void *dc; /* (rows, pitch) or NULL */
     ptrdiff_t pitch;
-    const void *dy;            /* dL/dy_t, or NULL */
-    const ptrdiff_t *dy_row;   /* (rows) offsets */
-    ptrdiff_t dy_unit;         /* stride between units */
-    double limit, norm_limit;  /* of elements and of a row's norm; infinite: no clipping */
+    const void *dy; /* dL/dy_t, or NULL */
+    const ptrdiff_t *dy_row; /* (rows) offsets */
+    ptrdiff_t dy_unit; /* stride between units */
+    double limit, norm_limit; /* of elements and of a row's norm; infinite: no clipping */
     double *dh_norm, *dc_norm; /* (rows) out: norm of each row before clipping, or NULL */
-    unsigned char *clipped;    /* (rows) out: whether the row was changed, or NULL */
+    unsigned char *clipped; /* (rows) out: whether the row was changed, or NULL */
 } rk_arrival;
 
 /* -- sums[block][S][U] += rows of dgates, in the order of the stride --------------------------- */
 typedef struct {
     ptrdiff_t rows;
-    ptrdiff_t vectors;         /* vectors in a row of one block */
+    ptrdiff_t vectors; /* vectors in a row of one block */
     ptrdiff_t block_begin, block_end;
     const void *dgates;
     ptrdiff_t row_stride, dgates_block;
-    void *sums;                /* [block][vectors] */
+    void *sums; /* [block][vectors] */
 } rk_row_sums;
 
 /* -- The cells --------------------------------------------------------------------------------- */
@@ -135,21 +135,22 @@ enum { RK_MAX_GATES = 4, RK_MAX_SLOTS = 4, RK_MAX_PHASES = 2 };
 
 /* A window is a run of neighbouring slots that one product fills. */
 typedef struct {
-    int slot;                /* first slot */
-    int slots;               /* how many */
+    int slot; /* first slot */
+    int slots; /* how many */
     int order[RK_MAX_GATES]; /* canonical gate of each */
 } rk_window;
 
 typedef struct {
-    int gates;        /* G: gates in the canonical weights */
-    int slots;        /* S: pre-activations kept apart */
-    int memory_slots; /* slots of a row of the gate buffer: S, and one for c if there is a cell state */
-    int states;       /* 1: h; 2: h and c */
+    int gates; /* G: gates in the canonical weights */
+    int slots; /* S: pre-activations kept apart */
+    int memory_slots; /* slots of a row of the gate buffer: S, and one for c if there is a cell
+                         state */
+    int states; /* 1: h; 2: h and c */
     int unit_vectors; /* U in vectors */
-    int keeps_gates;  /* whether backward needs the gate buffer of every step */
-    int carries;      /* whether backward writes a part of dL/dh_{t-1} itself */
+    int keeps_gates; /* whether backward needs the gate buffer of every step */
+    int carries; /* whether backward writes a part of dL/dh_{t-1} itself */
     int phases;
-    rk_window input;                   /* filled by W_ih x */
+    rk_window input; /* filled by W_ih x */
     rk_window recurrent[RK_MAX_PHASES]; /* filled by W_hh, phase by phase */
     void (*forward[RK_MAX_PHASES])(const rk_step *);
     void (*backward[RK_MAX_PHASES])(const rk_step_backward *); /* first the last forward phase's */
@@ -158,8 +159,8 @@ typedef struct {
 /* -- All kernels of one dtype and instruction set ---------------------------------------------- */
 typedef struct {
     const char *isa;
-    ptrdiff_t lanes;      /* elements in a vector */
-    ptrdiff_t full_rows;  /* rows of the largest tile of four vectors */
+    ptrdiff_t lanes; /* elements in a vector */
+    ptrdiff_t full_rows; /* rows of the largest tile of four vectors */
     rk_cell cells[RK_CELLS];
     void (*product)(const rk_product *);
     void (*fill)(const rk_product *); /* C[r][j] = init[j] and no more */

@@ -6,13 +6,14 @@
 
 /* Calls body with `row`, and `v` the vector within the block, `unit` its first unit and
  * `valid` the units of it that exist, for all rows and units of the blocks. */
-#define RK_FOR_UNITS(vectors, hidden, block_begin, block_end, row_begin, row_end)             \
-    for (ptrdiff_t block = (block_begin); block < (block_end); block++)                       \
-        for (ptrdiff_t row = (row_begin); row < (row_end); row++)                             \
-            for (ptrdiff_t v = 0, unit = block * (vectors)*LANES, valid = (hidden)-unit;      \
+#define RK_FOR_UNITS(vectors, hidden, block_begin, block_end, row_begin, row_end)                  \
+    for (ptrdiff_t block = (block_begin); block < (block_end); block++)                            \
+        for (ptrdiff_t row = (row_begin); row < (row_end); row++)                                  \
+            for (ptrdiff_t v = 0, unit = block * (vectors) * LANES, valid = (hidden) - unit;       \
                  v < (vectors) && valid > 0; v++, unit += LANES, valid -= LANES)
 
-/* The product into a window of the gates of some blocks, `nc` vectors of each, then the epilogue. */
+/* The product into a window of the gates of some blocks, `nc` vectors of each, then the epilogue.
+ */
 RK_INLINE void RK(forward_blocks)(const rk_step *s, const int unit_vectors, const int slot,
                                   const int slots, const int nc, RK(epilogue) * epilogue)
 {

@@ -6,8 +6,8 @@ except ModuleNotFoundError as error:
     if error.name != "rnnkernel._kernels":
         raise
     raise ImportError(
-        f"rnnkernel is imported from {__path__[0]}, where its compiled modules are missing: this is "
-        "the source tree, not an installation. Run `python -m pip install .` in its root, then "
+        f"rnnkernel is imported from {__path__[0]}, where compiled modules are missing: "
+        "this is the source tree, not an installation. Run `python -m pip install .` in its root, then "
         "start Python in another folder (or run the `rnnkernel` and `pytest` commands, which "
         "do not look into the current one)."
     ) from None

@@ -87,8 +87,9 @@ cdef struct Run:
 
 
 cdef void through_weights(
-    const Run *r, const rk_window *window, const char *weights, Py_ssize_t columns, Py_ssize_t last,
-    Py_ssize_t row, Py_ssize_t begin, Py_ssize_t end, char *out, const Py_ssize_t *out_row, bint add,
+    const Run *r, const rk_window *window, const char *weights, Py_ssize_t columns,
+    Py_ssize_t last, Py_ssize_t row, Py_ssize_t begin, Py_ssize_t end, char *out,
+    const Py_ssize_t *out_row, bint add,
 ) noexcept nogil:
     """out (+)= dgates W over one window, for the rows row + begin .. row + end of the chunk.
 
@@ -353,7 +354,7 @@ def backward(
     and `dc0`, and adds to `gradients`.
     """
     cdef Run r
-    cdef Py_ssize_t n, k, i, t0, steps, tiles, tasks
+    cdef Py_ssize_t i, t0, steps, tiles, tasks
     cdef int team, phase
     r.T, r.N, r.I, r.H = x.shape[0], x.shape[1], x.shape[2], h0.shape[1]
     if r.T == 0 or r.N == 0:

@@ -147,7 +147,9 @@ def output(name: str, value, dtype: np.dtype, dims, sizes, inputs: dict) -> np.n
         raise ValueError(f"{name}: expected elements that lie apart, got a broadcast array")
     for other, read in inputs.items():
         if shares_memory(value, read):
-            raise ValueError(f"{name}: expected memory of its own, got an array that overlaps {other}")
+            raise ValueError(
+                f"{name}: expected memory of its own, got an array that overlaps {other}"
+            )
     return checked if checked.base is not None or checked is value else value
 
 
@@ -160,7 +162,8 @@ def allocate(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         return np.empty(shape, dtype)
     except (MemoryError, ValueError):
         raise MemoryError(
-            f"{name}: an array of shape {shape}, {count * dtype.itemsize} bytes, does not fit in memory"
+            f"{name}: an array of shape {shape}, {count * dtype.itemsize} bytes, does not fit "
+            "in memory"
         ) from None
 
 
@@ -182,7 +185,10 @@ def parameters(name: str, value, shapes: dict[str, tuple[int, ...]], dtype: np.d
     if not isinstance(value, Mapping):
         raise TypeError(f"{name}: expected a mapping of names to arrays, got {_kind(value)}")
     if set(value) != set(shapes):
-        missing, extra = sorted(set(shapes) - set(value)), sorted(map(str, set(value) - set(shapes)))
+        missing, extra = (
+            sorted(set(shapes) - set(value)),
+            sorted(map(str, set(value) - set(shapes))),
+        )
         raise ValueError(
             f"{name}: expected the names {', '.join(shapes)}; "
             f"missing: {', '.join(missing) or 'none'}; unknown: {', '.join(extra) or 'none'}"

@@ -54,7 +54,7 @@ cdef struct Run:
     Py_ssize_t pitch
     const Py_ssize_t *h_row
     const Py_ssize_t *chunk_x     # per batch tile [t][n]: rows of a chunk, in x
-    const Py_ssize_t *chunk_gates # and in gates
+    const Py_ssize_t *chunk_gates  # and in gates
 
 
 cdef inline char *gates_at(const Run *r, Py_ssize_t t) noexcept nogil:
@@ -170,7 +170,8 @@ def pack_cells(PackedWeights w, c):
     packed = aligned_zeros(w.blocks * N * w.units, w.dtype)
     padded = np.zeros((N, w.blocks * w.units), w.dtype)
     padded[:, :H] = c
-    packed.reshape(w.blocks, N, w.units)[...] = padded.reshape(N, w.blocks, w.units).transpose(1, 0, 2)
+    by_block = padded.reshape(N, w.blocks, w.units).transpose(1, 0, 2)
+    packed.reshape(w.blocks, N, w.units)[...] = by_block
     return packed
 
 

@@ -6,7 +6,7 @@ ALIGNMENT = 64
 
 
 def aligned_empty(count: int, dtype) -> np.ndarray:
-    """A flat array whose first element lies at a multiple of 64 bytes; its contents are undefined."""
+    """A flat array, uninitialised, whose first element lies at a multiple of 64 bytes."""
     dtype = np.dtype(dtype)
     try:
         raw = np.empty(count * dtype.itemsize + ALIGNMENT, np.uint8)

@@ -37,4 +37,6 @@ cdef class PackedGradients:
     cdef char *recurrent[2]                   # [block][H][slots][U]
 
     cdef char *zeros(self, Py_ssize_t count) except NULL
-    cdef int unpack_weight(self, weight, const rk_window *window, char *packed, int threads) except -1
+    cdef int unpack_weight(
+        self, weight, const rk_window *window, char *packed, int threads
+    ) except -1

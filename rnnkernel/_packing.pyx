@@ -25,7 +25,10 @@ cdef Py_ssize_t address(object array) except? -1:
 
 
 cdef void pack_blocks(
-    void (*pack)(const rk_packing *) noexcept nogil, const rk_packing *job, Py_ssize_t blocks, int threads
+    void (*pack)(const rk_packing *) noexcept nogil,
+    const rk_packing *job,
+    Py_ssize_t blocks,
+    int threads,
 ) noexcept nogil:
     cdef Py_ssize_t block
     cdef int team = usable_threads(threads)
@@ -37,7 +40,10 @@ cdef void pack_blocks(
 
 
 cdef void pack_one(
-    void (*pack)(const rk_packing *) noexcept nogil, const rk_packing *job, Py_ssize_t begin, Py_ssize_t end
+    void (*pack)(const rk_packing *) noexcept nogil,
+    const rk_packing *job,
+    Py_ssize_t begin,
+    Py_ssize_t end,
 ) noexcept nogil:
     cdef rk_packing part = job[0]
     part.block_begin = begin
@@ -53,7 +59,9 @@ cdef class PackedWeights:
     copies, and the number of threads to pack with.
     """
 
-    def __init__(self, int cell, weight_ih, weight_hh, bias_ih, bias_hh, bint transposed, int threads):
+    def __init__(
+        self, int cell, weight_ih, weight_hh, bias_ih, bias_hh, bint transposed, int threads
+    ):
         cdef int phase
         self.dtype = weight_ih.dtype
         self.kernels = kernels(RK_FLOAT32 if self.dtype == np.float32 else RK_FLOAT64)
@@ -99,7 +107,8 @@ cdef class PackedWeights:
                     rows = self.cell.recurrent[phase].order[gate] * H
                     by_slot[self.cell.recurrent[phase].slot + gate, :H] += bias_hh[rows : rows + H]
             by_block = by_slot.reshape(self.cell.slots, self.blocks, self.units)
-            bias.reshape(self.blocks, self.cell.slots, self.units)[...] = by_block.transpose(1, 0, 2)
+            by_block = by_block.transpose(1, 0, 2)
+            bias.reshape(self.blocks, self.cell.slots, self.units)[...] = by_block
         return self.keep(bias)
 
     cdef rk_packing job(self, weight, const rk_window *window):
@@ -199,7 +208,9 @@ cdef class PackedGradients:
                 rows = w.cell.recurrent[phase].order[gate] * H
                 bias_hh[rows : rows + H] = by_slot[w.cell.recurrent[phase].slot + gate]
 
-    cdef int unpack_weight(self, weight, const rk_window *window, char *packed, int threads) except -1:
+    cdef int unpack_weight(
+        self, weight, const rk_window *window, char *packed, int threads
+    ) except -1:
         cdef rk_packing job = self.weights.job(weight, window)
         job.packed = packed
         with nogil:

@@ -106,7 +106,9 @@ class _Layer:
 
     _cell: cells.Cell
 
-    def __init__(self, input_size, hidden_size, num_layers, bias, batch_first, bidirectional, dtype, rng):
+    def __init__(
+        self, input_size, hidden_size, num_layers, bias, batch_first, bidirectional, dtype, rng
+    ):
         self.input_size = _check.size("input_size", input_size)
         self.hidden_size = _check.size("hidden_size", hidden_size)
         self.num_layers = _check.size("num_layers", num_layers)
@@ -153,7 +155,9 @@ class _Layer:
     def __repr__(self):
         defaults = {"num_layers": 1, "bias": True, "batch_first": False, "bidirectional": False}
         changed = [
-            f"{name}={value!r}" for name, value in self.options.items() if value != defaults.get(name)
+            f"{name}={value!r}"
+            for name, value in self.options.items()
+            if value != defaults.get(name)
         ]
         arguments = [str(self.input_size), str(self.hidden_size), *changed, f"dtype={self.dtype}"]
         return f"{type(self).__name__}({', '.join(arguments)})"
@@ -311,9 +315,13 @@ class _Layer:
         if not isinstance(out, Output):
             raise TypeError(f"out: expected what forward returned, got {type(out).__name__}")
         if out._tape is None:
-            raise ValueError("out: expected the output of forward(..., training=True), got inference")
+            raise ValueError(
+                "out: expected the output of forward(..., training=True), got inference"
+            )
         if out._tape.layer is not self:
-            raise ValueError(f"out: expected an output of this layer, got one of {out._tape.layer!r}")
+            raise ValueError(
+                f"out: expected an output of this layer, got one of {out._tape.layer!r}"
+            )
         if clip is not None and not isinstance(clip, Clip):
             raise TypeError(f"clip: expected a Clip or None, got {type(clip).__name__}")
         flow = _check.flag("flow", flow)
@@ -349,7 +357,11 @@ class _Layer:
                     if k == 0:
                         dpart = self._allocate_y(T, N, batched, self.input_size)
                 if flow:
-                    records[index] = (np.zeros((T, N)), np.zeros((T, N)), np.zeros((T, N), np.uint8))
+                    records[index] = (
+                        np.zeros((T, N)),
+                        np.zeros((T, N)),
+                        np.zeros((T, N), np.uint8),
+                    )
                 gradients = PackedGradients(one.weights)
                 _backward.backward(
                     one.weights,
@@ -395,7 +407,9 @@ class _Layer:
         )
         return Flow(
             np.stack([_norm_over_batch(rows) for rows in dh]),
-            np.stack([_norm_over_batch(rows) for rows in dc]) if len(self._cell.states) == 2 else None,
+            np.stack([_norm_over_batch(rows) for rows in dc])
+            if len(self._cell.states) == 2
+            else None,
             clipped.sum(axis=2, dtype=np.int64),
         )
 

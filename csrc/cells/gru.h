@@ -23,8 +23,7 @@ static void RK(gru_after_epilogue)(const void *context, ptrdiff_t block0, ptrdif
 {
     const rk_step *s = context;
     block0 += s->block_begin;
-    RK_FOR_UNITS(1, s->hidden, block0, block0 + blocks, row0, row0 + rows)
-    {
+    RK_FOR_UNITS (1, s->hidden, block0, block0 + blocks, row0, row0 + rows) {
         real *gate = (real *)s->gates + block * s->gates_block + s->gates_row[row];
         vec h_prev = RK(vload)((const real *)s->h_prev + row * s->h_pitch + unit);
         vec rz[2] = {RK(vload)(gate + LANES), RK(vload)(gate + 2 * LANES)};
@@ -45,10 +44,9 @@ static void RK(gru_after_forward)(const rk_step *s)
 
 static void RK(gru_after_backward)(const rk_step_backward *s)
 {
-    RK_FOR_UNITS(1, s->hidden, s->block_begin, s->block_end, 0, s->rows)
-    {
-        const real *gate = (const real *)s->gates + block * s->gates_block +
-                           row * RK(GRU_SLOTS) * LANES;
+    RK_FOR_UNITS (1, s->hidden, s->block_begin, s->block_end, 0, s->rows) {
+        const real *gate =
+            (const real *)s->gates + block * s->gates_block + row * RK(GRU_SLOTS) * LANES;
         real *dgate = (real *)s->dgates + block * s->dgates_block + row * RK(GRU_SLOTS) * LANES;
         real *dh_at = (real *)s->dh + row * s->dh_pitch + unit;
         vec n = RK(vload)(gate), r = RK(vload)(gate + LANES);
@@ -70,8 +68,7 @@ static void RK(gru_before_reset_epilogue)(const void *context, ptrdiff_t block0,
 {
     const rk_step *s = context;
     block0 += s->block_begin;
-    RK_FOR_UNITS(RK(GRU_BEFORE_VECTORS), s->hidden, block0, block0 + blocks, row0, row0 + rows)
-    {
+    RK_FOR_UNITS (RK(GRU_BEFORE_VECTORS), s->hidden, block0, block0 + blocks, row0, row0 + rows) {
         const ptrdiff_t slot = RK(GRU_BEFORE_VECTORS) * LANES;
         real *gate = (real *)s->gates + block * s->gates_block + s->gates_row[row] + v * LANES;
         vec h_prev = RK(vload)((const real *)s->h_prev + row * s->h_pitch + unit);
@@ -88,8 +85,7 @@ static void RK(gru_before_epilogue)(const void *context, ptrdiff_t block0, ptrdi
 {
     const rk_step *s = context;
     block0 += s->block_begin;
-    RK_FOR_UNITS(RK(GRU_BEFORE_VECTORS), s->hidden, block0, block0 + blocks, row0, row0 + rows)
-    {
+    RK_FOR_UNITS (RK(GRU_BEFORE_VECTORS), s->hidden, block0, block0 + blocks, row0, row0 + rows) {
         const ptrdiff_t slot = RK(GRU_BEFORE_VECTORS) * LANES;
         real *gate = (real *)s->gates + block * s->gates_block + s->gates_row[row] + v * LANES;
         vec h_prev = RK(vload)((const real *)s->h_prev + row * s->h_pitch + unit);
@@ -102,21 +98,18 @@ static void RK(gru_before_epilogue)(const void *context, ptrdiff_t block0, ptrdi
 
 static void RK(gru_before_reset_forward)(const rk_step *s)
 {
-    RK(forward_step)(s, RK(GRU_BEFORE_VECTORS), 1, 2,
-                     RK(gru_before_reset_epilogue));
+    RK(forward_step)(s, RK(GRU_BEFORE_VECTORS), 1, 2, RK(gru_before_reset_epilogue));
 }
 
 static void RK(gru_before_forward)(const rk_step *s)
 {
-    RK(forward_step)(s, RK(GRU_BEFORE_VECTORS), 0, 1,
-                     RK(gru_before_epilogue));
+    RK(forward_step)(s, RK(GRU_BEFORE_VECTORS), 0, 1, RK(gru_before_epilogue));
 }
 
 /* Of the second phase: dn, dz and the direct part of dh_{t-1}; r * h_{t-1} again, for dW_hn. */
 static void RK(gru_before_backward)(const rk_step_backward *s)
 {
-    RK_FOR_UNITS(RK(GRU_BEFORE_VECTORS), s->hidden, s->block_begin, s->block_end, 0, s->rows)
-    {
+    RK_FOR_UNITS (RK(GRU_BEFORE_VECTORS), s->hidden, s->block_begin, s->block_end, 0, s->rows) {
         const ptrdiff_t slot = RK(GRU_BEFORE_VECTORS) * LANES;
         const ptrdiff_t at = row * RK(GRU_BEFORE_SLOTS) * slot + v * LANES;
         const real *gate = (const real *)s->gates + block * s->gates_block + at;
@@ -135,8 +128,7 @@ static void RK(gru_before_backward)(const rk_step_backward *s)
 /* Of the first phase: dr, and what reaches h_{t-1} through r * h_{t-1}. */
 static void RK(gru_before_reset_backward)(const rk_step_backward *s)
 {
-    RK_FOR_UNITS(RK(GRU_BEFORE_VECTORS), s->hidden, s->block_begin, s->block_end, 0, s->rows)
-    {
+    RK_FOR_UNITS (RK(GRU_BEFORE_VECTORS), s->hidden, s->block_begin, s->block_end, 0, s->rows) {
         const ptrdiff_t slot = RK(GRU_BEFORE_VECTORS) * LANES;
         const ptrdiff_t at = row * RK(GRU_BEFORE_SLOTS) * slot + v * LANES;
         const real *gate = (const real *)s->gates + block * s->gates_block + at;

@@ -19,14 +19,13 @@ enum { RK(LSTM_SLOTS) = 4, RK(LSTM_MEMORY_SLOTS) = 5 };
 RK_INLINE void RK(lstm_output)(const rk_step *s, ptrdiff_t block, ptrdiff_t row, const int rows)
 {
     vec o[4], c[4];
-    RK_UNROLL for (int m = 0; m < rows; m++)
-    {
+    RK_FOR (m, rows) {
         const real *gate = (const real *)s->gates + block * s->gates_block + s->gates_row[row + m];
         o[m] = RK(vload)(gate + 3 * LANES);
         c[m] = RK(vload)(gate + 4 * LANES);
     }
     RK(vactivate)(rows, ~0u, c);
-    RK_UNROLL for (int m = 0; m < rows; m++)
+    RK_FOR (m, rows)
         RK(store_h)(s, row + m, block * LANES, s->hidden - block * LANES, o[m] * c[m]);
 }
 
@@ -35,15 +34,16 @@ static void RK(lstm_epilogue)(const void *context, ptrdiff_t block0, ptrdiff_t b
 {
     const rk_step *s = context;
     block0 += s->block_begin;
-    RK_FOR_UNITS(1, s->hidden, block0, block0 + blocks, row0, row0 + rows)
-    {
+    RK_FOR_UNITS (1, s->hidden, block0, block0 + blocks, row0, row0 + rows) {
         real *gate = (real *)s->gates + block * s->gates_block + s->gates_row[row];
         const real *c_prev =
             (const real *)s->c_prev + block * s->c_prev_block + row * s->c_prev_row;
         vec g[4];
-        RK_UNROLL for (int j = 0; j < 4; j++) g[j] = RK(vload)(gate + j * LANES);
+        RK_FOR (j, 4)
+            g[j] = RK(vload)(gate + j * LANES);
         RK(vactivate)(4, 1u << 2, g);
-        RK_UNROLL for (int j = 0; j < 4; j++) RK(vstore)(gate + j * LANES, g[j]);
+        RK_FOR (j, 4)
+            RK(vstore)(gate + j * LANES, g[j]);
         RK(vstore)(gate + 4 * LANES, RK(vfma)(g[1], RK(vload)(c_prev), g[0] * g[2]));
     }
     /* a pass of its own: in one, each row would wait for the chain from f over c to tanh(c) */
@@ -66,10 +66,9 @@ static void RK(lstm_forward)(const rk_step *s)
 
 static void RK(lstm_backward)(const rk_step_backward *s)
 {
-    RK_FOR_UNITS(1, s->hidden, s->block_begin, s->block_end, 0, s->rows)
-    {
-        const real *gate = (const real *)s->gates + block * s->gates_block +
-                           row * RK(LSTM_MEMORY_SLOTS) * LANES;
+    RK_FOR_UNITS (1, s->hidden, s->block_begin, s->block_end, 0, s->rows) {
+        const real *gate =
+            (const real *)s->gates + block * s->gates_block + row * RK(LSTM_MEMORY_SLOTS) * LANES;
         const real *c_prev =
             (const real *)s->c_prev + block * s->c_prev_block + row * s->c_prev_row;
         real *dgate = (real *)s->dgates + block * s->dgates_block + row * RK(LSTM_SLOTS) * LANES;

@@ -14,8 +14,7 @@ RK_INLINE void RK(rnn_epilogue)(const void *context, ptrdiff_t block0, ptrdiff_t
 {
     const rk_step *s = context;
     block0 += s->block_begin;
-    RK_FOR_UNITS(RK(RNN_VECTORS), s->hidden, block0, block0 + blocks, row0, row0 + rows)
-    {
+    RK_FOR_UNITS (RK(RNN_VECTORS), s->hidden, block0, block0 + blocks, row0, row0 + rows) {
         const real *gate = (const real *)s->gates + block * s->gates_block + s->gates_row[row];
         vec a = RK(vload)(gate + v * LANES);
         /* vmax passes NaN on */
@@ -47,10 +46,9 @@ static void RK(rnn_relu_forward)(const rk_step *s)
 
 RK_INLINE void RK(rnn_backward)(const rk_step_backward *s, const int relu)
 {
-    RK_FOR_UNITS(RK(RNN_VECTORS), s->hidden, s->block_begin, s->block_end, 0, s->rows)
-    {
-        real *dgate = (real *)s->dgates + block * s->dgates_block +
-                      (row * RK(RNN_VECTORS) + v) * LANES;
+    RK_FOR_UNITS (RK(RNN_VECTORS), s->hidden, s->block_begin, s->block_end, 0, s->rows) {
+        real *dgate =
+            (real *)s->dgates + block * s->dgates_block + (row * RK(RNN_VECTORS) + v) * LANES;
         vec h = RK(vload_part)((const real *)s->h + s->h_row[row] + unit, valid);
         vec dh = RK(vload)((const real *)s->dh + row * s->dh_pitch + unit);
         vec da = relu ? RK(vselect)(h <= (vec){0}, (vec){0}, dh) : dh * (1 - h * h);
