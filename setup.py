@@ -2,6 +2,10 @@
 
 Each instruction set is one C file compiled with its own flags. All of them are linked into
 `rnnkernel._kernels`; the other modules reach the kernels through its table of functions.
+
+What is up to date is not compiled again. The environment variables CC, CFLAGS and LDFLAGS have
+their usual meaning; `RNNKERNEL_BUILD_ISAS` is a comma-separated list of the instruction sets to
+compile beside `baseline`, all that the compiler and the machine know if it is not set.
 """
 
 import os
@@ -16,6 +20,7 @@ from pathlib import Path
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.modified import newer_group
 
 ROOT = Path(__file__).parent
 
@@ -32,82 +37,125 @@ ISAS = {
 # No contraction: fused multiply-adds are asked for by name. -Wno-psabi: vectors as arguments
 # of inlined functions only.
 C_FLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-Wno-psabi"]
+# Python's own flags ask for debug information, which would be most of the wheel.
+if "-g" not in os.environ.get("CFLAGS", "").split():
+    C_FLAGS.append("-g0")
 
-C_SOURCES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.[ch]"))
+EMPTY_PROGRAM = "int main(void) { return 0; }\n"
+OPENMP_PROGRAM = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
 
 
-def compiles(compiler, source, flags, link=False):
-    """Whether the C compiler accepts a program."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "probe.c"
-        path.write_text(source)
-        command = [*compiler, *flags, str(path), "-o", str(Path(folder) / "probe")]
-        if not link:
-            command.append("-c")
-        return subprocess.run(command, capture_output=True).returncode == 0
+def csrc(pattern):
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob(pattern))
 
 
 class BuildKernels(build_ext):
+    def finalize_options(self):
+        super().finalize_options()
+        self.parallel = self.parallel or os.cpu_count()
+
     def build_extensions(self):
-        compiler = list(getattr(self.compiler, "compiler_so", None) or ["cc"])
-        if shutil.which(compiler[0]) is None or not compiles(compiler, "int main(void){return 0;}", []):
+        self.compiler_command = list(getattr(self.compiler, "compiler_so", None) or ["cc"])
+        if shutil.which(self.compiler_command[0]) is None or not self.compiles(EMPTY_PROGRAM):
             sys.exit(
-                f"rnnkernel: no working C compiler: {' '.join(compiler)!r} failed. Building needs GCC "
-                "or Clang (Debian: apt install gcc; macOS: xcode-select --install); or set CC."
+                f"rnnkernel: no working C compiler: {' '.join(self.compiler_command)!r} failed. "
+                "Building needs GCC or Clang and a C library's headers (Debian: apt install gcc "
+                "libc6-dev; macOS: xcode-select --install); CC names another compiler."
             )
         openmp = ["-fopenmp"]
-        probe = "#include <omp.h>\nint main(void){return omp_get_max_threads() < 1;}"
-        if not compiles(compiler, probe, openmp, link=True):
+        if not self.compiles(OPENMP_PROGRAM, openmp, link=True):
             print("rnnkernel: the compiler has no OpenMP: building serial kernels", file=sys.stderr)
             openmp = []
-        version = subprocess.run([compiler[0], "--version"], capture_output=True, text=True).stdout
-        isas = [
-            name
-            for name, (flags, machines) in ISAS.items()
-            if machines & {"any", platform.machine()}
-            and compiles(compiler, "int main(void){return 0;}", flags)
-        ]
+        version = self.run_compiler("--version").stdout.splitlines()[0]
+        isas = self.wanted_isas()
         macros = [(f"RK_HAVE_{name.upper()}", "1") for name in isas]
         macros += [
-            ("RK_COMPILER", '"' + version.splitlines()[0].replace('"', "") + '"'),
+            ("RK_COMPILER", '"' + version.replace('"', "") + '"'),
             ("RK_FLAGS", '"' + " ".join(C_FLAGS + openmp) + '"'),
         ]
+        settings = self.settings_file(
+            self.compiler_command,
+            os.environ.get("LDFLAGS"),
+            macros,
+            [ISAS[name][0] for name in isas],
+        )
         for extension in self.extensions:
             extension.extra_compile_args = C_FLAGS + openmp
             extension.extra_link_args = openmp
+            extension.depends.append(settings)
             if extension.name == "rnnkernel._kernels":
                 extension.define_macros += macros
-                extension.extra_objects = self.compile_isas(isas)
+                extension.extra_objects = self.compile_isas(isas, settings)
         super().build_extensions()
 
-    def compile_isas(self, isas):
-        def compile_one(name):
-            return self.compiler.compile(
-                [f"csrc/isa_{name}.c"],
-                output_dir=self.build_temp,
-                include_dirs=["csrc"],
-                extra_postargs=C_FLAGS + ISAS[name][0],
-                depends=C_SOURCES,
+    def run_compiler(self, *arguments):
+        return subprocess.run([*self.compiler_command, *arguments], capture_output=True, text=True)
+
+    def compiles(self, program, flags=(), link=False):
+        """Whether the C compiler accepts a program."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "probe.c"
+            path.write_text(program)
+            action = [] if link else ["-c"]
+            arguments = [*flags, *action, str(path), "-o", str(Path(folder) / "probe")]
+            return self.run_compiler(*arguments).returncode == 0
+
+    def wanted_isas(self):
+        wanted = os.environ.get("RNNKERNEL_BUILD_ISAS")
+        names = set(ISAS)
+        if wanted is not None:
+            names = {"baseline"} | {name.strip() for name in wanted.split(",") if name.strip()}
+        if not names <= set(ISAS):
+            sys.exit(
+                f"rnnkernel: RNNKERNEL_BUILD_ISAS={wanted!r}: expected some of {', '.join(ISAS)}"
             )
+        return [
+            name
+            for name, (flags, machines) in ISAS.items()
+            if name in names
+            and machines & {"any", platform.machine()}
+            and self.compiles(EMPTY_PROGRAM, flags)
+        ]
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return [path for paths in pool.map(compile_one, isas) for path in paths]
+    def settings_file(self, *settings):
+        """A file that is newer than what was built with another compiler or other flags."""
+        path = Path(self.build_temp) / "settings.txt"
+        text = "\n".join(map(repr, settings))
+        if not path.exists() or path.read_text() != text:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        return str(path)
+
+    def compile_isas(self, isas, settings):
+        def compile_one(name):
+            source = f"csrc/isa_{name}.c"
+            (built,) = self.compiler.object_filenames([source], output_dir=self.build_temp)
+            if self.force or newer_group([source, settings, *csrc("*.h")], built):
+                self.compiler.compile(
+                    [source],
+                    output_dir=self.build_temp,
+                    include_dirs=["csrc"],
+                    extra_postargs=C_FLAGS + ISAS[name][0],
+                )
+            return built
+
+        with ThreadPoolExecutor(self.parallel) as pool:
+            return list(pool.map(compile_one, isas))
 
 
-def extension(name, sources=()):
+def extension(name, sources=(), depends=("csrc/rnnkernel.h",)):
     return Extension(
         f"rnnkernel.{name}",
         [f"rnnkernel/{name}.pyx", *sources],
         include_dirs=["csrc"],
-        depends=C_SOURCES,
-        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
+        depends=list(depends),
     )
 
 
 setup(
     ext_modules=cythonize(
         [
-            extension("_kernels", ["csrc/dispatch.c", "csrc/fp.c"]),
+            extension("_kernels", ["csrc/dispatch.c", "csrc/fp.c"], csrc("*.[ch]")),
             extension("_packing"),
             extension("_forward"),
             extension("_backward"),

@@ -1,0 +1,36 @@
+"""ONNX Runtime: one kept session; arrays handed over per call, or bound once."""
+
+import onnxruntime as ort
+
+from peers import _onnx_model
+
+VERSION = ort.__version__
+
+
+def refuses(problem, mode):
+    return "ONNX Runtime's wheel does not train" if mode == "training" else ""
+
+
+def prepare(problem, mode, data, threads):
+    model, feeds = _onnx_model.make(problem, data)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+    def outputs(y):
+        return {"y": _onnx_model.canonical(problem, y)}
+
+    binding = session.io_binding()
+    for name, array in feeds.items():
+        binding.bind_cpu_input(name, array)
+    binding.bind_output("y", "cpu")
+    return {
+        "run": (lambda: session.run(["y"], feeds)[0], outputs),
+        "bound": (
+            # with feeds, to keep them alive: the binding only points into these arrays
+            lambda: (session.run_with_iobinding(binding), feeds),
+            lambda _: outputs(binding.copy_outputs_to_cpu()[0]),
+        ),
+    }

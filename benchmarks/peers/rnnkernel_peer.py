@@ -1,0 +1,39 @@
+"""rnnkernel itself. `rest` is inference with weights packed once: `freeze()`, `stream()`."""
+
+import numpy as np
+import problems
+from data import layer_outputs, layer_state, make_layer
+
+import rnnkernel as rk
+
+VERSION = rk.__version__
+
+
+def refuses(problem, mode):
+    return problems.missing(problem, mode)
+
+
+def prepare(problem, mode, data, threads):
+    layer, state = make_layer(problem, data), layer_state(problem, data.states)
+    rk.set_num_threads(threads)
+    x, dy, options = data.x, data.dy, {}
+    if problem.lengths is not None:
+        options["lengths"] = np.array(problem.lengths)
+
+    if mode == "training":
+
+        def run():
+            out = layer.forward(x, state, training=True, **options)
+            return out.y, layer.backward(out, dy)
+
+        return {"layer": (run, lambda result: layer_outputs(*result))}
+
+    if mode == "rest" and problem.step:
+        stream = layer.freeze().stream(batch_size=problem.N)
+        row = np.ascontiguousarray(x[0])
+        out = np.empty((problem.N, problem.H * problem.directions), problem.dtype)
+        # the first step starts from zeros, as the drawn states of this mode are
+        return {"stream": (lambda: stream.step(row, out=out), lambda y: {"y": y[None].copy()})}
+
+    frozen = layer.freeze() if mode == "rest" else layer
+    return {"layer": (lambda: frozen(x, state, **options), lambda result: layer_outputs(result[0]))}

@@ -1,0 +1,145 @@
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from rnnkernel.clipping import Clip
+
+_Array: TypeAlias = npt.NDArray[Any]
+_Pair: TypeAlias = tuple[_Array, _Array]
+# what comes in: NumPy's arrays, __dlpack__, the array interface
+_ArrayLike: TypeAlias = Any
+# an array, or for LSTM a pair of arrays: the caller knows which
+_State: TypeAlias = Any
+_Seed: TypeAlias = int | np.random.Generator | None
+
+@dataclass(frozen=True)
+class Output:
+    y: _Array
+    state: _State
+    trace: None = None
+    _tape: object = ...
+
+@dataclass(frozen=True)
+class Flow:
+    dh_norm: npt.NDArray[np.float64]
+    dc_norm: npt.NDArray[np.float64] | None
+    clipped: npt.NDArray[np.int64]
+
+@dataclass(frozen=True)
+class Gradients:
+    x: _Array | None
+    state: _State
+    parameters: dict[str, _Array]
+    embedding: None = None
+    flow: Flow | None = None
+
+class _Layer:
+    input_size: int
+    hidden_size: int
+    num_layers: int
+    bias: bool
+    batch_first: bool
+    bidirectional: bool
+    dtype: np.dtype[Any]
+    options: dict[str, Any]
+    parameters: dict[str, _Array]
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        bias: bool,
+        batch_first: bool,
+        bidirectional: bool,
+        dtype: npt.DTypeLike,
+        rng: _Seed,
+    ) -> None: ...
+    def state_dict(self) -> dict[str, _Array]: ...
+    def load_state_dict(self, state_dict: Any) -> None: ...
+    def __call__(
+        self, x: _ArrayLike, state: _State = None, *, num_threads: int | None = None
+    ) -> tuple[_Array, _State]: ...
+    def forward(
+        self,
+        x: _ArrayLike,
+        state: _State = None,
+        *,
+        training: bool = False,
+        out: _Array | None = None,
+        num_threads: int | None = None,
+    ) -> Output: ...
+    def backward(
+        self,
+        out: Output,
+        dy: _ArrayLike | None = None,
+        dstate: _State = None,
+        *,
+        clip: Clip | None = None,
+        flow: bool = False,
+        input_grad: bool = True,
+        num_threads: int | None = None,
+    ) -> Gradients: ...
+
+class RNN(_Layer):
+    nonlinearity: Literal["tanh", "relu"]
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        nonlinearity: Literal["tanh", "relu"] = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        bidirectional: bool = False,
+        dtype: npt.DTypeLike = ...,
+        rng: _Seed = None,
+    ) -> None: ...
+    def __call__(
+        self, x: _ArrayLike, state: _ArrayLike | None = None, *, num_threads: int | None = None
+    ) -> tuple[_Array, _Array]: ...
+
+class GRU(_Layer):
+    reset_after: bool
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        reset_after: bool = True,
+        bias: bool = True,
+        batch_first: bool = False,
+        bidirectional: bool = False,
+        dtype: npt.DTypeLike = ...,
+        rng: _Seed = None,
+    ) -> None: ...
+    def __call__(
+        self, x: _ArrayLike, state: _ArrayLike | None = None, *, num_threads: int | None = None
+    ) -> tuple[_Array, _Array]: ...
+
+class LSTM(_Layer):
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        bias: bool = True,
+        batch_first: bool = False,
+        bidirectional: bool = False,
+        dtype: npt.DTypeLike = ...,
+        rng: _Seed = None,
+    ) -> None: ...
+    def __call__(
+        self,
+        x: _ArrayLike,
+        state: tuple[_ArrayLike, _ArrayLike] | None = None,
+        *,
+        num_threads: int | None = None,
+    ) -> tuple[_Array, _Pair]: ...

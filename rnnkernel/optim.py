@@ -1,0 +1,191 @@
+"""Optimizers over dicts of live parameter arrays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Adam"]
+
+
+class Adam:
+    """Adam with bias correction and, on request, decoupled weight decay (then called AdamW).
+
+    At step ``t``, for every parameter ``p`` with gradient ``g``::
+
+        m = beta1 * m + (1 - beta1) * g
+        v = beta2 * v + (1 - beta2) * g^2
+        p = p - lr * weight_decay * p
+        p = p - lr * (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
+
+    Kingma & Ba, *Adam: a method for stochastic optimization* (2015); Loshchilov & Hutter,
+    *Decoupled weight decay regularization* (2019).
+
+    Parameters
+    ----------
+    parameters : mapping of str to ndarray, or a sequence of such mappings
+        The arrays to train, float32 or float64 and writable, such as ``layer.parameters`` or
+        ``[layer.parameters, readout.parameters]``. They are updated in place.
+    lr : float
+        Learning rate, at least 0. An attribute: assign to it between steps for a schedule.
+    betas : pair of float
+        Decay of the running mean of the gradient and of its square, each in [0, 1).
+    eps : float
+        Added to the denominator, at least 0.
+    weight_decay : float
+        Share of a parameter that decays at each step, in units of ``lr``; at least 0.
+
+    Attributes
+    ----------
+    steps : int
+        Number of steps taken.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For parameters or settings other than the above; the message names the argument.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, np.ndarray] | Sequence[Mapping[str, np.ndarray]],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        self.lr = _number("lr", lr)
+        if not isinstance(betas, Sequence) or len(betas) != 2:
+            raise ValueError(f"betas: expected two numbers, got {betas!r}")
+        self.betas = (_number("betas[0]", betas[0], 1.0), _number("betas[1]", betas[1], 1.0))
+        self.eps = _number("eps", eps)
+        self.weight_decay = _number("weight_decay", weight_decay)
+        self.steps = 0
+
+        self._is_list = not isinstance(parameters, Mapping)
+        self._groups = [dict(group) for group in _groups("parameters", parameters)]
+        self._check_parameters()
+        self._moments = [
+            {name: (np.zeros_like(p), np.zeros_like(p)) for name, p in group.items()}
+            for group in self._groups
+        ]
+        # Two scratch arrays for each dtype, as large as the largest parameter: a step allocates
+        # no array of its own.
+        largest: dict[np.dtype, int] = {}
+        for group in self._groups:
+            for p in group.values():
+                largest[p.dtype] = max(largest.get(p.dtype, 0), p.size)
+        self._scratch = {dtype: np.empty((2, size), dtype) for dtype, size in largest.items()}
+
+    def step(
+        self, gradients: Mapping[str, np.ndarray] | Sequence[Mapping[str, np.ndarray]]
+    ) -> None:
+        """Take one step; ``gradients`` has the structure, shapes and dtypes of the parameters.
+
+        Everything is checked first; on an error neither a parameter nor the optimizer has
+        changed. The gradients are only read.
+
+        Raises
+        ------
+        TypeError
+            If a gradient is no array of its parameter's dtype.
+        ValueError
+            If names or shapes are not those of the parameters.
+        """
+        groups = self._check_gradients(gradients)
+        lr = _number("lr", self.lr)
+        self.steps += 1
+        beta1, beta2 = self.betas
+        # The two corrections are moved to where they cost a scalar and not a pass over the array:
+        # lr * (m/c1) / (sqrt(v/c2) + eps) = (lr*sqrt(c2)/c1) * m / (sqrt(v) + eps*sqrt(c2)).
+        root2 = math.sqrt(1.0 - beta2**self.steps)
+        rate = lr * root2 / (1.0 - beta1**self.steps)
+        eps = self.eps * root2
+        for group, moments, gradient in zip(self._groups, self._moments, groups, strict=True):
+            for name, p in group.items():
+                g = gradient[name]
+                m, v = moments[name]
+                a, b = (row[: p.size].reshape(p.shape) for row in self._scratch[p.dtype])
+                m *= beta1
+                m += np.multiply(g, 1.0 - beta1, out=a)
+                v *= beta2
+                np.multiply(g, g, out=a)
+                v += np.multiply(a, 1.0 - beta2, out=a)
+                np.sqrt(v, out=a)
+                a += eps
+                np.multiply(m, rate, out=b)
+                if self.weight_decay:
+                    p *= 1.0 - lr * self.weight_decay
+                # 0 / 0 can only come from eps = 0 and a gradient that was always zero: no step.
+                p -= np.divide(b, a, out=b, where=a != 0) if self.eps == 0 else np.divide(b, a, b)
+
+    def _check_parameters(self) -> None:
+        seen: dict[int, str] = {}
+        for k, group in enumerate(self._groups):
+            for name, p in group.items():
+                label = self._label("parameters", k, name)
+                if not isinstance(p, np.ndarray) or p.dtype not in (np.float32, np.float64):
+                    raise TypeError(f"{label}: expected a float32 or float64 array, got {_what(p)}")
+                if not p.flags.writeable:
+                    raise ValueError(f"{label}: expected a writable array, got a read-only one")
+                if id(p) in seen:
+                    raise ValueError(
+                        f"{label}: expected every array once, got that of {seen[id(p)]} again"
+                    )
+                seen[id(p)] = label
+
+    def _check_gradients(self, gradients: Any) -> list[Mapping[str, np.ndarray]]:
+        if isinstance(gradients, Mapping) is self._is_list:
+            expected = f"{len(self._groups)} mappings in a sequence" if self._is_list else "one"
+            raise TypeError(f"gradients: expected {expected}, as the parameters were given")
+        groups = _groups("gradients", gradients)
+        if len(groups) != len(self._groups):
+            raise ValueError(f"gradients: expected {len(self._groups)} mappings, got {len(groups)}")
+        for k, (group, gradient) in enumerate(zip(self._groups, groups, strict=True)):
+            if set(gradient) != set(group):
+                raise ValueError(
+                    f"{self._label('gradients', k)}: expected the names {sorted(group)}, "
+                    f"got {sorted(map(str, gradient))}"
+                )
+            for name, p in group.items():
+                g = gradient[name]
+                label = self._label("gradients", k, name)
+                if not isinstance(g, np.ndarray) or g.dtype != p.dtype:
+                    raise TypeError(f"{label}: expected a {p.dtype} array, got {_what(g)}")
+                if g.shape != p.shape:
+                    raise ValueError(f"{label}: expected shape {p.shape}, got {g.shape}")
+        return groups
+
+    def _label(self, argument: str, group: int, name: str | None = None) -> str:
+        label = f"{argument}[{group}]" if self._is_list else argument
+        return label if name is None else f"{label}[{name!r}]"
+
+
+def _groups(argument: str, value: Any) -> list[Mapping[str, np.ndarray]]:
+    groups = [value] if isinstance(value, Mapping) else value
+    if not isinstance(groups, Sequence) or not all(isinstance(g, Mapping) for g in groups):
+        raise TypeError(
+            f"{argument}: expected a mapping of names to arrays or a sequence of such mappings, "
+            f"got {_what(value)}"
+        )
+    return list(groups)
+
+
+def _number(argument: str, value: Any, below: float = math.inf) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{argument}: expected a number, got {type(value).__name__}") from None
+    if not 0.0 <= number < below:  # false for NaN, too
+        limit = "finite" if below == math.inf else f"< {below}"
+        raise ValueError(f"{argument}: expected a number >= 0 and {limit}, got {value!r}")
+    return number
+
+
+def _what(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.dtype}"
+    return type(value).__name__

@@ -1,0 +1,142 @@
+"""Random problems from a seed, what the reference makes of them, and central differences.
+
+Knows nothing of the package under test. Outputs go by name in a dict, so that every check compares
+all of them: y, the final states h and c, and in the backward direction dx, dh0, dc0 and d_<weight>.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from reference import Case
+
+
+@dataclass(frozen=True)
+class Problem:
+    case: Case
+    weights: dict[str, np.ndarray]
+    x: np.ndarray  # (T, N, I)
+    states: tuple[np.ndarray, ...]  # (N, H) each
+    dy: np.ndarray | None  # (T, N, H)
+    dstates: tuple[np.ndarray, ...] | None  # (N, H) each
+
+    @property
+    def sizes(self):
+        T, N, I = self.x.shape  # noqa: E741
+        return T, N, I, self.states[0].shape[1]
+
+    @property
+    def dtype(self):
+        return self.x.dtype
+
+    def astype(self, dtype):
+        return replace(
+            self,
+            weights={name: w.astype(dtype) for name, w in self.weights.items()},
+            x=self.x.astype(dtype),
+            states=tuple(s.astype(dtype) for s in self.states),
+            dy=None if self.dy is None else self.dy.astype(dtype),
+            dstates=None if self.dstates is None else tuple(s.astype(dtype) for s in self.dstates),
+        )
+
+    def arrays(self):
+        """Every array that something can be differentiated by, under its gradient's name."""
+        named = {"dx": self.x}
+        named |= {f"d{s}0": array for s, array in zip(self.case.states, self.states, strict=True)}
+        named |= {f"d_{name}": array for name, array in self.weights.items()}
+        return named
+
+
+def draw(
+    case,
+    T,
+    N,
+    I,  # noqa: E741
+    H,
+    *,
+    dtype=np.float64,
+    seed=0,
+    bias=True,
+    dy=True,
+    dstate=True,
+    scale=1.0,
+):
+    """Inputs, states and gradients of unit variance; weights as a layer's at first, times scale."""
+    rng = np.random.default_rng([seed, T, N, I, H])
+    rows = case.gates * H
+
+    def uniform(*shape):
+        return (rng.uniform(-1, 1, shape) * scale / np.sqrt(H)).astype(dtype)
+
+    def normal(*shape):
+        return rng.standard_normal(shape).astype(dtype)
+
+    weights = {"weight_ih": uniform(rows, I), "weight_hh": uniform(rows, H)}
+    if bias:
+        weights |= {"bias_ih": uniform(rows), "bias_hh": uniform(rows)}
+    x = normal(T, N, I)
+    states = tuple(normal(N, H) for _ in case.states)
+    d_y = normal(T, N, H)
+    d_states = tuple(normal(N, H) for _ in case.states)
+    return Problem(case, weights, x, states, d_y if dy else None, d_states if dstate else None)
+
+
+def forward_outputs(case, y, states):
+    return {"y": y} | dict(zip(case.states, states, strict=True))
+
+
+def gradient_outputs(case, x, states, parameters):
+    named = {"dx": x}
+    named |= {f"d{s}0": array for s, array in zip(case.states, states, strict=True)}
+    named |= {f"d_{name}": array for name, array in parameters.items()}
+    return named
+
+
+def reference_outputs(problem, **clip):
+    """Every output of the reference, and its Gradients (for the flow)."""
+    case, p = problem.case, problem
+    y, state, tape = case.forward(p.weights, p.x, case.pack(p.states))
+    dstate = None if p.dstates is None else case.pack(p.dstates)
+    grads = case.backward(p.weights, tape, p.dy, dstate, **clip)
+    outputs = forward_outputs(case, y, case.unpack(state))
+    outputs |= gradient_outputs(case, grads.x, case.unpack(grads.state), grads.parameters)
+    return outputs, grads
+
+
+def loss(problem, y, states):
+    """The scalar whose gradient BPTT returns for dy and dstate."""
+    total = 0.0
+    if problem.dy is not None:
+        total += (y * problem.dy).sum()
+    if problem.dstates is not None:
+        total += sum((s * d).sum() for s, d in zip(states, problem.dstates, strict=True))
+    return total
+
+
+def central_differences(function, array, step=1e-5):
+    """d function() / d array, element by element; array is edited in place and restored.
+
+    In float64 the step balances truncation (step^2) and rounding (eps / step): both near 1e-10.
+    """
+    gradient = np.empty_like(array)
+    for index in np.ndindex(array.shape):
+        saved = array[index]
+        array[index] = saved + step
+        above = function()
+        array[index] = saved - step
+        below = function()
+        array[index] = saved
+        gradient[index] = (above - below) / (2 * step)
+    return gradient
+
+
+def distance_to_kink(problem):
+    """The smallest |argument of relu| in a forward pass; infinite for a smooth cell."""
+    case, w = problem.case, problem.weights
+    if case.options.get("nonlinearity") != "relu":
+        return np.inf
+    y, _, _ = case.forward(w, problem.x, case.pack(problem.states))
+    h_before = np.concatenate([problem.states[0][None], y[:-1]])
+    a = problem.x @ w["weight_ih"].T + h_before @ w["weight_hh"].T
+    a += w.get("bias_ih", 0) + w.get("bias_hh", 0)
+    return np.abs(a).min()

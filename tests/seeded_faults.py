@@ -1,0 +1,242 @@
+"""Plants faults in a copy of the sources, one at a time, and shows which test catches each.
+
+    python tests/seeded_faults.py [WORD ...]      only faults whose title has one of the words
+
+A script, not a test: it compiles the kernels again for every fault. It needs what building needs
+(Cython, setuptools, a C compiler) and the packages of the extra `test`. Exits with 1 where a fault
+survives, and stops where a fault no longer fits the sources, which is to be mended here.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+COPIED = ("csrc", "rnnkernel", "tests", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+# Fast, and by value: whatever else the tests hold, these must notice a wrong number.
+TESTS = ("tests/test_values.py", "tests/test_clipping.py")
+CHOSEN = "test_core or test_clipped_bptt_equals_the_reference or many_steps_and_rows"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`old`, which stands exactly once in the file (in any line breaks), becomes `new`."""
+
+    title: str
+    file: str
+    old: str
+    new: str
+
+
+LSTM, GRU, RNN = "csrc/cells/lstm.h", "csrc/cells/gru.h", "csrc/cells/rnn.h"
+TABLE, ARRIVAL = "csrc/kernels.h", "csrc/arrival.h"
+FORWARD, BACKWARD = "rnnkernel/_forward.pyx", "rnnkernel/_backward.pyx"
+PACKING = "rnnkernel/_packing.pyx"
+
+FAULTS = [
+    Fault(
+        "LSTM: i and f change places in the epilogue",
+        LSTM,
+        "RK(vfma)(g[1], RK(vload)(c_prev), g[0] * g[2])",
+        "RK(vfma)(g[0], RK(vload)(c_prev), g[1] * g[2])",
+    ),
+    Fault(
+        "LSTM: g and o change places in W_hh",
+        TABLE,
+        ".recurrent = {{0, 4, {0, 1, 2, 3}}}",
+        ".recurrent = {{0, 4, {0, 1, 3, 2}}}",
+    ),
+    Fault(
+        "LSTM: dc is not multiplied by f on its way back",
+        LSTM,
+        "RK(vstore)(dc_at, dc * f);",
+        "RK(vstore)(dc_at, dc);",
+    ),
+    Fault(
+        "LSTM: df from c_t's gradient without c_{t-1}",
+        LSTM,
+        "dc * RK(vload)(c_prev) * (f * (1 - f))",
+        "dc * (f * (1 - f))",
+    ),
+    Fault(
+        "GRU, reset after: r and z change places in W_hh",
+        TABLE,
+        ".recurrent = {{1, 3, {0, 1, 2}}}",
+        ".recurrent = {{1, 3, {1, 0, 2}}}",
+    ),
+    Fault(
+        "GRU, reset after: the recurrent bias of n is forgotten",
+        PACKING,
+        "by_slot[self.cell.recurrent[phase].slot + gate, :H] += bias_hh[rows : rows + H]",
+        "by_slot[self.cell.recurrent[phase].slot + gate, :H] += bias_hh[rows : rows + H] * ("
+        "self.cell.recurrent[phase].slot + gate < 3)",
+    ),
+    Fault(
+        "GRU, reset before: the recurrent bias of n is forgotten",
+        PACKING,
+        "by_slot[self.cell.recurrent[phase].slot + gate, :H] += bias_hh[rows : rows + H]",
+        "by_slot[self.cell.recurrent[phase].slot + gate, :H] += bias_hh[rows : rows + H] * ("
+        "phase == 0)",
+    ),
+    Fault(
+        "GRU, reset after: the gradient of W_hn h + b_hn without r",
+        GRU,
+        "RK(vstore)(dgate + 3 * LANES, da * r);",
+        "RK(vstore)(dgate + 3 * LANES, da);",
+    ),
+    Fault(
+        "GRU, reset before: dW_hn of h instead of r * h",
+        GRU,
+        "RK(vstore)((real *)s->reset_h + row * s->reset_pitch + unit, r * h_prev);",
+        "RK(vstore)((real *)s->reset_h + row * s->reset_pitch + unit, h_prev);",
+    ),
+    Fault(
+        "RNN: relu passes the gradient on the wrong side",
+        RNN,
+        "RK(vselect)(h <= (vec){0}, (vec){0}, dh)",
+        "RK(vselect)(h <= (vec){0}, dh, (vec){0})",
+    ),
+    Fault(
+        "clipping forgets c",
+        ARRIVAL,
+        "if (dc) changed |= RK(clip_row)(dc, p->hidden, p->limit, p->norm_limit);",
+        "",
+    ),
+    Fault(
+        "BPTT: the first step is dropped",
+        BACKWARD,
+        "for t in range(t0 + steps - 1, t0 - 1, -1):",
+        "for t in range(t0 + steps - 1, max(t0 - 1, 0), -1):",
+    ),
+    Fault(
+        "BPTT: the last step's dy is dropped",
+        BACKWARD,
+        "if r.dy != NULL: a.dy =",
+        "if r.dy != NULL and t < r.T - 1: a.dy =",
+    ),
+    Fault(
+        "BPTT: dW_hh without the first step, whose h_{t-1} is h0",
+        BACKWARD,
+        "add_outer(r, &p, r.h0, 0, r.H, b, 1)",
+        "pass",
+    ),
+    Fault(
+        "BPTT: dW_hh pairs dgates_t with h_t, first chunk",
+        BACKWARD,
+        "b + r.N * b_row * r.item, steps - 1",
+        "b, steps - 1",
+    ),
+    Fault(
+        "BPTT: dW_hh pairs dgates_t with h_t, later chunks",
+        BACKWARD,
+        "r.y + (t0 - 1) * r.y_time * r.item, r.y_time, r.y_batch, b, steps",
+        "r.y + t0 * r.y_time * r.item, r.y_time, r.y_batch, b, steps",
+    ),
+    Fault(
+        "BPTT: no gradient of b_hh",
+        PACKING,
+        "bias_hh[rows : rows + H] = by_slot[w.cell.recurrent[phase].slot + gate]",
+        "bias_hh[rows : rows + H] = 0",
+    ),
+    Fault(
+        "forward: the final h is that of the step before",
+        FORWARD,
+        "last = (r.T & 1) * r.N * r.pitch",
+        "last = ((r.T + 1) & 1) * r.N * r.pitch",
+    ),
+    Fault(
+        "forward: the final c is that of the step before",
+        FORWARD,
+        "(r.T - 1) % r.gates_steps, r.gates_time)",
+        "(r.T - 2 + r.gates_steps) % r.gates_steps, r.gates_time)",
+    ),
+]
+
+
+def pattern(text):
+    """Finds the text whatever its line breaks and indentation."""
+    return re.compile(r"\s+".join(map(re.escape, text.split())))
+
+
+def planted(fault, source):
+    found = pattern(fault.old).findall(source)
+    if len(found) != 1:
+        sys.exit(f"{fault.title}: expected once in {fault.file}, found {len(found)}: {fault.old}")
+    return source.replace(found[0], fault.new)
+
+
+def copy_sources(to):
+    for name in COPIED:
+        path = ROOT / name
+        if path.is_dir():
+            ignored = shutil.ignore_patterns("*.so", "__pycache__", ".*")
+            shutil.copytree(path, to / name, ignore=ignored)
+        else:
+            shutil.copy2(path, to / name)
+
+
+def run(tree, *command):
+    # one instruction set: all are compiled from the same source
+    environment = {**os.environ, "RNNKERNEL_BUILD_ISAS": "baseline", "RNNKERNEL_ISA": "baseline"}
+    return subprocess.run(
+        [sys.executable, *command], cwd=tree, env=environment, capture_output=True, text=True
+    )
+
+
+def build(tree):
+    done = run(tree, "setup.py", "build_ext", "--inplace")
+    if done.returncode != 0:
+        sys.exit(f"the build failed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+
+
+def failed_test(tree):
+    """The first test that fails, or None."""
+    options = ("-x", "-q", "--no-header", "-p", "no:cacheprovider", "-k", CHOSEN)
+    done = run(tree, "-m", "pytest", *options, *TESTS)
+    if done.returncode == 0:
+        return None
+    if done.returncode < 0:
+        return f"a crash, signal {-done.returncode}"
+    failed = re.search(r"^FAILED \S+?::(.+?)(?: - .*)?$", done.stdout, re.M)
+    if done.returncode != 1 or not failed:
+        sys.exit(f"pytest did not run:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+    return failed.group(1)
+
+
+def main(words):
+    faults = [f for f in FAULTS if not words or any(w.lower() in f.title.lower() for w in words)]
+    width = max(len(fault.title) for fault in faults)
+    survivors = 0
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder)
+        copy_sources(tree)
+        sources = {f.file: (tree / f.file).read_text() for f in faults}
+        changed = [planted(f, sources[f.file]) for f in faults]  # all fit, before any is built
+        build(tree)
+        done = run(tree, "-c", "import rnnkernel; print(rnnkernel.__path__[0])")
+        if Path(done.stdout.strip()).resolve() != (tree / "rnnkernel").resolve():
+            sys.exit(f"not the copy is imported, but {done.stdout}{done.stderr}")
+        caught = failed_test(tree)
+        if caught:
+            sys.exit(f"without any fault {caught} fails")
+        for fault, text in zip(faults, changed, strict=True):
+            start = time.monotonic()
+            (tree / fault.file).write_text(text)
+            build(tree)
+            caught = failed_test(tree)
+            (tree / fault.file).write_text(sources[fault.file])
+            survivors += caught is None
+            seconds = time.monotonic() - start
+            print(f"{fault.title:<{width}}  {caught or 'SURVIVED'}  ({seconds:.0f} s)", flush=True)
+    print(f"{len(faults) - survivors} of {len(faults)} faults caught")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

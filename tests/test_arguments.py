@@ -1,0 +1,656 @@
+"""What may be passed, and what happens otherwise: the right exception, naming the argument, and
+nothing changed."""
+
+import numpy as np
+import pytest
+
+import rnnkernel as rk
+from drawn import draw
+from helpers import (
+    assert_same_bits,
+    assert_same_outputs,
+    layer_outputs,
+    layer_state,
+    make_layer,
+    named_outputs,
+    problem_arrays,
+    run_backward,
+    run_forward,
+    unchanged,
+)
+
+T, N, I, H = 4, 3, 5, 6  # noqa: E741
+OTHER = {np.float32: np.float64, np.float64: np.float32}
+
+
+@pytest.fixture
+def problem(case, dtype):
+    return draw(case, T, N, I, H, dtype=dtype)
+
+
+@pytest.fixture
+def layer(problem):
+    return make_layer(problem)
+
+
+def names(argument):
+    """A pattern for a message that names the argument."""
+    return rf"\b{argument}\b"
+
+
+# The constructor.
+
+
+def construct(case, *sizes, **arguments):
+    return getattr(rk, case.layer)(*sizes, **{**case.options, **arguments})
+
+
+@pytest.mark.parametrize("size", [2.5, 3.0, True, "3", None, [3], np.float32(3)], ids=repr)
+def test_sizes_are_integers(case, size):
+    with pytest.raises(TypeError, match=names("input_size")):
+        construct(case, size, 4)
+    with pytest.raises(TypeError, match=names("hidden_size")):
+        construct(case, 4, size)
+
+
+@pytest.mark.parametrize("size", [0, -1, -(2**40), -(2**70)])
+def test_sizes_are_positive(case, size):
+    with pytest.raises(ValueError, match=names("input_size")):
+        construct(case, size, 4)
+    with pytest.raises(ValueError, match=names("hidden_size")):
+        construct(case, 4, size)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        (2**62, 2**62),
+        (2**40, 2**40),
+        (2**62, 1),
+        (1, 2**62),
+        (2**33, 2**20),
+        (2**61, 2),
+        (2**63 - 1, 2**63 - 1),
+        (2**70, 1),
+        (1, 2**70),
+    ],
+    ids=str,
+)
+def test_sizes_whose_product_overflows(case, dtype, sizes):
+    with pytest.raises((MemoryError, ValueError)):
+        construct(case, *sizes, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    "wrong", [np.float16, np.int32, "complex64", bool, object, "no", 3], ids=str
+)
+def test_dtypes_are_float32_and_float64(case, wrong):
+    with pytest.raises((TypeError, ValueError), match=names("dtype")):
+        construct(case, 3, 4, dtype=wrong)
+
+
+def test_nonlinearities():
+    for wrong in ("sin", "", "TANH", None, 1):
+        with pytest.raises((TypeError, ValueError), match=names("nonlinearity")):
+            rk.RNN(3, 4, nonlinearity=wrong)
+
+
+@pytest.mark.parametrize("rng", ["seed", 1.5, object()], ids=["str", "float", "object"])
+def test_rng_is_a_seed_or_a_generator(case, rng):
+    with pytest.raises((TypeError, ValueError), match=names("rng")):
+        construct(case, 3, 4, rng=rng)
+
+
+def test_unknown_arguments_are_named(case):
+    with pytest.raises(TypeError, match="hidden_sise"):
+        construct(case, 3, 4, hidden_sise=4)
+
+
+# Forward.
+
+
+class Opaque:
+    """Not an array, and nothing that could become one."""
+
+
+BAD_X = [
+    pytest.param(lambda x: x[0, 0], ValueError, id="rank_1"),
+    pytest.param(lambda x: x[None], ValueError, id="rank_4"),
+    pytest.param(lambda x: x[0, 0, 0], ValueError, id="rank_0"),
+    pytest.param(lambda x: x[..., :-1], ValueError, id="too_few_features"),
+    pytest.param(lambda x: np.concatenate([x, x], axis=2), ValueError, id="too_many_features"),
+    pytest.param(lambda x: x[..., :0], ValueError, id="no_features"),
+    pytest.param(lambda x: x.astype(OTHER[x.dtype.type]), TypeError, id="the_other_float"),
+    pytest.param(lambda x: x.astype(np.float16), TypeError, id="half"),
+    pytest.param(lambda x: x.astype(np.longdouble), TypeError, id="long_double"),
+    pytest.param(lambda x: x.astype(complex), TypeError, id="complex"),
+    pytest.param(lambda x: x > 0, TypeError, id="bool"),
+    pytest.param(lambda x: x.astype(object), TypeError, id="object"),
+    pytest.param(lambda x: x.astype("U8"), TypeError, id="strings"),
+    pytest.param(lambda x: x.astype("M8[s]"), TypeError, id="dates"),
+    pytest.param(lambda x: None, TypeError, id="none"),
+    pytest.param(lambda x: "x", TypeError, id="a_string"),
+    pytest.param(lambda x: Opaque(), TypeError, id="an_object"),
+    pytest.param(lambda x: {"x": x}, TypeError, id="a_dict"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "error"), BAD_X)
+def test_bad_x(problem, layer, spoil, error):
+    state = layer_state(problem.case, problem.states)
+    x = spoil(problem.x)
+    with unchanged(*layer.parameters.values(), *problem_arrays(problem)):
+        with pytest.raises(error, match=names("x")):
+            layer(x, state)
+        with pytest.raises(error, match=names("x")):
+            layer.forward(x, state, training=True)
+
+
+def test_messages_say_what_was_expected_and_what_came(layer, problem):
+    with pytest.raises(ValueError, match=rf"{I}.*{I - 1}|{I - 1}.*{I}"):
+        layer(problem.x[..., :-1])
+    with pytest.raises(TypeError, match="float16"):
+        layer(problem.x.astype(np.float16))
+    with pytest.raises(ValueError, match=rf"1.*{N}.*{H}.*\(1, {N - 1}, {H}\)"):
+        layer(problem.x, problem.case.pack([s[None, :-1] for s in problem.states]))
+
+
+BAD_STATES = [
+    pytest.param(lambda s: s[0], ValueError, id="no_layer_axis"),
+    pytest.param(lambda s: s[:, :-1], ValueError, id="too_few_rows"),
+    pytest.param(lambda s: s[:, :1], ValueError, id="one_row_for_all"),
+    pytest.param(lambda s: s[:, :, :-1], ValueError, id="too_few_units"),
+    pytest.param(lambda s: np.concatenate([s, s]), ValueError, id="two_layers"),
+    pytest.param(lambda s: s[:0], ValueError, id="no_layers"),
+    pytest.param(lambda s: s.swapaxes(1, 2), ValueError, id="transposed"),
+    pytest.param(lambda s: s.ravel(), ValueError, id="flat"),
+    pytest.param(lambda s: s.astype(OTHER[s.dtype.type]), TypeError, id="the_other_float"),
+    pytest.param(lambda s: s.astype(int), TypeError, id="integers"),
+    pytest.param(lambda s: "state", TypeError, id="a_string"),
+    pytest.param(lambda s: Opaque(), TypeError, id="an_object"),
+]
+
+
+def spoilt(problem, arrays, spoil):
+    """Every way to pass one bad array among the state's."""
+    good = [s[None] for s in arrays]
+    for k in range(len(good)):
+        yield problem.case.pack([spoil(s) if j == k else s for j, s in enumerate(good)])
+
+
+@pytest.mark.parametrize(("spoil", "error"), BAD_STATES)
+def test_bad_state(problem, layer, spoil, error):
+    for state in spoilt(problem, problem.states, spoil):
+        with unchanged(*layer.parameters.values(), *problem_arrays(problem)):
+            with pytest.raises(error, match="state"):
+                layer(problem.x, state)
+            with pytest.raises(error, match="state"):
+                layer.forward(problem.x, state, training=True)
+
+
+@pytest.mark.parametrize(("spoil", "error"), BAD_STATES)
+def test_bad_dstate(problem, layer, spoil, error):
+    out = run_forward(problem, layer)
+    for dstate in spoilt(problem, problem.dstates, spoil):
+        with (
+            unchanged(*layer.parameters.values(), *problem_arrays(problem), out.y),
+            pytest.raises(error, match=names("dstate")),
+        ):
+            layer.backward(out, problem.dy, dstate)
+
+
+def wrong_structures(case, s):
+    """States that are a tuple where they should not be, and the reverse."""
+    if len(case.states) == 1:
+        return [(s, s), (s,), ()]
+    return [s, (s,), (s, s, s), (), (s, None), (None, s), np.concatenate([s, s])]
+
+
+def test_states_of_the_wrong_structure(problem, layer):
+    out = run_forward(problem, layer)
+    for state in wrong_structures(problem.case, problem.states[0][None]):
+        with pytest.raises((TypeError, ValueError), match="state"):
+            layer(problem.x, state)
+        with pytest.raises((TypeError, ValueError), match=names("dstate")):
+            layer.backward(out, problem.dy, state)
+
+
+def test_states_of_an_unbatched_call(problem, layer):
+    states = [s[None] for s in problem.states]  # (1, N, H), where (1, H) is wanted
+    with pytest.raises(ValueError, match="state"):
+        layer(problem.x[:, 0], problem.case.pack(states))
+
+
+def read_only(array):
+    array.setflags(write=False)
+    return array
+
+
+BAD_OUT = [
+    pytest.param(lambda y: y[:-1], ValueError, id="too_few_steps"),
+    pytest.param(lambda y: y[:, :-1], ValueError, id="too_few_rows"),
+    pytest.param(lambda y: y[..., :-1], ValueError, id="too_few_units"),
+    pytest.param(lambda y: y[0], ValueError, id="rank_2"),
+    pytest.param(lambda y: y[None], ValueError, id="rank_4"),
+    pytest.param(lambda y: y.swapaxes(0, 1), ValueError, id="swapped"),
+    pytest.param(lambda y: y.astype(OTHER[y.dtype.type]), TypeError, id="the_other_float"),
+    pytest.param(lambda y: y.astype(int), TypeError, id="integers"),
+    pytest.param(read_only, ValueError, id="read_only"),
+    pytest.param(lambda y: y.tolist(), TypeError, id="a_list"),
+    pytest.param(lambda y: np.broadcast_to(y[:1], y.shape), ValueError, id="broadcast"),
+    pytest.param(
+        lambda y: np.lib.stride_tricks.as_strided(y, y.shape, (0, *y.strides[1:]), writeable=True),
+        ValueError,
+        id="one_step_for_all",
+    ),
+    pytest.param(
+        lambda y: np.lib.stride_tricks.as_strided(y, y.shape, (y.itemsize,) * 3, writeable=True),
+        ValueError,
+        id="overlaps_itself",
+    ),
+]
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(("spoil", "error"), BAD_OUT)
+def test_bad_out(problem, layer, spoil, error, training):
+    y = np.full((T, N, H), 7, problem.dtype)
+    out = spoil(y)
+    with unchanged(y, *layer.parameters.values()), pytest.raises(error, match=names("out")):
+        layer.forward(problem.x, out=out, training=training)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_out_that_overlaps_an_input(case, dtype, training):
+    problem = draw(case, T=4, N=3, I=6, H=6, dtype=dtype)
+    layer = make_layer(problem)
+    state = layer_state(case, problem.states)
+    memory = np.zeros(200, dtype)
+    x = memory[:72].reshape(4, 3, 6)
+    x[...] = problem.x
+    shifted = memory[70 : 70 + 72].reshape(4, 3, 6)  # shares its first two elements with x
+    with unchanged(memory, *layer.parameters.values(), *problem_arrays(problem)):
+        for out in (x, shifted, x[::-1]):
+            with pytest.raises(ValueError, match=names("out")):
+                layer.forward(x, state, out=out, training=training)
+
+    for k in range(len(case.states)):
+        states = [s.copy() for s in problem.states]
+        memory[:18] = states[k].ravel()
+        states[k] = memory[:18].reshape(3, 6)
+        out = memory[17 : 17 + 72].reshape(4, 3, 6)
+        with unchanged(memory), pytest.raises(ValueError, match=names("out")):
+            layer.forward(problem.x, layer_state(case, states), out=out, training=training)
+
+
+@pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"])
+def test_out_that_overlaps_a_parameter(case, dtype, name):
+    layer = construct(case, 6, 6, dtype=dtype)
+    parameter = layer.parameters[name]
+    out = parameter.reshape(-1)[:6].reshape(1, 1, 6)
+    assert np.shares_memory(out, parameter)
+    x = np.ones((1, 1, 6), dtype)
+    with unchanged(parameter), pytest.raises(ValueError, match=names("out")):
+        layer.forward(x, out=out)
+
+
+def test_out_beside_an_input_in_one_buffer_is_fine(case, dtype):
+    problem = draw(case, T=4, N=3, I=6, H=6, dtype=dtype)
+    layer = make_layer(problem)
+    memory = np.zeros((2, 4, 3, 6), dtype)
+    memory[0] = problem.x
+    out = layer.forward(memory[0], out=memory[1])
+    assert out.y is memory[1] or np.shares_memory(out.y, memory[1])
+    assert_same_bits(memory[1], layer(problem.x)[0])
+    assert_same_bits(memory[0], problem.x)
+
+
+@pytest.mark.parametrize("count", [0, -1, -(2**40)])
+def test_thread_counts_are_positive(problem, layer, count):
+    out = run_forward(problem, layer)
+    for call in (
+        lambda: layer(problem.x, num_threads=count),
+        lambda: layer.forward(problem.x, num_threads=count),
+        lambda: run_backward(problem, layer, out, num_threads=count),
+    ):
+        with pytest.raises(ValueError, match=names("num_threads")):
+            call()
+    before = rk.get_num_threads()
+    with pytest.raises(ValueError):
+        rk.set_num_threads(count)
+    assert rk.get_num_threads() == before
+
+
+@pytest.mark.parametrize("count", ["2", 2.0, True, [1]], ids=repr)
+def test_thread_counts_are_integers(problem, layer, count):
+    out = run_forward(problem, layer)
+    for call in (
+        lambda: layer(problem.x, num_threads=count),
+        lambda: layer.forward(problem.x, num_threads=count),
+        lambda: run_backward(problem, layer, out, num_threads=count),
+    ):
+        with pytest.raises(TypeError, match=names("num_threads")):
+            call()
+    before = rk.get_num_threads()
+    with pytest.raises(TypeError):
+        rk.set_num_threads(count)
+    assert rk.get_num_threads() == before
+
+
+def test_absurd_thread_counts_do_no_harm(problem, layer):
+    """More threads than any machine has, within a C int and past it: an error or the same bits."""
+    expected, _ = layer_outputs(problem, layer)
+    for count in (1000, 2**31, 2**63, 2**70):
+        try:
+            actual, _ = layer_outputs(problem, layer, num_threads=count)
+        except ValueError as error:
+            assert "num_threads" in str(error)
+        else:
+            assert_same_outputs(actual, expected)
+
+
+def test_output_that_does_not_fit_in_memory(case, dtype):
+    """x takes no memory, being broadcast; y would take more than the address space."""
+    layer = construct(case, 3, 64, dtype=dtype)
+    for shape in ((2**40, 2**10, 3), (2**20, 2**36, 3), (2**55, 1, 3), (1, 2**55, 3)):
+        x = np.broadcast_to(dtype(0), shape)
+        for training in (False, True):
+            with pytest.raises(MemoryError):
+                layer.forward(x, training=training)
+        with pytest.raises(MemoryError):
+            layer(x)
+
+
+def test_the_other_inputs_of_the_interface_are_keywords(problem, layer):
+    with pytest.raises(TypeError):
+        layer(problem.x, None, 2)
+    with pytest.raises(TypeError):
+        layer.forward(problem.x, None, True)
+
+
+# Backward.
+
+
+def test_backward_wants_the_result_of_forward(problem, layer):
+    y, state = layer(problem.x)
+    for wrong in (None, y, (y, state), Opaque()):
+        with pytest.raises(TypeError, match=names("out")):
+            layer.backward(wrong, problem.dy)
+
+
+def test_backward_wants_a_training_forward(problem, layer):
+    out = layer.forward(problem.x)
+    with unchanged(out.y), pytest.raises(ValueError, match="training"):
+        layer.backward(out, problem.dy)
+
+
+def test_backward_wants_this_layers_forward(problem, layer):
+    other = make_layer(problem)  # even one with the same weights
+    out = run_forward(problem, other)
+    with unchanged(out.y), pytest.raises(ValueError, match=names("out")):
+        layer.backward(out, problem.dy)
+
+
+BAD_DY = [
+    pytest.param(lambda dy: dy[:-1], ValueError, id="too_few_steps"),
+    pytest.param(lambda dy: dy[:, :-1], ValueError, id="too_few_rows"),
+    pytest.param(lambda dy: dy[:, :1], ValueError, id="one_row_for_all"),
+    pytest.param(lambda dy: dy[..., :-1], ValueError, id="too_few_units"),
+    pytest.param(lambda dy: dy[0], ValueError, id="rank_2"),
+    pytest.param(lambda dy: dy[None], ValueError, id="rank_4"),
+    pytest.param(lambda dy: dy.swapaxes(0, 1), ValueError, id="swapped"),
+    pytest.param(lambda dy: dy.astype(OTHER[dy.dtype.type]), TypeError, id="the_other_float"),
+    pytest.param(lambda dy: dy.astype(int), TypeError, id="integers"),
+    pytest.param(lambda dy: 1.0, (TypeError, ValueError), id="a_number"),
+    pytest.param(lambda dy: "dy", TypeError, id="a_string"),
+    pytest.param(lambda dy: Opaque(), TypeError, id="an_object"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "error"), BAD_DY)
+def test_bad_dy(problem, layer, spoil, error):
+    out = run_forward(problem, layer)
+    dy = spoil(problem.dy)
+    with (
+        unchanged(*layer.parameters.values(), *problem_arrays(problem), out.y),
+        pytest.raises(error, match=names("dy")),
+    ):
+        layer.backward(out, dy, layer_state(problem.case, problem.dstates))
+
+
+def test_no_gradient_in_gives_no_gradient_out(problem, layer):
+    grads = layer.backward(run_forward(problem, layer))
+    arrays = [grads.x, *problem.case.unpack(grads.state), *grads.parameters.values()]
+    assert not any(array.any() for array in arrays)
+
+
+def test_a_failed_backward_spoils_nothing(problem, layer):
+    expected, _ = layer_outputs(problem, layer)
+    out = run_forward(problem, layer)
+    with pytest.raises(ValueError):
+        layer.backward(out, problem.dy[:-1])
+    grads = run_backward(problem, layer, out)
+    assert_same_outputs(named_outputs(problem.case, out, grads), expected)
+
+
+# Arrays of every make.
+
+
+def misaligned(array):
+    """At an odd address."""
+    memory = np.zeros(array.nbytes + 1, np.uint8)[1:]
+    view = memory.view(array.dtype).reshape(array.shape)
+    view[...] = array
+    assert not view.flags.aligned
+    return view
+
+
+def field_of_records(array):
+    """Strides that are no multiple of the element's size."""
+    records = np.zeros(array.shape, [("tag", "u1"), ("value", array.dtype)])
+    records["value"] = array
+    assert records["value"].strides[-1] % array.itemsize
+    return records["value"]
+
+
+def spread(array):
+    """Every second element of a larger array, along every axis."""
+    larger = np.full([2 * size + 1 for size in array.shape], np.nan, array.dtype)
+    view = larger[(slice(0, -1, 2),) * array.ndim]
+    view[...] = array
+    return view
+
+
+def backwards(array):
+    return np.ascontiguousarray(np.flip(array))[(slice(None, None, -1),) * array.ndim]
+
+
+class WithDLPack:
+    """Has the two methods of the protocol and nothing else."""
+
+    def __init__(self, array):
+        self._array = array
+
+    def __dlpack__(self, **arguments):
+        return self._array.__dlpack__(**arguments)
+
+    def __dlpack_device__(self):
+        return self._array.__dlpack_device__()
+
+
+class WithArrayInterface:
+    def __init__(self, array):
+        self._array = array
+        self.__array_interface__ = array.__array_interface__
+
+
+VIEWS = [
+    pytest.param(spread, id="strided"),
+    pytest.param(backwards, id="backwards"),
+    pytest.param(np.asfortranarray, id="fortran"),
+    pytest.param(lambda a: np.ascontiguousarray(a.swapaxes(0, 1)).swapaxes(0, 1), id="swapped"),
+    pytest.param(lambda a: read_only(a.copy()), id="read_only"),
+    pytest.param(misaligned, id="misaligned"),
+    pytest.param(field_of_records, id="field_of_records"),
+    pytest.param(lambda a: a.view(np.ndarray).view(type("Sub", (np.ndarray,), {})), id="subclass"),
+    pytest.param(WithDLPack, id="dlpack"),
+    pytest.param(WithArrayInterface, id="array_interface"),
+]
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_every_array_may_be_any_view(problem, layer, view):
+    case = problem.case
+    expected, _ = layer_outputs(problem, layer)
+    x, dy = view(problem.x), view(problem.dy)
+    state = case.pack([view(s[None]) for s in problem.states])
+    dstate = case.pack([view(s[None]) for s in problem.dstates])
+    with unchanged(*problem_arrays(problem)):
+        out = layer.forward(x, state, training=True)
+        grads = layer.backward(out, dy, dstate)
+    assert_same_outputs(named_outputs(case, out, grads), expected)
+    assert type(out.y) is type(grads.x) is np.ndarray
+
+
+def test_views_are_not_written(problem, layer):
+    """Nor what lies between a view's elements."""
+    x, dy = spread(problem.x), spread(problem.dy)
+    with unchanged(x.base, dy.base):
+        out = layer.forward(x, training=True)
+        layer.backward(out, dy)
+
+
+@pytest.mark.parametrize("axes", [(0,), (1,), (2,), (0, 1), (0, 1, 2)], ids=str)
+def test_broadcast_arrays(case, dtype, axes):
+    problem = draw(case, T, N, I, H, dtype=dtype)
+    layer = make_layer(problem)
+
+    def along(array):
+        first = array[tuple(slice(0, 1) if k in axes else slice(None) for k in range(3))]
+        return np.broadcast_to(first, array.shape)
+
+    out = layer.forward(along(problem.x), training=True)
+    grads = layer.backward(out, along(problem.dy))
+    out_copy = layer.forward(along(problem.x).copy(), training=True)
+    grads_copy = layer.backward(out_copy, along(problem.dy).copy())
+    assert_same_outputs(named_outputs(case, out, grads), named_outputs(case, out_copy, grads_copy))
+
+
+def test_a_swapped_byte_order_is_never_misread(problem, layer):
+    """Refused, or read right."""
+    expected, _ = layer(problem.x)
+    swapped = problem.x.astype(problem.dtype.newbyteorder())
+    try:
+        y, _ = layer(swapped)
+    except TypeError as error:
+        assert "x" in str(error)
+    else:
+        assert_same_bits(y, expected)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [spread, backwards, np.asfortranarray, misaligned, field_of_records],
+    ids=lambda v: v.__name__,
+)
+@pytest.mark.parametrize("training", [False, True])
+def test_out_of_every_make(problem, layer, view, training):
+    """Written through its strides, or refused with nothing written."""
+    expected, _ = layer(problem.x)
+    out = view(np.full((T, N, H), 7, problem.dtype))
+    try:
+        result = layer.forward(problem.x, out=out, training=training)
+    except ValueError as error:
+        assert "out" in str(error)
+        assert (out == 7).all()
+    else:
+        assert_same_bits(out, expected)
+        assert_same_bits(result.y, expected)
+
+
+def test_out_is_not_written_between_its_elements(problem, layer):
+    larger = np.full((T, 2 * N, 2 * H), 7, problem.dtype)
+    layer.forward(problem.x, out=larger[:, ::2, :H])
+    assert (larger[:, 1::2] == 7).all()
+    assert (larger[:, :, H:] == 7).all()
+
+
+def test_batch_first(problem, layer):
+    case = problem.case
+    expected, _ = layer_outputs(problem, layer)
+    transposed = make_layer(problem, batch_first=True)
+    for copy in (np.ascontiguousarray, np.asarray):
+        x, dy = copy(problem.x.swapaxes(0, 1)), copy(problem.dy.swapaxes(0, 1))
+        out = transposed.forward(x, layer_state(case, problem.states), training=True)
+        assert out.y.shape == (N, T, H)
+        grads = transposed.backward(out, dy, layer_state(case, problem.dstates))
+        assert grads.x.shape == (N, T, I)
+        outputs = named_outputs(case, out, grads)
+        outputs |= {name: outputs[name].swapaxes(0, 1) for name in ("y", "dx")}
+        assert_same_outputs(outputs, expected)
+        y, _ = transposed(x, layer_state(case, problem.states))
+        assert_same_bits(y.swapaxes(0, 1), expected["y"])
+
+
+def test_batch_first_out(problem, layer):
+    expected, _ = layer(problem.x)
+    y = np.zeros((N, T, H), problem.dtype)
+    make_layer(problem, batch_first=True).forward(problem.x.swapaxes(0, 1), out=y)
+    assert_same_bits(y.swapaxes(0, 1), expected)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_unbatched(problem, batch_first):
+    """(T, I) either way; states (1, H)."""
+    case = problem.case
+    layer = make_layer(problem, batch_first=batch_first)
+    one = draw(case, T, 1, I, H, dtype=problem.dtype)
+    expected, _ = layer_outputs(one, make_layer(problem))
+    states, dstates = case.pack(one.states), case.pack(one.dstates)
+
+    out = layer.forward(one.x[:, 0], states, training=True)
+    assert out.y.shape == (T, H)
+    grads = layer.backward(out, one.dy[:, 0], dstates)
+    assert grads.x.shape == (T, I)
+    assert_same_bits(out.y, expected["y"][:, 0])
+    assert_same_bits(grads.x, expected["dx"][:, 0])
+    for name, s, ds in zip(
+        case.states, case.unpack(out.state), case.unpack(grads.state), strict=True
+    ):
+        assert s.shape == ds.shape == (1, H)
+        assert_same_bits(s, expected[name])
+        assert_same_bits(ds, expected[f"d{name}0"])
+    for name, g in grads.parameters.items():
+        assert_same_bits(g, expected["d_" + name.removesuffix("_l0")])
+    y, _ = layer(one.x[:, 0], states)
+    assert_same_bits(y, out.y)
+
+
+def test_nothing_of_the_callers_is_written(problem, layer):
+    with unchanged(*layer.parameters.values(), *problem_arrays(problem)):
+        layer_outputs(problem, layer, clip=rk.Clip(value=0.1, norm=0.2), flow=True)
+        layer(problem.x, layer_state(problem.case, problem.states))
+
+
+def test_results_share_no_memory_with_arguments(problem, layer):
+    out = run_forward(problem, layer)
+    grads = run_backward(problem, layer, out)
+    case = problem.case
+    results = [*case.unpack(out.state), grads.x, *case.unpack(grads.state)]
+    results += grads.parameters.values()
+    for result in results:
+        assert result.flags.writeable
+        for given in (*problem_arrays(problem), *layer.parameters.values(), out.y):
+            assert not np.shares_memory(result, given)
+    # The final state of a short sequence is the most tempting to alias.
+    y, state = layer(problem.x[:1])
+    assert not any(np.shares_memory(y, s) for s in case.unpack(state))
+
+
+def test_y_of_training_is_read_only(problem, layer):
+    """BPTT needs it as it was."""
+    out = run_forward(problem, layer)
+    with pytest.raises(ValueError):
+        out.y[0] = 0
+    y, _ = layer(problem.x)
+    y[0] = 0  # the caller's own

@@ -1,0 +1,206 @@
+"""gradcheck passes what is right, names what is wrong, and touches nothing."""
+
+import dataclasses
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import rnnkernel as rk
+from rnnkernel import numpy_reference
+from rnnkernel.gradcheck import GradcheckReport, GradientError
+
+LAYERS = {
+    "rnn-tanh": lambda **k: rk.RNN(3, 5, rng=1, **k),
+    "rnn-relu": lambda **k: rk.RNN(3, 5, rng=1, nonlinearity="relu", **k),
+    "gru-after": lambda **k: rk.GRU(3, 5, rng=1, **k),
+    "gru-before": lambda **k: rk.GRU(3, 5, rng=1, reset_after=False, **k),
+    "lstm": lambda **k: rk.LSTM(3, 5, rng=1, **k),
+}
+
+
+@pytest.fixture(params=LAYERS.values(), ids=LAYERS.keys())
+def make(request):
+    return request.param
+
+
+@pytest.mark.parametrize(
+    "keywords", [{}, {"bias": False}, {"batch_first": True}, {"dtype": np.float64}], ids=str
+)
+def test_right_gradients_pass(make, keywords):
+    layer = make(**keywords)
+    report = rk.gradcheck(layer)
+    assert isinstance(report, GradcheckReport)
+    assert report.ok
+    states = ["h", "c"] if isinstance(layer, rk.LSTM) else ["state"]
+    assert list(report.errors) == ["x", *states, *layer.parameters]
+    assert max(report.errors.values()) == report.worst.error < 1e-7
+    assert report.checked["x"] == 5 * 3 * 3
+    assert "ok" in str(report) and report.worst.array in str(report)
+
+
+@pytest.mark.parametrize(
+    "clip", [{"value": 0.3}, {"norm": 0.4}, {"value": 0.5, "norm": 0.6}], ids=str
+)
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_right_clipped_gradients_pass(make, clip, batch_first):
+    layer = make(batch_first=batch_first)
+    clip = rk.Clip(**clip)
+    x = np.random.default_rng(1).standard_normal((2, 4, 3) if batch_first else (4, 2, 3))
+    assert rk.gradcheck(layer, x, clip=clip).ok
+
+    # And the clip did clip: unclipped gradients are not these.
+    def backward_without_clip(self, out, dy, dstate, *, clip):
+        return type(layer).backward(self, out, dy, dstate)
+
+    unclipped = type(type(layer).__name__, (type(layer),), {"backward": backward_without_clip})
+    other = unclipped(layer.input_size, layer.hidden_size, dtype=np.float64, **layer.options)
+    with pytest.raises(GradientError):
+        rk.gradcheck(other, x, clip=clip)
+
+
+@pytest.mark.parametrize("name", ["x", "h", "c", "weight_ih_l0", "weight_hh_l0", "bias_hh_l0"])
+def test_a_wrong_entry_is_caught_and_named(monkeypatch, name):
+    layer = rk.LSTM(3, 5, rng=1)
+    right = rk.LSTM.backward
+
+    def wrong(self, *args, **kwargs):
+        gradients = right(self, *args, **kwargs)
+        arrays = {"x": gradients.x, "h": gradients.state[0], "c": gradients.state[1]}
+        arrays = {k: np.array(a) for k, a in (arrays | gradients.parameters).items()}
+        largest = np.unravel_index(np.abs(arrays[name]).argmax(), arrays[name].shape)
+        arrays[name][largest] *= 1 + 1e-5
+        wrong.index = tuple(map(int, largest))
+        return SimpleNamespace(
+            x=arrays.pop("x"), state=(arrays.pop("h"), arrays.pop("c")), parameters=arrays
+        )
+
+    monkeypatch.setattr(rk.LSTM, "backward", wrong)
+    with pytest.raises(GradientError) as caught:
+        rk.gradcheck(layer)
+    assert f"{name}{list(wrong.index)}" in str(caught.value)
+    assert isinstance(caught.value, AssertionError)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_gradient_that_is_not_finite_is_caught(monkeypatch, value):
+    right = rk.RNN.backward
+
+    def wrong(self, *args, **kwargs):
+        gradients = right(self, *args, **kwargs)
+        parameters = {k: np.array(a) for k, a in gradients.parameters.items()}
+        parameters["weight_hh_l0"][1, 2] = value
+        return SimpleNamespace(x=gradients.x, state=gradients.state, parameters=parameters)
+
+    monkeypatch.setattr(rk.RNN, "backward", wrong)
+    with pytest.raises(GradientError, match=r"weight_hh_l0\[1, 2\]"):
+        rk.gradcheck(rk.RNN(3, 5))
+
+
+def test_a_gradient_of_the_wrong_shape_is_caught(monkeypatch):
+    right = rk.RNN.backward
+
+    def wrong(self, *args, **kwargs):
+        g = right(self, *args, **kwargs)
+        return SimpleNamespace(x=g.x[:1], state=g.state, parameters=g.parameters)
+
+    monkeypatch.setattr(rk.RNN, "backward", wrong)
+    with pytest.raises(GradientError, match=r"x: .*\(5, 3, 3\).*\(1, 3, 3\)"):
+        rk.gradcheck(rk.RNN(3, 5))
+
+
+def test_the_users_data_is_checked_and_left_alone():
+    rng = np.random.default_rng(1)
+    layer = rk.GRU(3, 5, rng=rng)
+    x = rng.standard_normal((2, 4, 3)).astype(np.float32)
+    state = rng.standard_normal((1, 4, 5)).astype(np.float32)
+    kept = [a.copy() for a in (x, state)] + list(layer.state_dict().values())
+    x.flags.writeable = state.flags.writeable = False
+    report = rk.gradcheck(layer, x, state)
+    assert report.checked["x"] == x.size
+    assert report.checked["state"] == state.size
+    for array, before in zip((x, state, *layer.parameters.values()), kept, strict=True):
+        np.testing.assert_array_equal(array, before)
+
+
+def test_large_arrays_are_sampled():
+    report = rk.gradcheck(rk.RNN(30, 20, rng=1), np.zeros((1, 2, 30)))
+    assert report.checked["weight_ih_l0"] == 200
+    assert report.checked["x"] == 60
+
+
+def test_the_same_seed_gives_the_same_report():
+    layer = rk.RNN(20, 30, rng=1)
+    first, same, other = (rk.gradcheck(layer, rng=seed) for seed in (3, 3, 4))
+    assert first == same != other
+
+
+def test_reports_are_frozen():
+    report = rk.gradcheck(rk.RNN(2, 2, rng=1))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        report.tolerance = 1.0
+
+
+@pytest.mark.parametrize("name", ["eps", "tolerance"])
+@pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf])
+def test_bad_settings_are_rejected(name, value):
+    with pytest.raises(ValueError, match=f"{name}.*positive"):
+        rk.gradcheck(rk.RNN(2, 2), **{name: value})
+
+
+# --- the NumPy reference that the package carries -------------------------------------------------
+
+
+def in_numpy(layer):
+    """``layer`` with its arithmetic done by rnnkernel.numpy_reference."""
+
+    class InNumPy(type(layer)):
+        def __call__(self, x, state=None):
+            y, state, _ = numpy_reference.forward(self, x, state)
+            return y, state
+
+        def forward(self, x, state=None, *, training):
+            return numpy_reference.forward(self, x, state)
+
+        def backward(self, out, dy, dstate, *, clip):
+            dx, dstate, dparameters = numpy_reference.backward(out[2], dy, dstate)
+            return SimpleNamespace(x=dx, state=dstate, parameters=dparameters)
+
+    InNumPy.__name__ = type(layer).__name__
+    return InNumPy(layer.input_size, layer.hidden_size, dtype=np.float64, **layer.options)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_numpy_reference_has_the_gradients_of_the_differences(make, bias):
+    assert rk.gradcheck(in_numpy(make(bias=bias))).ok
+
+
+def test_the_numpy_reference_agrees_with_the_kernels(make, dtype):
+    layer = make(dtype=dtype)
+    rng = np.random.default_rng(1)
+    x, dy = (rng.standard_normal((4, 2, size)).astype(dtype) for size in (3, 5))
+    out = layer.forward(x, training=True)
+    gradients = layer.backward(out, dy)
+    y, state, tape = numpy_reference.forward(layer, x)
+    dx, dstate, dparameters = numpy_reference.backward(tape, dy)
+
+    def parts(value):
+        return value if isinstance(value, tuple) else (value,)
+
+    close = {"rtol": 0, "atol": 50 * np.finfo(dtype).eps}
+    np.testing.assert_allclose(y, out.y, **close)
+    np.testing.assert_allclose(dx, gradients.x, **close)
+    for got, expected in zip(parts(state), parts(out.state), strict=True):
+        np.testing.assert_allclose(got, expected, **close)
+    for got, expected in zip(parts(dstate), parts(gradients.state), strict=True):
+        np.testing.assert_allclose(got, expected, **close)
+    assert dparameters.keys() == gradients.parameters.keys()
+    for name, got in dparameters.items():
+        assert got.dtype == dtype
+        np.testing.assert_allclose(got, gradients.parameters[name], **close, err_msg=name)
+
+
+def test_the_numpy_reference_says_what_it_cannot():
+    with pytest.raises(ValueError, match="expected an RNN, GRU or LSTM, got SimpleNamespace"):
+        numpy_reference.forward(SimpleNamespace(options={}), np.zeros((1, 1, 1)))
