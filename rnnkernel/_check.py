@@ -134,6 +134,17 @@ def shares_memory(a: np.ndarray, b: np.ndarray) -> bool:
         return True
 
 
+def _overlaps_itself(array: np.ndarray) -> bool:
+    """Whether two elements may share memory: a sufficient condition that no sane layout meets."""
+    reach = array.itemsize
+    axes = ((abs(step), n) for step, n in zip(array.strides, array.shape, strict=True) if n > 1)
+    for step, n in sorted(axes):
+        if step < reach:
+            return True
+        reach += step * (n - 1)
+    return False
+
+
 def output(name: str, value, dtype: np.dtype, dims, sizes, inputs: dict) -> np.ndarray:
     """An array to write to that overlaps neither itself nor what is read."""
     if not isinstance(value, np.ndarray):
@@ -143,8 +154,10 @@ def output(name: str, value, dtype: np.dtype, dims, sizes, inputs: dict) -> np.n
     checked = array(name, value, dtype, dims, sizes)
     if not value.flags.writeable:
         raise ValueError(f"{name}: expected a writable array, got a read-only one")
-    if any(stride == 0 and n > 1 for stride, n in zip(value.strides, value.shape, strict=True)):
-        raise ValueError(f"{name}: expected elements that lie apart, got a broadcast array")
+    if _overlaps_itself(value):
+        raise ValueError(
+            f"{name}: expected elements that lie apart, got an array that overlaps itself"
+        )
     for other, read in inputs.items():
         if shares_memory(value, read):
             raise ValueError(
