@@ -284,6 +284,7 @@ def run(arguments):
                 left = end - time.monotonic()
                 if arguments.time_budget and left < 0:
                     why = "the time budget is spent"
+                    print(f"{problem.name} {mode}: skipped: {why}")
                     skipped.append({"problem": problem.name, "mode": mode, "why": why})
                     continue
                 seconds = left / (len(todo) - index) if arguments.time_budget else None

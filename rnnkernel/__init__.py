@@ -1,15 +1,15 @@
 """Recurrent neural networks on CPUs: RNN, GRU and LSTM, forward and BPTT, from NumPy arrays."""
 
 try:
-    from rnnkernel import _kernels  # noqa: F401
+    import rnnkernel._kernels  # noqa: F401
 except ModuleNotFoundError as error:
     if error.name != "rnnkernel._kernels":
         raise
     raise ImportError(
-        f"rnnkernel is imported from {__path__[0]}, where compiled modules are missing: "
-        "this is the source tree, not an installation. Run `python -m pip install .` in its root, then "
-        "start Python in another folder (or run the `rnnkernel` and `pytest` commands, which "
-        "do not look into the current one)."
+        f"rnnkernel is imported from {__path__[0]}, where compiled modules are missing: this is "
+        "the source tree, not an installation. Run `python -m pip install .` in its root, then "
+        "start Python in another folder (or run the commands `rnnkernel` and `pytest`, which do "
+        "not look into the current one)."
     ) from None
 
 from rnnkernel._config import show_config

@@ -114,7 +114,9 @@ cdef void through_weights(
     p.c = out
     p.c_row = out_row
     p.c_block = p.b_inner
-    p.init = NULL if add else r.zeros
+    p.init = NULL
+    if not add:
+        p.init = r.zeros
     p.init_block = 0
     if window.slots > 1:
         r.kernels.product(&p)

@@ -72,6 +72,7 @@ def test_verify_fails_if_a_gradient_is_wrong(monkeypatch, capsys):
 
     monkeypatch.setattr(rk.GRU, "backward", wrong)
     monkeypatch.setattr(verify, "CASES", [c for c in verify.CASES if "," not in c.option])
+    monkeypatch.setattr(verify, "SIZES", [(3, 2, 3, 5)])
     assert verify.run() == 1
     text = capsys.readouterr().out
     failed = [line for line in text.splitlines() if line.endswith("  FAILED")]
