@@ -72,13 +72,15 @@ class Worker:
     def start(self):
         count = str(self.threads)
         names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+        # OpenBLAS spins for 2^26 ticks otherwise, longer than PAUSE
+        environment = os.environ | dict.fromkeys(names, count) | {"OPENBLAS_THREAD_TIMEOUT": "22"}
         self.errors = tempfile.TemporaryFile()
         self.process = subprocess.Popen(
             [sys.executable, str(FOLDER / "worker.py"), self.name, count],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
-            env=os.environ | dict.fromkeys(names, count),
+            env=environment,
         )
         return self.answer(120)
 
@@ -226,6 +228,17 @@ def judge(entry, machine, threads):
             entry["ratio"] = others[entry["best_peer"]] / ours["median"]
 
 
+def better(machine, again):
+    """Keeps the better of two measurements of the machine: noise only slows down."""
+    for kind in ("peak", "bandwidth"):
+        for key, rates in again[kind].items():
+            kept = machine[kind][key]
+            kept.update({count: max(rate, kept[count]) for count, rate in rates.items()})
+    for rates in machine["peak"].values():
+        for count, rate in rates.items():  # a core alone is no slower than beside others
+            rates["1"] = max(rates["1"], rate / int(count))
+
+
 def summarise(results):
     """Geometric means of the ratios, and where a peer is ahead."""
     summary = {}
@@ -297,7 +310,8 @@ def run(arguments):
     finally:
         for worker in workers.values():
             worker.stop()
-    for entry in results:  # again, with the best burst of the whole run
+    better(machine, roofline.measure(isa, counts))
+    for entry in results:  # again, with the best bursts of the whole run
         judge(entry, machine, threads)
     return {
         "machine": {

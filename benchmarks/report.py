@@ -210,7 +210,16 @@ def _heat_map(plt, results, document, path):
                 axis.imshow(grid, origin="lower", cmap="viridis", vmin=0, vmax=1, aspect="auto")
             for (i, j), value in np.ndenumerate(grid):
                 if not np.isnan(value):
-                    axis.text(j, i, f"{value:.2g}", ha="center", va="center", fontsize=7)
+                    dark = kind != "ratio" and value < 0.6
+                    axis.text(
+                        j,
+                        i,
+                        f"{value:.2g}",
+                        ha="center",
+                        va="center",
+                        fontsize=7,
+                        color="white" if dark else "black",
+                    )
             axis.set_xticks(range(len(batches)), batches)
             axis.set_yticks(range(len(hidden)), hidden)
             axis.set_xlabel("N")

@@ -21,6 +21,8 @@
 typedef struct {
     ptrdiff_t outer, inner;
     ptrdiff_t a_outer, a_inner, b_outer, b_inner, b_block, c_block, init_block;
+    const char *ahead;    /* what to ask L2 for meanwhile, one cache line a step */
+    ptrdiff_t ahead_step; /* bytes: a line, or 0 */
 } RK(stretch);
 
 RK_INLINE void RK(tile)(const int mr, const int nb, const int nc, const RK(stretch) * s,
@@ -37,7 +39,8 @@ RK_INLINE void RK(tile)(const int mr, const int nb, const int nc, const RK(stret
         }
     }
     const ptrdiff_t a_inner = s->a_inner, b_inner = s->b_inner, b_block = s->b_block;
-    const ptrdiff_t inner = s->inner;
+    const ptrdiff_t inner = s->inner, ahead_step = s->ahead_step;
+    const char *ahead = s->ahead;
     for (ptrdiff_t o = 0; o < s->outer; o++) {
         const real *pb = b;
         ptrdiff_t ia = 0;
@@ -65,6 +68,10 @@ RK_INLINE void RK(tile)(const int mr, const int nb, const int nc, const RK(stret
                     RK_FOR (v, nc)
                         acc[m * nc + v] = RK(vfma)(row, column[v], acc[m * nc + v]);
                 }
+            }
+            if (RK_REGISTERS == 32) {
+                __builtin_prefetch(ahead, 0, 2);
+                ahead += ahead_step;
             }
             pb += b_inner;
             ia += a_inner;
@@ -205,15 +212,6 @@ RK_INLINE RK(cut) RK(cut_k)(const rk_product *p, const int nc)
     return cut;
 }
 
-/* Asks for steps begin..end of a stretch of B, which the next tiles will want from L2. */
-RK_INLINE void RK(prefetch)(const real *b, ptrdiff_t b_inner, const int nc, ptrdiff_t begin,
-                            ptrdiff_t end)
-{
-    for (ptrdiff_t k = begin; k < end; k++)
-        for (ptrdiff_t byte = 0; byte < nc * RK_VECTOR_BYTES; byte += 64)
-            __builtin_prefetch((const char *)(b + k * b_inner) + byte, 0, 2);
-}
-
 /* Columns first..first+nc of every block; `last` says whether the last block has them. */
 RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t first,
                                  ptrdiff_t blocks, RK(epilogue) * done, const void *context)
@@ -251,16 +249,14 @@ RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t fi
                 o += s.outer;
             }
             const int complete = o >= p->outer;
-            /* the next panel comes from beyond L2 where B is large: ask for it piece by piece */
-            const real *next = complete ? (const real *)p->b + (block + step) * p->b_block
-                                        : (const real *)p->b + block * p->b_block + o * p->b_outer +
-                                              i * p->b_inner;
-            next += first * LANES;
-            ptrdiff_t wanted = p->outer > 1 ? s.outer * s.inner : s.inner;
-            if (tiles < 6 || b_bytes < RK_L2_BYTES / 2 || (complete && block + step >= blocks) ||
-                (p->outer > 1 && p->b_outer != p->inner * p->b_inner))
-                wanted = 0;
-            const ptrdiff_t share = (wanted + tiles - 1) / (tiles + !tiles);
+            /* The next panel comes from beyond L2 where B is large, so L2 is asked for it. With 32
+             * registers the tiles do that, a line a step: in a burst it blocks their own loads.
+             * With 16 they have no instruction to spare, and a few lines follow each tile. */
+            const ptrdiff_t steps = s.outer * s.inner;
+            ptrdiff_t lines = steps * nc * RK_VECTOR_BYTES / 64;
+            if (b_bytes < RK_L2_BYTES / 2 || p->b_inner != nc * LANES || tiles < 4) lines = 0;
+            const ptrdiff_t share = tiles ? (lines + tiles - 1) / tiles : 0;
+            const char *const next = (const char *)(b + steps * nc * LANES);
             for (ptrdiff_t tile = 0, row = 0, mr; tile < tiles; tile++, row += mr) {
                 mr = base + (tile < extra);
                 const real *pa[RK_MAX_ROWS];
@@ -270,10 +266,14 @@ RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t fi
                     pc[m] = c + p->c_row[row + m];
                 }
                 RK(tile_function) *const tile_of = few ? few : RK(tiles)[nc - 1][mr - 1];
+                if (RK_REGISTERS == 32) {
+                    s.ahead = tile * steps < lines ? next + tile * steps * 64 : (const char *)b;
+                    s.ahead_step = tile * steps < lines ? 64 : 0;
+                }
                 tile_of(&s, pa, b, pc, init);
-                if (tile * share < wanted)
-                    RK(prefetch)(next, p->b_inner, nc, tile * share,
-                                 tile * share + share < wanted ? tile * share + share : wanted);
+                if (RK_REGISTERS == 16)
+                    for (ptrdiff_t j = tile * share; j < lines && j < tile * share + share; j++)
+                        __builtin_prefetch(next + j * 64, 0, 2);
                 if (complete && done) done(context, block, step, row, mr);
             }
         } while (o < p->outer);

@@ -24,7 +24,7 @@ from rnnkernel._memory import aligned_empty, aligned_zeros, tile_pitch
 
 # Rows (t, n) that are projected at once: enough to use a panel of W_ih well, few enough that
 # the gates of inference stay in L2.
-cdef Py_ssize_t PROJECTED_ROWS = 96
+cdef Py_ssize_t PROJECTED_ROWS = 128
 
 # Below this much arithmetic a call stays on one thread: opening a team costs more.
 cdef double SERIAL_FLOPS = 400e3
