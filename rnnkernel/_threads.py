@@ -1,5 +1,6 @@
 """How many threads a call may use, and why."""
 
+import functools
 import os
 from pathlib import Path
 
@@ -11,8 +12,12 @@ MOST = 4096
 _requested: int | None = None
 
 
+@functools.cache
 def _quota() -> int | None:
-    """Cores that the container's CPU quota allows, rounded up; None without a quota."""
+    """Cores that the container's CPU quota allows, rounded up; None without a quota.
+
+    Read once: opening these files takes as long as a small call.
+    """
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         if quota == "max":
