@@ -32,9 +32,9 @@ def forward(layer: Any, x: np.ndarray, state: Any = None) -> tuple[np.ndarray, A
     Parameters
     ----------
     layer : rnnkernel.RNN, GRU or LSTM
-        Only `parameters` and `options` are read.
+        Only `hidden_size`, `parameters` and `options` are read.
     x : array (T, N, I)
-    state : array (1, N, H), for LSTM a pair of them, or None for zeros
+    state : array (1, N, H), for LSTM a pair (h, c), or None for zeros
 
     Returns
     -------
@@ -52,8 +52,8 @@ def forward(layer: Any, x: np.ndarray, state: Any = None) -> tuple[np.ndarray, A
     case = _case(layer)
     weights = {name.removesuffix("_l0"): array for name, array in layer.parameters.items()}
     if state is None:
-        zeros = np.zeros((1, x.shape[1], weights["weight_hh"].shape[1]), x.dtype)
-        state = case.pack([zeros] * len(case.states))
+        widths = case.widths(layer.hidden_size)
+        state = case.pack([np.zeros((1, x.shape[1], width), x.dtype) for width in widths])
     y, final, tape = case.forward(weights, x, case.pack([s[0] for s in case.unpack(state)]))
     return y, _with_layers(case, final), Tape(case, weights, tape)
 
@@ -89,6 +89,9 @@ def backward(
 
 
 def _case(layer: Any) -> reference.Case:
+    if type(layer).__name__ == "LSTM":
+        names = ("peephole", "cell_clip", "coupled", "proj_size")
+        return reference.lstm_case(**{name: layer.options.get(name) for name in names})
     for case in reference.CASES.values():
         if case.layer == type(layer).__name__ and case.options.items() <= layer.options.items():
             return case

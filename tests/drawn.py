@@ -16,14 +16,14 @@ class Problem:
     case: Case
     weights: dict[str, np.ndarray]
     x: np.ndarray  # (T, N, I)
-    states: tuple[np.ndarray, ...]  # (N, H) each
+    states: tuple[np.ndarray, ...]  # (N, H) each; with projection h, as y and dy, is P wide
     dy: np.ndarray | None  # (T, N, H)
     dstates: tuple[np.ndarray, ...] | None  # (N, H) each
 
     @property
     def sizes(self):
         T, N, I = self.x.shape  # noqa: E741
-        return T, N, I, self.states[0].shape[1]
+        return T, N, I, self.states[-1].shape[1]
 
     @property
     def dtype(self):
@@ -63,7 +63,6 @@ def draw(
 ):
     """Inputs, states and gradients of unit variance; weights as a layer's at first, times scale."""
     rng = np.random.default_rng([seed, T, N, I, H])
-    rows = case.gates * H
 
     def uniform(*shape):
         return (rng.uniform(-1, 1, shape) * scale / np.sqrt(H)).astype(dtype)
@@ -71,13 +70,12 @@ def draw(
     def normal(*shape):
         return rng.standard_normal(shape).astype(dtype)
 
-    weights = {"weight_ih": uniform(rows, I), "weight_hh": uniform(rows, H)}
-    if bias:
-        weights |= {"bias_ih": uniform(rows), "bias_hh": uniform(rows)}
+    weights = {name: uniform(*shape) for name, shape in case.weight_shapes(I, H, bias).items()}
+    widths = case.widths(H)
     x = normal(T, N, I)
-    states = tuple(normal(N, H) for _ in case.states)
-    d_y = normal(T, N, H)
-    d_states = tuple(normal(N, H) for _ in case.states)
+    states = tuple(normal(N, width) for width in widths)
+    d_y = normal(T, N, widths[0])
+    d_states = tuple(normal(N, width) for width in widths)
     return Problem(case, weights, x, states, d_y if dy else None, d_states if dstate else None)
 
 
@@ -131,12 +129,25 @@ def central_differences(function, array, step=1e-5):
 
 
 def distance_to_kink(problem):
-    """The smallest |argument of relu| in a forward pass; infinite for a smooth cell."""
+    """The smallest distance to a step of a derivative in a forward pass: of relu's argument to 0,
+    of a cell to its clip. Infinite for a smooth cell."""
     case, w = problem.case, problem.weights
-    if case.options.get("nonlinearity") != "relu":
-        return np.inf
-    y, _, _ = case.forward(w, problem.x, case.pack(problem.states))
-    h_before = np.concatenate([problem.states[0][None], y[:-1]])
-    a = problem.x @ w["weight_ih"].T + h_before @ w["weight_hh"].T
-    a += w.get("bias_ih", 0) + w.get("bias_hh", 0)
-    return np.abs(a).min()
+    y, _, tape = case.forward(w, problem.x, case.pack(problem.states))
+    if case.options.get("nonlinearity") == "relu":
+        h_before = np.concatenate([problem.states[0][None], y[:-1]])
+        a = problem.x @ w["weight_ih"].T + h_before @ w["weight_hh"].T
+        a += w.get("bias_ih", 0) + w.get("bias_hh", 0)
+        return np.abs(a).min()
+    if case.options.get("cell_clip"):
+        c = [f * c + i * g for c, (i, f, g, _) in zip(tape["c"], tape["gates"], strict=False)]
+        return np.abs(np.abs(c) - case.options["cell_clip"]).min()
+    return np.inf
+
+
+def draw_smooth(case, *sizes, seed=0, **arguments):
+    """A problem without a kink so near that a central difference would lie across it."""
+    while True:
+        problem = draw(case, *sizes, seed=seed, **arguments)
+        if distance_to_kink(problem) > 2e-4:
+            return problem
+        seed += 1

@@ -7,9 +7,15 @@ import numpy as np
 import pytest
 
 import tolerances
-from drawn import central_differences, distance_to_kink, draw, loss, reference_outputs
-from reference import CASES
+from drawn import central_differences, draw, draw_smooth, loss, reference_outputs
+from reference import CASES, LSTM_VARIANTS, lstm_case
 from reference.common import clip, sigmoid
+
+
+@pytest.fixture(params=[*CASES.values(), *LSTM_VARIANTS.values()], ids=lambda case: case.name)
+def case(request):
+    return request.param
+
 
 GRADIENTS_WANTED = [  # which of the two sources of gradient are present
     pytest.param({}, id="dy_and_dstate"),
@@ -21,8 +27,7 @@ GRADIENTS_WANTED = [  # which of the two sources of gradient are present
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
 @pytest.mark.parametrize("wanted", GRADIENTS_WANTED)
 def test_every_gradient_equals_central_differences(case, wanted, bias):
-    problem = draw(case, T=4, N=3, I=4, H=5, seed=1, bias=bias, **wanted)
-    assert distance_to_kink(problem) > 2e-4  # a difference across relu's kink is no derivative
+    problem = draw_smooth(case, 4, 3, 4, 5, seed=1, bias=bias, **wanted)
     outputs, _ = reference_outputs(problem)
 
     def function():
@@ -110,6 +115,95 @@ def test_lstm_step_by_hand():
     y, h_new, c_out = one_unit(CASES["lstm"], wi, wh, bi, bh, x, h, c)
     assert c_out == pytest.approx(c_new, rel=1e-14)
     assert y == h_new == pytest.approx(s(a[3]) * math.tanh(c_new), rel=1e-14)
+
+
+def test_lstm_step_with_options_by_hand():
+    wi, wh = [0.5, -0.3, 0.8, 0.9], [0.2, 0.7, -0.6, 0.35]
+    bi, bh = [0.1, -0.2, 0.3, 0.0], [0.4, 0.05, -0.15, 0.6]
+    x, h, c, ch = 1.5, -0.7, 1.2, [0.25, -0.4, 0.7]
+    a = [wi[k] * x + bi[k] + wh[k] * h + bh[k] for k in range(4)]
+    weights = {
+        "weight_ih": np.array(wi)[:, None],
+        "weight_hh": np.array(wh)[:, None],
+        "bias_ih": np.array(bi),
+        "bias_hh": np.array(bh),
+        "weight_ch": np.array(ch),
+    }
+
+    def step(**options):
+        case = lstm_case(**options)
+        state = (np.array([[h]]), np.array([[c]]))
+        y, (h_n, c_n), _ = case.forward(weights, np.array([[[x]]]), state)
+        assert y.item() == h_n.item()
+        return h_n.item(), c_n.item()
+
+    i = s(a[0])
+    coupled = (1 - i) * c + i * math.tanh(a[2])
+    assert step(coupled=True) == pytest.approx((s(a[3]) * math.tanh(coupled), coupled), rel=1e-14)
+
+    plain = s(a[1]) * c + i * math.tanh(a[2])
+    assert plain > 0.3
+    assert step(cell_clip=0.3) == pytest.approx((s(a[3]) * math.tanh(0.3), 0.3), rel=1e-14)
+    assert step(cell_clip=3) == step()
+
+    seen = s(a[1] + ch[1] * c) * c + s(a[0] + ch[0] * c) * math.tanh(a[2])
+    o = s(a[3] + ch[2] * seen)
+    assert step(peephole=True) == pytest.approx((o * math.tanh(seen), seen), rel=1e-14)
+    assert seen > 0.3
+    o = s(a[3] + ch[2] * 0.3)  # the output gate sees the cell as clipped
+    both = step(peephole=True, cell_clip=0.3)
+    assert both == pytest.approx((o * math.tanh(0.3), 0.3), rel=1e-14)
+
+
+def test_lstm_projection_by_hand():
+    """From three units without recurrence to two outputs, and these back in the next step."""
+    case = lstm_case(proj_size=2)
+    problem = draw(case, T=2, N=1, I=1, H=3)
+    w, x = problem.weights, problem.x[:, 0, 0].tolist()
+    h, c = problem.states[0][0].tolist(), problem.states[1][0].tolist()
+    y, _, _ = case.forward(w, problem.x, problem.states)
+    for t in range(2):
+        m = []
+        for unit in range(3):
+            a = []
+            for row in range(unit, 12, 3):
+                terms = [w["weight_ih"][row, 0] * x[t], w["bias_ih"][row], w["bias_hh"][row]]
+                a.append(math.fsum([*terms, *(w["weight_hh"][row, p] * h[p] for p in range(2))]))
+            c[unit] = s(a[1]) * c[unit] + s(a[0]) * math.tanh(a[2])
+            m.append(s(a[3]) * math.tanh(c[unit]))
+        h = [math.fsum(w["weight_hr"][p, unit] * m[unit] for unit in range(3)) for p in range(2)]
+        np.testing.assert_allclose(y[t, 0], h, rtol=1e-13)
+
+
+def test_coupled_lstm_leaves_the_rows_of_f_alone():
+    case = lstm_case(coupled=True, peephole=True)
+    problem = draw(case, T=3, N=2, I=4, H=5)
+    outputs, _ = reference_outputs(problem)
+    for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_ch"):
+        assert not outputs[f"d_{name}"][5:10].any(), name
+        problem.weights[name][5:10] = np.nan
+    assert np.isfinite(case.forward(problem.weights, problem.x, problem.states)[0]).all()
+
+
+def test_a_clipped_cell_passes_no_gradient():
+    case = lstm_case(cell_clip=1e-9)
+    problem = draw(case, T=1, N=3, I=4, H=5)
+    outputs, _ = reference_outputs(problem)
+    assert not outputs["dc0"].any()
+    assert not outputs["d_bias_ih"][:15].any()
+    assert outputs["d_bias_ih"][15:].all()
+    free, _ = reference_outputs(replace(problem, case=lstm_case()))
+    assert free["dc0"].all()
+
+
+def test_nan_passes_the_clip_of_the_cell():
+    case = lstm_case(cell_clip=0.6)
+    problem = draw(case, T=2, N=3, I=4, H=5)
+    problem.states[1][1] = np.nan
+    outputs, _ = reference_outputs(problem)
+    assert np.isnan(outputs["c"][1]).all()
+    assert np.isnan(outputs["dc0"][1]).all()
+    assert np.isfinite(outputs["c"][[0, 2]]).all()
 
 
 def test_relu_has_no_slope_at_zero():
