@@ -20,6 +20,7 @@ from rnnkernel.gradcheck import GradientError, gradcheck
 from rnnkernel.layers import GRU, LSTM, RNN, Flow, Gradients, Output
 from rnnkernel.optim import Adam
 from rnnkernel.readout import Linear, softmax_cross_entropy
+from rnnkernel.serialization import load, save
 
 __all__ = [
     "Adam",
@@ -37,6 +38,8 @@ __all__ = [
     "clip_grad_value",
     "get_num_threads",
     "gradcheck",
+    "load",
+    "save",
     "set_num_threads",
     "show_config",
     "softmax_cross_entropy",

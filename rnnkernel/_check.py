@@ -5,6 +5,7 @@ Checks run before anything is touched; what they return is safe to hand to the k
 
 import math
 import operator
+import os
 import sys
 from collections.abc import Mapping
 
@@ -54,6 +55,17 @@ def positive(name: str, value) -> float:
     if not (math.isfinite(number) and number > 0):
         raise ValueError(f"{name}: expected a positive finite number, got {number}")
     return number
+
+
+def path(name: str, value) -> str:
+    """The name of a file."""
+    try:
+        text = os.fsdecode(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected a str or os.PathLike, got {_kind(value)}") from None
+    if not text or "\0" in text:
+        raise ValueError(f"{name}: expected the name of a file, got {text!r}")
+    return text
 
 
 def real_dtype(name: str, value) -> np.dtype:

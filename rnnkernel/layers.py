@@ -124,13 +124,28 @@ class _Layer:
         }
         self._directions = 2 if self.bidirectional else 1
         rng = _check.generator("rng", rng)
+        self.parameters: dict[str, np.ndarray] = self._initial_parameters(rng)
+
+    def _initial_parameters(self, rng) -> dict[str, np.ndarray]:
         limit = self.hidden_size**-0.5
         arrays = {
             name: _check.allocate(name, shape, self.dtype) for name, shape in self._shapes().items()
         }
         for array in arrays.values():
             array[...] = rng.uniform(-limit, limit, array.shape)
-        self.parameters: dict[str, np.ndarray] = arrays
+        return arrays
+
+    @classmethod
+    def _with_parameters(cls, parameters, *sizes, **options):
+        """A layer that owns these arrays; none are drawn, or allocated, before they fit."""
+
+        class Given(cls):
+            def _initial_parameters(self, rng):
+                return _check.parameters("parameters", parameters, self._shapes(), self.dtype)
+
+        layer = Given(*sizes, **options)
+        layer.__class__ = cls
+        return layer
 
     def _suffixes(self):
         """One for each layer and direction, in the order of the states' rows."""

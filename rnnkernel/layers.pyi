@@ -1,5 +1,5 @@
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ _Pair: TypeAlias = tuple[_Array, _Array]
 _ArrayLike: TypeAlias = Any
 # an array, or for LSTM a pair of arrays: the caller knows which
 _State: TypeAlias = Any
+_L = TypeVar("_L", bound="_Layer")
 _Seed: TypeAlias = int | np.random.Generator | None
 
 @dataclass(frozen=True)
@@ -57,6 +58,11 @@ class _Layer:
         dtype: npt.DTypeLike,
         rng: _Seed,
     ) -> None: ...
+    def _shapes(self) -> dict[str, tuple[int, ...]]: ...
+    @classmethod
+    def _with_parameters(
+        cls: type[_L], parameters: dict[str, _Array], *sizes: int, **options: Any
+    ) -> _L: ...
     def state_dict(self) -> dict[str, _Array]: ...
     def load_state_dict(self, state_dict: Any) -> None: ...
     def __call__(
