@@ -44,14 +44,28 @@ def choice(name: str, value, choices: tuple):
     return value
 
 
-def positive(name: str, value) -> float:
-    """A positive finite number."""
+def _number(name: str, value) -> float:
     if isinstance(value, (bool, np.bool_, str, bytes)):
         raise TypeError(f"{name}: expected a number, got {_kind(value)} {value!r}")
     try:
-        number = float(value)
+        return float(value)
+    except OverflowError:  # an integer past every float
+        return math.inf
     except (TypeError, ValueError):
         raise TypeError(f"{name}: expected a number, got {_kind(value)}") from None
+
+
+def finite(name: str, value) -> float:
+    """A finite number."""
+    number = _number(name, value)
+    if not math.isfinite(number):
+        raise ValueError(f"{name}: expected a finite number, got {number}")
+    return number
+
+
+def positive(name: str, value) -> float:
+    """A positive finite number."""
+    number = _number(name, value)
     if not (math.isfinite(number) and number > 0):
         raise ValueError(f"{name}: expected a positive finite number, got {number}")
     return number

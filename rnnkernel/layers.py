@@ -1,7 +1,7 @@
 """RNN, GRU and LSTM: parameters, forward and backward over whole sequences.
 
 Letters in shapes: T time steps, N batch rows, I input_size, H hidden_size, L num_layers,
-D directions, G gates.
+D directions, G gates, P units of h (and of y in each direction): H, or the LSTM's proj_size.
 """
 
 from dataclasses import dataclass, field
@@ -19,10 +19,10 @@ class Output:
 
     Attributes
     ----------
-    y : (T, N, D*H) array, laid out as x was
+    y : (T, N, D*P) array, laid out as x was
         The hidden states of the last layer. Read-only after `training=True`, where BPTT reads
         it again, unless `out=` was given.
-    state : (L*D, N, H) array, or a pair (h, c) of them for LSTM
+    state : (L*D, N, H) array, or for LSTM a pair h (L*D, N, P), c (L*D, N, H)
         The final states.
     trace : None
     """
@@ -80,9 +80,9 @@ class _Pass:
 
     weights: PackedWeights
     x: np.ndarray  # (T, N, I), time in the direction's order, as all here
-    h0: np.ndarray  # (N, H)
+    h0: np.ndarray  # (N, P)
     c0: np.ndarray | None  # packed
-    y: np.ndarray  # (T, N, H)
+    y: np.ndarray  # (T, N, P)
     reserve: np.ndarray | None
 
 
@@ -147,6 +147,11 @@ class _Layer:
         layer.__class__ = cls
         return layer
 
+    @property
+    def _widths(self) -> tuple[int, ...]:
+        """Units of each state; y has those of the first."""
+        return (self.hidden_size,) * len(self._cell.states)
+
     def _suffixes(self):
         """One for each layer and direction, in the order of the states' rows."""
         return [
@@ -156,19 +161,25 @@ class _Layer:
         ]
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
-        rows, shapes = len(self._cell.gates) * self.hidden_size, {}
+        rows, P, shapes = len(self._cell.gates) * self.hidden_size, self._widths[0], {}
         for index, suffix in enumerate(self._suffixes()):
             first = index < self._directions
-            inputs = self.input_size if first else self._directions * self.hidden_size
+            inputs = self.input_size if first else self._directions * P
             shapes[f"weight_ih{suffix}"] = (rows, inputs)
-            shapes[f"weight_hh{suffix}"] = (rows, self.hidden_size)
+            shapes[f"weight_hh{suffix}"] = (rows, P)
             if self.bias:
                 shapes[f"bias_ih{suffix}"] = (rows,)
                 shapes[f"bias_hh{suffix}"] = (rows,)
         return shapes
 
     def __repr__(self):
-        defaults = {"num_layers": 1, "bias": True, "batch_first": False, "bidirectional": False}
+        defaults = {
+            "num_layers": 1,
+            "bias": True,
+            "batch_first": False,
+            "bidirectional": False,
+            "forget_bias": 0.0,
+        }
         changed = [
             f"{name}={value!r}"
             for name, value in self.options.items()
@@ -207,8 +218,8 @@ class _Layer:
         ----------
         x : (T, N, I) array; (N, T, I) with `batch_first`; or (T, I), unbatched
             Of the layer's dtype, with any strides; never written.
-        state : (L*D, N, H) array, or a pair (h, c) for LSTM; without N where x has none
-            Initial states; None is zeros.
+        state : (L*D, N, H) array, or for LSTM a pair h (L*D, N, P), c (L*D, N, H)
+            Initial states, without N where x has none; None is zeros.
         training : bool
             Keeps what `backward` needs, in memory of its own: 5 H numbers per step and row for
             LSTM, 4 H for GRU, none for RNN, and a copy of x.
@@ -230,23 +241,23 @@ class _Layer:
         T, N = x.shape[:2]
         initial = self._check_state("state", state, N, batched)
         weights = _check.parameters("parameters", self.parameters, self._shapes(), self.dtype)
-        H, D, L, states = self.hidden_size, self._directions, self.num_layers, self._cell.states
+        P, D, L, states = self._widths[0], self._directions, self.num_layers, self._cell.states
         if out is not None:
             reads = {"x": x, **{f"state ({s})": a for s, a in zip(states, initial, strict=True)}}
             reads |= {f"parameters[{name!r}]": array for name, array in weights.items()}
-            dims = ("T", "N", "D*H")
-            sizes = (T, N, D * H)
+            dims = ("T", "N", "D*P")
+            sizes = (T, N, D * P)
             if self.batch_first and batched:
-                dims, sizes = ("N", "T", "D*H"), (N, T, D * H)
+                dims, sizes = ("N", "T", "D*P"), (N, T, D * P)
             elif not batched:
-                dims, sizes = ("T", "D*H"), (T, D * H)
+                dims, sizes = ("T", "D*P"), (T, D * P)
             _check.output("out", out, self.dtype, dims, sizes, reads)
 
-        finals = [_check.allocate("state", (L * D, N, H), self.dtype) for _ in states]
+        finals = [_check.allocate("state", (L * D, N, w), self.dtype) for w in self._widths]
         passes = []
         layer_x = _own_copy(x) if training else x
         for k in range(L):
-            y = self._allocate_y(T, N, batched, D * H)
+            y = self._allocate_y(T, N, batched, D * P)
             if k == L - 1 and out is not None and not training and _writes_direct(out):
                 y = self._time_first(out, batched)
             for d in range(D):
@@ -267,7 +278,7 @@ class _Layer:
                     layer_x[::step],
                     np.array(initial[0][index], order="C"),
                     _forward.pack_cells(packed, initial[1][index]) if len(states) == 2 else None,
-                    y[::step, :, d * H : (d + 1) * H],
+                    y[::step, :, d * P : (d + 1) * P],
                     _forward.allocate_reserve(packed, T, N) if training else None,
                 )
                 _forward.forward(
@@ -344,18 +355,18 @@ class _Layer:
         threads = _threads.resolve(num_threads)
         tape: _Tape = out._tape
         (T, N), batched = tape.shape, tape.batched
-        H, D, L, states = self.hidden_size, self._directions, self.num_layers, self._cell.states
+        P, D, L, states = self._widths[0], self._directions, self.num_layers, self._cell.states
         if dy is not None:
-            dims = ("N", "T", "D*H") if self.batch_first else ("T", "N", "D*H")
-            sizes = (N, T, D * H) if self.batch_first else (T, N, D * H)
+            dims = ("N", "T", "D*P") if self.batch_first else ("T", "N", "D*P")
+            sizes = (N, T, D * P) if self.batch_first else (T, N, D * P)
             if not batched:
-                dims, sizes = ("T", "D*H"), (T, D * H)
+                dims, sizes = ("T", "D*P"), (T, D * P)
             dy = self._time_first(_check.array("dy", dy, self.dtype, dims, sizes), batched)
         dfinal = [None] * len(states)
         if dstate is not None:
             dfinal = self._check_state("dstate", dstate, N, batched)
 
-        dinitial = [_check.allocate("grads.state", (L * D, N, H), self.dtype) for _ in states]
+        dinitial = [_check.allocate("grads.state", (L * D, N, w), self.dtype) for w in self._widths]
         parameters = {
             name: _check.allocate(name, shape, self.dtype) for name, shape in self._shapes().items()
         }
@@ -386,7 +397,7 @@ class _Layer:
                     one.c0,
                     one.y,
                     one.reserve,
-                    None if dlayer is None else dlayer[::step, :, d * H : (d + 1) * H],
+                    None if dlayer is None else dlayer[::step, :, d * P : (d + 1) * P],
                     None if dfinal[0] is None else dfinal[0][index],
                     None if dfinal[-1] is None or len(states) == 1 else dfinal[1][index],
                     np.inf if clip is None or clip.value is None else clip.value,
@@ -442,11 +453,10 @@ class _Layer:
         return self._time_first(x, batched), batched
 
     def _check_state(self, name, state, N: int, batched: bool) -> list[np.ndarray]:
-        """One (L*D, N, H) array for each state."""
-        names = self._cell.states
-        rows, H = self.num_layers * self._directions, self.hidden_size
+        """One (L*D, N, its units) array for each state."""
+        names, rows = self._cell.states, self.num_layers * self._directions
         if state is None:
-            zeros = [_check.allocate(name, (rows, N, H), self.dtype) for _ in names]
+            zeros = [_check.allocate(name, (rows, N, w), self.dtype) for w in self._widths]
             for array in zeros:
                 array.fill(0)
             return zeros
@@ -456,10 +466,13 @@ class _Layer:
             kind = TypeError if not isinstance(state, (tuple, list)) else ValueError
             got = type(state).__name__ if kind is TypeError else f"{len(state)} elements"
             raise kind(f"{name}: expected a pair ({', '.join(names)}), got {got}")
-        dims, sizes = (("L*D", "N", "H"), (rows, N, H)) if batched else (("L*D", "H"), (rows, H))
         arrays = []
-        for part, array in zip(names, state, strict=True):
+        for part, width, array in zip(names, self._widths, state, strict=True):
             label = name if len(names) == 1 else f"{name} ({part})"
+            units = "H" if width == self.hidden_size else "P"
+            dims, sizes = ("L*D", "N", units), (rows, N, width)
+            if not batched:
+                dims, sizes = ("L*D", units), (rows, width)
             array = _check.array(label, array, self.dtype, dims, sizes)
             arrays.append(array if batched else array[:, None])
         return arrays
@@ -583,7 +596,12 @@ class LSTM(_Layer):
     i, f, o = s(W_ih x + b_ih + W_hh h' + b_hh), g = tanh(the same),
     c = f*c' + i*g, h = o*tanh(c).
 
-    Parameters and errors are those of `RNN`, without `nonlinearity`. States are pairs (h, c).
+    States are pairs (h, c). Parameters and errors are those of `RNN`, without `nonlinearity`, and
+
+    forget_bias : float
+        Where it is not 0, the forget gate's biases start at it (`bias_ih`) and at 0 (`bias_hh`)
+        instead of at random: 1 keeps gradients alive over more steps from the first day
+        (Jozefowicz et al. 2015). It wants `bias`.
     """
 
     _cell = cells.LSTM
@@ -594,12 +612,23 @@ class LSTM(_Layer):
         hidden_size,
         num_layers=1,
         *,
+        forget_bias=0.0,
         bias=True,
         batch_first=False,
         bidirectional=False,
         dtype=np.float32,
         rng=None,
     ):
+        self.forget_bias = _check.finite("forget_bias", forget_bias)
+        if self.forget_bias and not _check.flag("bias", bias):
+            raise ValueError(f"forget_bias: expected 0 with bias=False, got {self.forget_bias}")
         super().__init__(
             input_size, hidden_size, num_layers, bias, batch_first, bidirectional, dtype, rng
         )
+        self.options["forget_bias"] = self.forget_bias
+        if self.forget_bias:
+            gate = self._cell.gates.index("f")
+            rows = slice(gate * self.hidden_size, (gate + 1) * self.hidden_size)
+            for suffix in self._suffixes():
+                self.parameters[f"bias_ih{suffix}"][rows] = self.forget_bias
+                self.parameters[f"bias_hh{suffix}"][rows] = 0

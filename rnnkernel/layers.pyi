@@ -130,12 +130,15 @@ class GRU(_Layer):
     ) -> tuple[_Array, _Array]: ...
 
 class LSTM(_Layer):
+    forget_bias: float
+
     def __init__(
         self,
         input_size: int,
         hidden_size: int,
         num_layers: int = 1,
         *,
+        forget_bias: float = 0.0,
         bias: bool = True,
         batch_first: bool = False,
         bidirectional: bool = False,
