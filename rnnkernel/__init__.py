@@ -17,6 +17,7 @@ from rnnkernel._threads import get_num_threads, set_num_threads
 from rnnkernel._version import version as __version__
 from rnnkernel.clipping import Clip, clip_grad_norm, clip_grad_value
 from rnnkernel.gradcheck import GradientError, gradcheck
+from rnnkernel.inference import Frozen
 from rnnkernel.layers import GRU, LSTM, RNN, Flow, Gradients, Output
 from rnnkernel.optim import Adam
 from rnnkernel.readout import Linear, softmax_cross_entropy
@@ -26,6 +27,7 @@ __all__ = [
     "Adam",
     "Clip",
     "Flow",
+    "Frozen",
     "GRU",
     "GradientError",
     "Gradients",

@@ -11,6 +11,7 @@ import numpy as np
 from rnnkernel import _backward, _check, _forward, _threads, cells
 from rnnkernel._packing import PackedGradients, PackedWeights
 from rnnkernel.clipping import Clip
+from rnnkernel.inference import Frozen
 
 
 @dataclass(frozen=True)
@@ -204,6 +205,13 @@ class _Layer:
         for name, array in arrays.items():
             self.parameters[name][...] = array
 
+    def freeze(self) -> Frozen:
+        """An immutable copy for inference whose weights are packed once, not at every call.
+
+        Later changes of the layer do not reach it. See `Frozen`.
+        """
+        return Frozen(self)
+
     # -- forward ------------------------------------------------------------------------------
 
     def __call__(self, x, state=None, *, num_threads=None):
@@ -237,10 +245,37 @@ class _Layer:
         """
         training = _check.flag("training", training)
         threads = _threads.resolve(num_threads)
+        weights = _check.parameters("parameters", self.parameters, self._shapes(), self.dtype)
+        return self._run(
+            lambda index: self._pack(weights, index, training, threads),
+            weights,
+            threads,
+            x,
+            state,
+            training=training,
+            out=out,
+        )
+
+    def _pack(self, weights, index: int, transposed: bool, threads: int) -> PackedWeights:
+        """The weights of one layer and direction as the kernels read them."""
+        suffix = self._suffixes()[index]
+        return PackedWeights(
+            self._cell.index,
+            np.ascontiguousarray(weights[f"weight_ih{suffix}"]),
+            np.ascontiguousarray(weights[f"weight_hh{suffix}"]),
+            weights.get(f"bias_ih{suffix}"),
+            weights.get(f"bias_hh{suffix}"),
+            transposed,
+            threads,
+        )
+
+    def _run(self, packed_weights, weights, threads, x, state, *, training=False, out=None):
+        """What `forward` does with weights packed: `packed_weights(index)` for each layer and
+        direction. `weights` are the arrays that `out` must not overlap.
+        """
         x, batched = self._check_x(x)
         T, N = x.shape[:2]
         initial = self._check_state("state", state, N, batched)
-        weights = _check.parameters("parameters", self.parameters, self._shapes(), self.dtype)
         P, D, L, states = self._widths[0], self._directions, self.num_layers, self._cell.states
         if out is not None:
             reads = {"x": x, **{f"state ({s})": a for s, a in zip(states, initial, strict=True)}}
@@ -262,17 +297,8 @@ class _Layer:
                 y = self._time_first(out, batched)
             for d in range(D):
                 index = k * D + d
-                suffix = self._suffixes()[index]
                 step = -1 if d else 1
-                packed = PackedWeights(
-                    self._cell.index,
-                    np.ascontiguousarray(weights[f"weight_ih{suffix}"]),
-                    np.ascontiguousarray(weights[f"weight_hh{suffix}"]),
-                    weights.get(f"bias_ih{suffix}"),
-                    weights.get(f"bias_hh{suffix}"),
-                    training,
-                    threads,
-                )
+                packed = packed_weights(index)
                 one = _Pass(
                     packed,
                     layer_x[::step],
