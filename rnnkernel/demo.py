@@ -302,8 +302,8 @@ def compare_speed(model: CharModel, ids: np.ndarray, *, seconds: float = 2.0) ->
 
     def reference() -> tuple:
         y, _, tape = numpy_reference.forward(layer, x)
-        dx, _, dparameters = numpy_reference.backward(tape, dy)
-        return y, dx, dparameters
+        gradients = numpy_reference.backward(tape, dy)
+        return y, gradients.x, gradients.parameters
 
     difference = _difference(kernel(), reference())
     times: dict[Any, list[float]] = {kernel: [], reference: []}

@@ -652,9 +652,13 @@ class LSTM(_Layer):
             input_size, hidden_size, num_layers, bias, batch_first, bidirectional, dtype, rng
         )
         self.options["forget_bias"] = self.forget_bias
+
+    def _initial_parameters(self, rng):
+        arrays = super()._initial_parameters(rng)
         if self.forget_bias:
             gate = self._cell.gates.index("f")
             rows = slice(gate * self.hidden_size, (gate + 1) * self.hidden_size)
             for suffix in self._suffixes():
-                self.parameters[f"bias_ih{suffix}"][rows] = self.forget_bias
-                self.parameters[f"bias_hh{suffix}"][rows] = 0
+                arrays[f"bias_ih{suffix}"][rows] = self.forget_bias
+                arrays[f"bias_hh{suffix}"][rows] = 0
+        return arrays

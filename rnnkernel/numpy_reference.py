@@ -1,44 +1,52 @@
 """A layer's arithmetic done by the NumPy references, to compare with and to time against.
 
-The references themselves are `rnnkernel.reference`, one file per cell, readable beside a textbook.
-They lie in tests/reference/ of the source tree and are installed from there.
+The references themselves are `rnnkernel.reference`, one file per cell and `stack.py` for what goes
+around it, readable beside a textbook. They lie in tests/reference/ of the source tree and are
+installed from there.
 
     y, state, tape = forward(layer, x, (h0, c0))
-    dx, dstate, dparameters = backward(tape, dy, (dh_n, dc_n))
+    gradients = backward(tape, dy, (dh_n, dc_n))
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from rnnkernel import reference
+from rnnkernel.reference import stack
 
-__all__ = ["Tape", "backward", "forward"]
-
-
-class Tape(NamedTuple):
-    """What the backward pass needs of the forward pass."""
-
-    case: reference.Case
-    weights: dict[str, np.ndarray]
-    tape: Any
+__all__ = ["backward", "forward"]
 
 
-def forward(layer: Any, x: np.ndarray, state: Any = None) -> tuple[np.ndarray, Any, Tape]:
-    """Runs `layer`, an RNN, GRU or LSTM of one layer and direction, in NumPy.
+def forward(
+    layer: Any,
+    x: np.ndarray,
+    state: Any = None,
+    *,
+    lengths: np.ndarray | None = None,
+    reset: np.ndarray | None = None,
+    embedding: np.ndarray | None = None,
+    masks: list[np.ndarray] | None = None,
+) -> tuple[np.ndarray, Any, stack.Tape]:
+    """Runs `layer`, an RNN, GRU or LSTM, in NumPy, time first whatever its layout.
 
     Parameters
     ----------
     layer : rnnkernel.RNN, GRU or LSTM
-        Only `hidden_size`, `parameters` and `options` are read.
-    x : array (T, N, I)
-    state : array (1, N, H), for LSTM a pair (h, c), or None for zeros
+        Only its sizes, `parameters` and `options` are read.
+    x : array (T, N, I), or token ids (T, N)
+    state : array (L*D, N, H), for LSTM a pair (h, c), or None for zeros
+    lengths : array (N,), optional
+    reset : bool array (T, N), optional
+    embedding : array (V, I), optional
+    masks : list of L-1 arrays (T, N, D*P), optional
+        What dropout multiplies the output of every layer but the last with.
 
     Returns
     -------
-    y : array (T, N, H)
+    y : array (T, N, D*P)
     state : like `state`
         After the last step.
     tape : Tape
@@ -50,42 +58,49 @@ def forward(layer: Any, x: np.ndarray, state: Any = None) -> tuple[np.ndarray, A
         Where there is no reference for the layer.
     """
     case = _case(layer)
-    weights = {name.removesuffix("_l0"): array for name, array in layer.parameters.items()}
+    dtype = next(iter(layer.parameters.values())).dtype
     if state is None:
+        rows = len(stack.suffixes(layer.parameters))
         widths = case.widths(layer.hidden_size)
-        state = case.pack([np.zeros((1, x.shape[1], width), x.dtype) for width in widths])
-    y, final, tape = case.forward(weights, x, case.pack([s[0] for s in case.unpack(state)]))
-    return y, _with_layers(case, final), Tape(case, weights, tape)
+        state = case.pack([np.zeros((rows, x.shape[1], width), dtype) for width in widths])
+    y, final, tape = stack.forward(
+        case,
+        layer.parameters,
+        x,
+        case.unpack(state),
+        lengths=lengths,
+        reset=reset,
+        embedding=embedding,
+        masks=masks,
+    )
+    return y, case.pack(final), tape
 
 
 def backward(
-    tape: Tape, dy: np.ndarray | None, dstate: Any = None
-) -> tuple[np.ndarray, Any, dict[str, np.ndarray]]:
+    tape: stack.Tape, dy: np.ndarray | None, dstate: Any = None, *, clip: Any = None
+) -> stack.Gradients:
     """Backpropagation through time.
 
     Parameters
     ----------
     tape : Tape
         From `forward`.
-    dy : array (T, N, H), or None for zeros
+    dy : array (T, N, D*P), or None for zeros
         Gradient of the loss with respect to y.
     dstate : like the state, or None for zeros
         Gradient of the loss with respect to the final state.
+    clip : rnnkernel.Clip, optional
 
     Returns
     -------
-    dx : array (T, N, I)
-    dstate : like the state
-        Gradient of the initial state.
-    dparameters : dict of str to array
-        Like `layer.parameters`.
+    Gradients
+        `x` (None for token ids), `state`, `parameters`, `embedding` and the flow.
     """
-    case, weights, kept = tape
-    if dstate is not None:
-        dstate = case.pack([s[0] for s in case.unpack(dstate)])
-    gradients = case.backward(weights, kept, dy, dstate)
-    parameters = {f"{name}_l0": array for name, array in gradients.parameters.items()}
-    return gradients.x, _with_layers(case, gradients.state), parameters
+    limits = {} if clip is None else {"clip_value": clip.value, "clip_norm": clip.norm}
+    case = tape.case
+    gradients = stack.backward(tape, dy, None if dstate is None else case.unpack(dstate), **limits)
+    gradients.state = case.pack(gradients.state)
+    return gradients
 
 
 def _case(layer: Any) -> reference.Case:
@@ -96,8 +111,3 @@ def _case(layer: Any) -> reference.Case:
         if case.layer == type(layer).__name__ and case.options.items() <= layer.options.items():
             return case
     raise ValueError(f"layer: expected an RNN, GRU or LSTM, got {type(layer).__name__}")
-
-
-def _with_layers(case: reference.Case, state: Any) -> Any:
-    """(N, H) states as (1, N, H)."""
-    return case.pack([s[None] for s in case.unpack(state)])

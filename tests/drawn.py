@@ -128,6 +128,17 @@ def central_differences(function, array, step=1e-5):
     return gradient
 
 
+def difference_along(function, array, direction, step=1e-5):
+    """d function() / d array along a direction of unit norm: every element has its share in it."""
+    saved = array.copy()
+    array += step * direction
+    above = function()
+    array[...] = saved - step * direction
+    below = function()
+    array[...] = saved
+    return (above - below) / (2 * step)
+
+
 def distance_to_kink(problem):
     """The smallest distance to a step of a derivative in a forward pass: of relu's argument to 0,
     of a cell to its clip. Infinite for a smooth cell."""

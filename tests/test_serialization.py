@@ -13,11 +13,20 @@ import pytest
 
 import rnnkernel as rk
 from helpers import assert_same_bits, bits
+from reference import CASES
 
 OPTIONS = [
     {},
     {"num_layers": 3, "bidirectional": True, "batch_first": True},
     {"bias": False},
+]
+OPTIONS_OF = {
+    "LSTM": [{"forget_bias": 0.1}],
+}
+LAYERS = [
+    pytest.param(case, options, id=f"{case.name}-{options}")
+    for case in CASES.values()
+    for options in (*OPTIONS, *OPTIONS_OF.get(case.layer, ()))
 ]
 
 
@@ -36,7 +45,7 @@ def assert_equal_layers(got, expected):
         assert_same_bits(got.parameters[name], array, name)
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize(("case", "options"), LAYERS)
 def test_what_is_saved_is_loaded(case, dtype, options, tmp_path):
     layer = make(case, dtype, **options)
     layer.parameters["weight_hh_l0"][0, :4] = [np.nan, -0.0, np.inf, np.finfo(dtype).tiny / 4]
@@ -105,7 +114,7 @@ def read_as_specified(content):
     return tensors, metadata
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize(("case", "options"), LAYERS)
 def test_the_file_is_what_the_format_describes(case, dtype, options, tmp_path):
     layer = make(case, dtype, **options)
     rk.save(layer, tmp_path / "layer")

@@ -6,7 +6,8 @@ Every module has
     backward(weights, tape, dy, dstate, *, clip_value=None, clip_norm=None) -> Gradients
 
 where a state is an array (N, H), or a tuple of them for a cell with more than one. They compute in
-the dtype that they are given, loop over nothing but time, and know one layer and one direction.
+the dtype that they are given, loop over nothing but time, and know one layer and one direction;
+stack.py puts them together to layers and directions, with lengths, resets, token ids and dropout.
 To test another cell, write its module and add its row to the table. The LSTM's options combine
 freely; LSTM_VARIANTS has every combination of them, `lstm_case` makes others.
 """
