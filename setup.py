@@ -159,6 +159,7 @@ setup(
             extension("_packing"),
             extension("_forward"),
             extension("_backward"),
+            extension("_dropout"),
         ],
         build_dir="build/cython",
         compiler_directives={

@@ -22,6 +22,7 @@
 #include "product.h"
 
 #include "arrival.h"
+#include "dropout.h"
 #include "pack.h"
 #include "step.h"
 
@@ -104,6 +105,7 @@ static const rk_kernels
             .pack_transposed = RK(pack_transposed),
             .arrive = RK(arrive),
             .row_sums = RK(row_sums),
+            .dropout = RK(dropout),
 };
 
 #undef real

@@ -129,6 +129,20 @@ typedef struct {
     void *sums; /* [block][vectors] */
 } rk_row_sums;
 
+/* -- Dropout between layers, of some rows of one step: csrc/dropout.h says what is drawn ------- */
+typedef struct {
+    ptrdiff_t rows, width;
+    const void *in; /* units contiguous */
+    ptrdiff_t in_row;
+    void *out; /* likewise; may be `in` */
+    ptrdiff_t out_row;
+    ptrdiff_t first_row; /* the batch row of the first */
+    unsigned long long seed, step;
+    int layer;
+    int threshold; /* p * 2^24: how many of so many numbers are dropped */
+    double scale; /* of what is kept */
+} rk_dropout;
+
 /* -- The cells --------------------------------------------------------------------------------- */
 enum { RK_RNN_TANH, RK_RNN_RELU, RK_GRU_RESET_AFTER, RK_GRU_RESET_BEFORE, RK_LSTM, RK_CELLS };
 enum { RK_MAX_GATES = 4, RK_MAX_SLOTS = 4, RK_MAX_PHASES = 2 };
@@ -170,6 +184,7 @@ typedef struct {
     void (*pack_transposed)(const rk_packing *);
     void (*arrive)(const rk_arrival *);
     void (*row_sums)(const rk_row_sums *);
+    void (*dropout)(const rk_dropout *);
 } rk_kernels;
 
 enum { RK_FLOAT32, RK_FLOAT64, RK_DTYPES };

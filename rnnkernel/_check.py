@@ -63,6 +63,14 @@ def finite(name: str, value) -> float:
     return number
 
 
+def share(name: str, value) -> float:
+    """A number from 0 to 1."""
+    number = _number(name, value)
+    if not 0 <= number <= 1:
+        raise ValueError(f"{name}: expected a number from 0 to 1, got {number}")
+    return number
+
+
 def positive(name: str, value) -> float:
     """A positive finite number."""
     number = _number(name, value)

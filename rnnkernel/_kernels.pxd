@@ -78,6 +78,16 @@ cdef extern from "rnnkernel.h" nogil:
         Py_ssize_t row_stride, dgates_block
         void *sums
 
+    ctypedef struct rk_dropout:
+        Py_ssize_t rows, width
+        const void *in_ "in"
+        Py_ssize_t in_row
+        void *out
+        Py_ssize_t out_row, first_row
+        unsigned long long seed, step
+        int layer, threshold
+        double scale
+
     enum:
         RK_CELLS
         RK_FLOAT32
@@ -109,6 +119,7 @@ cdef extern from "rnnkernel.h" nogil:
         void (*pack_transposed)(const rk_packing *) noexcept nogil
         void (*arrive)(const rk_arrival *) noexcept nogil
         void (*row_sums)(const rk_row_sums *) noexcept nogil
+        void (*dropout)(const rk_dropout *) noexcept nogil
 
     const char *rk_isa_name(int index) noexcept
     bint rk_isa_usable(int index) noexcept

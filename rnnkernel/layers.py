@@ -4,11 +4,14 @@ Letters in shapes: T time steps, N batch rows, I input_size, H hidden_size, L nu
 D directions, G gates, P units of h (and of y in each direction): H, or the LSTM's proj_size.
 """
 
+import os
+import threading
+import warnings
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from rnnkernel import _backward, _check, _forward, _threads, cells
+from rnnkernel import _backward, _check, _dropout, _forward, _threads, cells
 from rnnkernel._packing import PackedGradients, PackedWeights
 from rnnkernel.clipping import Clip
 from rnnkernel.inference import Frozen
@@ -88,11 +91,35 @@ class _Pass:
 
 
 @dataclass(frozen=True)
+class _Dropped:
+    """The dropout of one training forward: enough to draw its masks again."""
+
+    p: float
+    seed: int
+    first_step: int
+
+    def __call__(self, k: int, y: np.ndarray, out: np.ndarray, threads: int) -> np.ndarray:
+        """Writes what layer k hands on, or the gradient of it, to `out`."""
+        _dropout.dropout(y, out, self.p, self.seed, k, self.first_step, threads)
+        return out
+
+
+@dataclass(frozen=True)
 class _Tape:
     layer: "_Layer"
     passes: list[_Pass]
     batched: bool
     shape: tuple[int, int]
+    dropped: _Dropped | None
+
+
+# Guards the counters of dropout; released in a forked child whoever held it.
+_counting = threading.Lock()
+os.register_at_fork(
+    before=_counting.acquire,
+    after_in_parent=_counting.release,
+    after_in_child=_counting.release,
+)
 
 
 def _norm_over_batch(rows: np.ndarray) -> np.ndarray:
@@ -108,24 +135,43 @@ class _Layer:
     _cell: cells.Cell
 
     def __init__(
-        self, input_size, hidden_size, num_layers, bias, batch_first, bidirectional, dtype, rng
+        self,
+        input_size,
+        hidden_size,
+        num_layers,
+        bias,
+        batch_first,
+        dropout,
+        bidirectional,
+        dtype,
+        rng,
     ):
         self.input_size = _check.size("input_size", input_size)
         self.hidden_size = _check.size("hidden_size", hidden_size)
         self.num_layers = _check.size("num_layers", num_layers)
         self.bias = _check.flag("bias", bias)
         self.batch_first = _check.flag("batch_first", batch_first)
+        self.dropout = _check.share("dropout", dropout)
         self.bidirectional = _check.flag("bidirectional", bidirectional)
         self.dtype = _check.real_dtype("dtype", dtype)
         self.options = {
             "num_layers": self.num_layers,
             "bias": self.bias,
             "batch_first": self.batch_first,
+            "dropout": self.dropout,
             "bidirectional": self.bidirectional,
         }
         self._directions = 2 if self.bidirectional else 1
         rng = _check.generator("rng", rng)
         self.parameters: dict[str, np.ndarray] = self._initial_parameters(rng)
+        # drawn last, and only where it is used: the parameters are those without dropout
+        self._dropout_seed = int(rng.integers(2**64, dtype=np.uint64)) if self.dropout else 0
+        self._dropout_steps = 0
+        if self.dropout and self.num_layers == 1:
+            warnings.warn(
+                "dropout: it acts between layers, so with num_layers=1 nothing is dropped",
+                stacklevel=3,
+            )
 
     def _initial_parameters(self, rng) -> dict[str, np.ndarray]:
         limit = self.hidden_size**-0.5
@@ -178,6 +224,7 @@ class _Layer:
             "num_layers": 1,
             "bias": True,
             "batch_first": False,
+            "dropout": 0.0,
             "bidirectional": False,
             "forget_bias": 0.0,
         }
@@ -230,7 +277,8 @@ class _Layer:
             Initial states, without N where x has none; None is zeros.
         training : bool
             Keeps what `backward` needs, in memory of its own: 5 H numbers per step and row for
-            LSTM, 4 H for GRU, none for RNN, and a copy of x.
+            LSTM, 4 H for GRU, none for RNN, and a copy of x. Dropout acts, and keeps a copy of
+            what it leaves of every layer's output but the last's.
         out : array like y, optional
             Where y is written.
         num_threads : int, optional
@@ -290,6 +338,7 @@ class _Layer:
 
         finals = [_check.allocate("state", (L * D, N, w), self.dtype) for w in self._widths]
         passes = []
+        dropped = self._draw(T) if training and self.dropout and L > 1 else None
         layer_x = _own_copy(x) if training else x
         for k in range(L):
             y = self._allocate_y(T, N, batched, D * P)
@@ -321,6 +370,8 @@ class _Layer:
                 if training:
                     passes.append(one)
             layer_x = y
+            if dropped is not None and k < L - 1:
+                layer_x = dropped(k, y, _check.allocate("y", y.shape, self.dtype), threads)
 
         result = self._caller_view(y, batched)
         if training:
@@ -330,8 +381,14 @@ class _Layer:
             if not np.shares_memory(result, out):
                 out[...] = result
             result = out
-        tape = _Tape(self, passes, batched, (T, N)) if training else None
+        tape = _Tape(self, passes, batched, (T, N), dropped) if training else None
         return Output(result, self._caller_state(finals, batched), None, tape)
+
+    def _draw(self, T: int) -> _Dropped:
+        """The masks of the next T steps: each training forward goes on where the last ended."""
+        with _counting:
+            first, self._dropout_steps = self._dropout_steps, self._dropout_steps + T
+        return _Dropped(self.dropout, self._dropout_seed, first)
 
     # -- backward -----------------------------------------------------------------------------
 
@@ -443,6 +500,8 @@ class _Layer:
                 )
                 if dpart is not None:
                     dx = dpart if dx is None else np.add(dx, dpart, out=dx)
+            if k > 0 and tape.dropped is not None:
+                tape.dropped(k - 1, dx, dx, threads)
         return Gradients(
             self._caller_view(dx, batched) if input_grad else None,
             self._caller_state(dinitial, batched),
@@ -549,11 +608,17 @@ class RNN(_Layer):
     bias : bool
     batch_first : bool
         Whether x and y are (N, T, .) instead of (T, N, .). States are (L*D, N, H) always.
+    dropout : float from 0 to 1
+        With `training=True`, each element that one layer hands to the next is 0 with this
+        probability and divided by 1 - dropout otherwise (Srivastava et al. 2014). What is dropped
+        is a function of a seed that `rng` draws, the layer, the step, the row and the unit. Steps
+        are counted over all training forwards of the layer, so that every call drops afresh and
+        pieces of a sequence drop what the whole would.
     bidirectional : bool
         Whether every layer has a second direction that runs from the last step.
     dtype : float32 or float64
     rng : int or numpy.random.Generator, optional
-        Draws the initial parameters from U(-1/sqrt(H), 1/sqrt(H)).
+        Draws the initial parameters from U(-1/sqrt(H), 1/sqrt(H)), then the seed of dropout.
 
     Raises
     ------
@@ -561,6 +626,11 @@ class RNN(_Layer):
         For a bad argument, named in the message.
     MemoryError
         Where the parameters do not fit.
+
+    Warns
+    -----
+    UserWarning
+        For dropout with a single layer, where there is nothing that it acts on.
     """
 
     def __init__(
@@ -572,6 +642,7 @@ class RNN(_Layer):
         nonlinearity="tanh",
         bias=True,
         batch_first=False,
+        dropout=0.0,
         bidirectional=False,
         dtype=np.float32,
         rng=None,
@@ -579,7 +650,15 @@ class RNN(_Layer):
         self.nonlinearity = _check.choice("nonlinearity", nonlinearity, ("tanh", "relu"))
         self._cell = cells.RNN_TANH if nonlinearity == "tanh" else cells.RNN_RELU
         super().__init__(
-            input_size, hidden_size, num_layers, bias, batch_first, bidirectional, dtype, rng
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            dtype,
+            rng,
         )
         self.options["nonlinearity"] = self.nonlinearity
 
@@ -604,6 +683,7 @@ class GRU(_Layer):
         reset_after=True,
         bias=True,
         batch_first=False,
+        dropout=0.0,
         bidirectional=False,
         dtype=np.float32,
         rng=None,
@@ -611,7 +691,15 @@ class GRU(_Layer):
         self.reset_after = _check.flag("reset_after", reset_after)
         self._cell = cells.GRU_RESET_AFTER if reset_after else cells.GRU_RESET_BEFORE
         super().__init__(
-            input_size, hidden_size, num_layers, bias, batch_first, bidirectional, dtype, rng
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            dtype,
+            rng,
         )
         self.options["reset_after"] = self.reset_after
 
@@ -641,6 +729,7 @@ class LSTM(_Layer):
         forget_bias=0.0,
         bias=True,
         batch_first=False,
+        dropout=0.0,
         bidirectional=False,
         dtype=np.float32,
         rng=None,
@@ -649,7 +738,15 @@ class LSTM(_Layer):
         if self.forget_bias and not _check.flag("bias", bias):
             raise ValueError(f"forget_bias: expected 0 with bias=False, got {self.forget_bias}")
         super().__init__(
-            input_size, hidden_size, num_layers, bias, batch_first, bidirectional, dtype, rng
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            dtype,
+            rng,
         )
         self.options["forget_bias"] = self.forget_bias
 

@@ -43,6 +43,7 @@ class _Layer:
     num_layers: int
     bias: bool
     batch_first: bool
+    dropout: float
     bidirectional: bool
     dtype: np.dtype[Any]
     options: dict[str, Any]
@@ -55,6 +56,7 @@ class _Layer:
         num_layers: int,
         bias: bool,
         batch_first: bool,
+        dropout: float,
         bidirectional: bool,
         dtype: npt.DTypeLike,
         rng: _Seed,
@@ -103,6 +105,7 @@ class RNN(_Layer):
         nonlinearity: Literal["tanh", "relu"] = "tanh",
         bias: bool = True,
         batch_first: bool = False,
+        dropout: float = 0.0,
         bidirectional: bool = False,
         dtype: npt.DTypeLike = ...,
         rng: _Seed = None,
@@ -123,6 +126,7 @@ class GRU(_Layer):
         reset_after: bool = True,
         bias: bool = True,
         batch_first: bool = False,
+        dropout: float = 0.0,
         bidirectional: bool = False,
         dtype: npt.DTypeLike = ...,
         rng: _Seed = None,
@@ -143,6 +147,7 @@ class LSTM(_Layer):
         forget_bias: float = 0.0,
         bias: bool = True,
         batch_first: bool = False,
+        dropout: float = 0.0,
         bidirectional: bool = False,
         dtype: npt.DTypeLike = ...,
         rng: _Seed = None,
