@@ -22,6 +22,7 @@ from rnnkernel.layers import GRU, LSTM, RNN, Flow, Gradients, Output
 from rnnkernel.optim import Adam
 from rnnkernel.readout import Linear, softmax_cross_entropy
 from rnnkernel.serialization import load, save
+from rnnkernel.trace import Trace
 
 __all__ = [
     "Adam",
@@ -35,6 +36,7 @@ __all__ = [
     "Linear",
     "Output",
     "RNN",
+    "Trace",
     "__version__",
     "clip_grad_norm",
     "clip_grad_value",

@@ -182,6 +182,17 @@ def allocate_reserve(PackedWeights w, Py_ssize_t T, Py_ssize_t N):
     return aligned_empty(T * w.blocks * N * w.cell.memory_slots * w.units, w.dtype)
 
 
+def kept(PackedWeights w, reserve, Py_ssize_t T, Py_ssize_t N, gate):
+    """What a reserve holds of one gate (its place in the canonical weights), or of the cell state
+    (None), as (T, N, H): a view where there is one unit block, else a copy."""
+    cdef int i, slot = w.cell.slots
+    for i in range(w.cell.input.slots):
+        if w.cell.input.order[i] == gate:
+            slot = w.cell.input.slot + i
+    by_block = reserve.reshape(T, w.blocks, N, w.cell.memory_slots, w.units)[:, :, :, slot]
+    return by_block.transpose(0, 2, 1, 3).reshape(T, N, w.blocks * w.units)[:, :, : w.hidden_size]
+
+
 def forward(
     PackedWeights w,
     const real[:, :, :] x,

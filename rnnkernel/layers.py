@@ -15,6 +15,7 @@ from rnnkernel import _backward, _check, _dropout, _forward, _threads, cells
 from rnnkernel._packing import PackedGradients, PackedWeights
 from rnnkernel.clipping import Clip
 from rnnkernel.inference import Frozen
+from rnnkernel.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -25,15 +26,16 @@ class Output:
     ----------
     y : (T, N, D*P) array, laid out as x was
         The hidden states of the last layer. Read-only after `training=True`, where BPTT reads
-        it again, unless `out=` was given.
+        it again, and after `trace=True`, unless `out=` was given.
     state : (L*D, N, H) array, or for LSTM a pair h (L*D, N, P), c (L*D, N, H)
         The final states.
-    trace : None
+    trace : tuple of L*D Trace, or None without `trace=True`
+        The states and gates of each layer and direction, in the order of the states' rows.
     """
 
     y: np.ndarray
     state: np.ndarray | tuple[np.ndarray, np.ndarray]
-    trace: None = None
+    trace: tuple[Trace, ...] | None = None
     _tape: object = field(default=None, repr=False)
 
 
@@ -266,7 +268,9 @@ class _Layer:
         out = self.forward(x, state, num_threads=num_threads)
         return out.y, out.state
 
-    def forward(self, x, state=None, *, training=False, out=None, num_threads=None) -> Output:
+    def forward(
+        self, x, state=None, *, training=False, trace=False, out=None, num_threads=None
+    ) -> Output:
         """Runs the layer over sequences.
 
         Parameters
@@ -279,6 +283,9 @@ class _Layer:
             Keeps what `backward` needs, in memory of its own: 5 H numbers per step and row for
             LSTM, 4 H for GRU, none for RNN, and a copy of x. Dropout acts, and keeps a copy of
             what it leaves of every layer's output but the last's.
+        trace : bool
+            Keeps the states and gates of every step, for `out.trace`: no more memory than training
+            takes for them.
         out : array like y, optional
             Where y is written.
         num_threads : int, optional
@@ -291,7 +298,7 @@ class _Layer:
         MemoryError
             Where y or what training keeps does not fit.
         """
-        training = _check.flag("training", training)
+        training, trace = _check.flag("training", training), _check.flag("trace", trace)
         threads = _threads.resolve(num_threads)
         weights = _check.parameters("parameters", self.parameters, self._shapes(), self.dtype)
         return self._run(
@@ -301,6 +308,7 @@ class _Layer:
             x,
             state,
             training=training,
+            trace=trace,
             out=out,
         )
 
@@ -317,7 +325,18 @@ class _Layer:
             threads,
         )
 
-    def _run(self, packed_weights, weights, threads, x, state, *, training=False, out=None):
+    def _run(
+        self,
+        packed_weights,
+        weights,
+        threads,
+        x,
+        state,
+        *,
+        training=False,
+        trace=False,
+        out=None,
+    ):
         """What `forward` does with weights packed: `packed_weights(index)` for each layer and
         direction. `weights` are the arrays that `out` must not overlap.
         """
@@ -337,12 +356,12 @@ class _Layer:
             _check.output("out", out, self.dtype, dims, sizes, reads)
 
         finals = [_check.allocate("state", (L * D, N, w), self.dtype) for w in self._widths]
-        passes = []
+        passes, traces, keeps = [], [], training or trace
         dropped = self._draw(T) if training and self.dropout and L > 1 else None
         layer_x = _own_copy(x) if training else x
         for k in range(L):
             y = self._allocate_y(T, N, batched, D * P)
-            if k == L - 1 and out is not None and not training and _writes_direct(out):
+            if k == L - 1 and out is not None and not keeps and _writes_direct(out):
                 y = self._time_first(out, batched)
             for d in range(D):
                 index = k * D + d
@@ -354,7 +373,7 @@ class _Layer:
                     np.array(initial[0][index], order="C"),
                     _forward.pack_cells(packed, initial[1][index]) if len(states) == 2 else None,
                     y[::step, :, d * P : (d + 1) * P],
-                    _forward.allocate_reserve(packed, T, N) if training else None,
+                    _forward.allocate_reserve(packed, T, N) if keeps else None,
                 )
                 _forward.forward(
                     packed,
@@ -369,12 +388,14 @@ class _Layer:
                 )
                 if training:
                     passes.append(one)
+                if trace:
+                    traces.append(self._trace(one, step, batched))
             layer_x = y
             if dropped is not None and k < L - 1:
                 layer_x = dropped(k, y, _check.allocate("y", y.shape, self.dtype), threads)
 
         result = self._caller_view(y, batched)
-        if training:
+        if keeps:
             result = result.view()
             result.flags.writeable = False
         if out is not None:
@@ -382,7 +403,25 @@ class _Layer:
                 out[...] = result
             result = out
         tape = _Tape(self, passes, batched, (T, N), dropped) if training else None
-        return Output(result, self._caller_state(finals, batched), None, tape)
+        return Output(
+            result, self._caller_state(finals, batched), tuple(traces) if trace else None, tape
+        )
+
+    def _trace(self, one: _Pass, step: int, batched: bool) -> Trace:
+        """What one layer and direction went through, as the caller sees time and rows."""
+
+        def source(gate):
+            T, N = one.y.shape[:2]
+            array = _forward.kept(one.weights, one.reserve, T, N, gate)
+            return self._caller_view(array[::step], batched)
+
+        sources = {"h": lambda: self._caller_view(one.y[::step], batched)}
+        if len(self._cell.states) == 2:
+            sources["c"] = lambda: source(None)
+        if one.reserve is not None:
+            for index, name in enumerate(self._cell.gates):
+                sources[name] = lambda index=index: source(index)
+        return Trace(sources)
 
     def _draw(self, T: int) -> _Dropped:
         """The masks of the next T steps: each training forward goes on where the last ended."""

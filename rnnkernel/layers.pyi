@@ -6,6 +6,7 @@ import numpy.typing as npt
 
 from rnnkernel.clipping import Clip
 from rnnkernel.inference import Frozen
+from rnnkernel.trace import Trace
 
 _Array: TypeAlias = npt.NDArray[Any]
 _Pair: TypeAlias = tuple[_Array, _Array]
@@ -20,7 +21,7 @@ _Seed: TypeAlias = int | np.random.Generator | None
 class Output:
     y: _Array
     state: _State
-    trace: None = None
+    trace: tuple[Trace, ...] | None = None
     _tape: object = ...
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class _Layer:
         state: _State = None,
         *,
         training: bool = False,
+        trace: bool = False,
         out: _Array | None = None,
         num_threads: int | None = None,
     ) -> Output: ...
