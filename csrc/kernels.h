@@ -28,7 +28,30 @@
 
 #include "cells/gru.h"
 #include "cells/lstm.h"
+#include "cells/lstm_options.h"
 #include "cells/rnn.h"
+
+/* canonical gates i f g o; slots i f g o, coupled i g o */
+#define RK_LSTM_CELL(options)                                                                      \
+    [RK_LSTM + options] = {.gates = 4,                                                             \
+                           .slots = RK_LSTM_GATES(options),                                        \
+                           .memory_slots = RK_LSTM_GATES(options) + 1,                             \
+                           .states = 2,                                                            \
+                           .unit_vectors = 1,                                                      \
+                           .keeps_gates = 1,                                                       \
+                           .phases = 1,                                                            \
+                           .input = RK_LSTM_WINDOW(options),                                       \
+                           .recurrent = {RK_LSTM_WINDOW(options)},                                 \
+                           .peephole = RK_LSTM_PEEPHOLES(options),                                 \
+                           .forward = {RK(lstm_forward_##options)},                                \
+                           .backward = {RK(lstm_backward_##options)}}
+#define RK_LSTM_GATES(options) ((options) & RK_LSTM_COUPLED ? 3 : 4)
+#define RK_LSTM_WINDOW(options)                                                                    \
+    {0, RK_LSTM_GATES(options), {0, 5 - RK_LSTM_GATES(options), 6 - RK_LSTM_GATES(options), 3}}
+#define RK_LSTM_PEEPHOLES(options)                                                                 \
+    {RK_LSTM_GATES(options),                                                                       \
+     (options) & RK_LSTM_PEEPHOLE ? RK_LSTM_GATES(options) - 1 : 0,                                \
+     {0, 5 - RK_LSTM_GATES(options), 2}}
 
 static const rk_kernels
     RK(kernels) =
@@ -97,6 +120,13 @@ static const rk_kernels
                                  .recurrent = {{0, 4, {0, 1, 2, 3}}},
                                  .forward = {RK(lstm_forward)},
                                  .backward = {RK(lstm_backward)}},
+                    RK_LSTM_CELL(1),
+                    RK_LSTM_CELL(2),
+                    RK_LSTM_CELL(3),
+                    RK_LSTM_CELL(4),
+                    RK_LSTM_CELL(5),
+                    RK_LSTM_CELL(6),
+                    RK_LSTM_CELL(7),
                 },
             .product = RK(product),
             .fill = RK(fill),
@@ -108,6 +138,10 @@ static const rk_kernels
             .dropout = RK(dropout),
 };
 
+#undef RK_LSTM_CELL
+#undef RK_LSTM_GATES
+#undef RK_LSTM_WINDOW
+#undef RK_LSTM_PEEPHOLES
 #undef real
 #undef integer
 #undef RK

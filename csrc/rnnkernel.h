@@ -71,6 +71,8 @@ typedef struct {
     ptrdiff_t gates_block;
     const void *c_prev; /* [block][rows][..U]; LSTM only */
     ptrdiff_t c_prev_row, c_prev_block;
+    const void *peepholes; /* [block][3][U] of i, f, o; where the cell has them */
+    double cell_clip; /* where the cell clips c */
 
     const void *h_prev; /* (rows, pitch) zero past H */
     void *h; /* (rows, pitch) new hidden state; for an early phase, its result */
@@ -89,6 +91,8 @@ typedef struct {
     ptrdiff_t gates_block;
     const void *c_prev;
     ptrdiff_t c_prev_row, c_prev_block;
+    const void *peepholes; /* as in rk_step */
+    double cell_clip;
     const void *h; /* h_t in the caller's output */
     const ptrdiff_t *h_row;
     const void *h_prev; /* h_{t-1}, there or in the initial state */
@@ -97,7 +101,7 @@ typedef struct {
     void *dh; /* (rows, pitch) in: all of dL/dh_t; out: dL/dh_{t-1} beside the product */
     void *dc; /* (rows, pitch) in: dL/dc_t from step t+1; out: dL/dc_{t-1}; LSTM only */
     ptrdiff_t dh_pitch;
-    void *dgates; /* [block][rows][slots][U] out: dL/d(pre-activations) */
+    void *dgates; /* [block][rows][slots and peephole terms][U] out: dL/d(pre-activations) */
     ptrdiff_t dgates_block;
     void *reset_h; /* (rows, reset_pitch) out: r * h_prev; GRU with reset before only */
     ptrdiff_t reset_pitch;
@@ -144,7 +148,16 @@ typedef struct {
 } rk_dropout;
 
 /* -- The cells --------------------------------------------------------------------------------- */
-enum { RK_RNN_TANH, RK_RNN_RELU, RK_GRU_RESET_AFTER, RK_GRU_RESET_BEFORE, RK_LSTM, RK_CELLS };
+/* The LSTM's options: any combination, added to RK_LSTM, is a cell. */
+enum { RK_LSTM_PEEPHOLE = 1, RK_LSTM_CELL_CLIP = 2, RK_LSTM_COUPLED = 4, RK_LSTM_VARIANTS = 8 };
+enum {
+    RK_RNN_TANH,
+    RK_RNN_RELU,
+    RK_GRU_RESET_AFTER,
+    RK_GRU_RESET_BEFORE,
+    RK_LSTM,
+    RK_CELLS = RK_LSTM + RK_LSTM_VARIANTS
+};
 enum { RK_MAX_GATES = 4, RK_MAX_SLOTS = 4, RK_MAX_PHASES = 2 };
 
 /* A window is a run of neighbouring slots that one product fills. */
@@ -166,6 +179,8 @@ typedef struct {
     int phases;
     rk_window input; /* filled by W_ih x */
     rk_window recurrent[RK_MAX_PHASES]; /* filled by W_hh, phase by phase */
+    rk_window peephole; /* behind the S slots of a row of dgates, for the sums over rows: the terms
+                           of the gradient of each block of the peepholes (i f o); often none */
     void (*forward[RK_MAX_PHASES])(const rk_step *);
     void (*backward[RK_MAX_PHASES])(const rk_step_backward *); /* first the last forward phase's */
 } rk_cell;

@@ -53,6 +53,9 @@ cdef struct Run:
     const char *gates                   # [t][block][N][memory slots][U], or NULL
     Py_ssize_t gates_time, gates_block
     const char *c0                      # [block][N][U]
+    const char *peepholes
+    double cell_clip
+    Py_ssize_t gradient_slots           # of a row of dgates
     const char *dy                      # likewise, or NULL
     Py_ssize_t dy_time, dy_unit
     const Py_ssize_t *dy_row
@@ -65,7 +68,7 @@ cdef struct Run:
     char *dreset_h
     Py_ssize_t pitch
     const Py_ssize_t *tile_row
-    char *dgates                        # [block][rows of the chunk][slots][U]
+    char *dgates                        # [block][rows of the chunk][gradient slots][U]
     Py_ssize_t dgates_block
     const Py_ssize_t *dgates_row        # rows of the chunk
     char *reset_h                       # (rows of the chunk, pitch), phase 1's operand
@@ -103,7 +106,7 @@ cdef void through_weights(
     p.last_vectors = last
     p.outer = r.blocks
     p.inner = window.slots * r.units
-    p.a = r.dgates + (row * r.cell.slots + window.slot) * r.units * r.item
+    p.a = r.dgates + (row * r.gradient_slots + window.slot) * r.units * r.item
     p.a_row = r.dgates_row + begin
     p.a_outer = r.dgates_block
     p.a_inner = 1
@@ -170,6 +173,8 @@ cdef void run_rows(
     s.gates = s.c_prev = NULL
     s.gates_block = r.gates_block
     s.c_prev_row = s.c_prev_block = 0
+    s.peepholes = r.peepholes
+    s.cell_clip = r.cell_clip
     s.h_row = r.y_row + begin
     s.dgates_block = r.dgates_block
     s.reset_h = NULL
@@ -206,7 +211,7 @@ cdef void run_rows(
         else:
             s.h_prev = r.y + (t - 1) * r.y_time * r.item
             s.h_prev_row = r.y_row + begin
-        s.dgates = r.dgates + row * r.cell.slots * r.units * r.item
+        s.dgates = r.dgates + row * r.gradient_slots * r.units * r.item
         if r.reset_h != NULL:
             s.reset_h = r.reset_h + row * r.pitch * r.item
         for i in range(r.cell.phases):
@@ -224,7 +229,7 @@ cdef void add_outer(
     const char *b, Py_ssize_t steps,
 ) noexcept nogil:
     """C += A' B over the rows of some steps, last first; `a` and `b` are at the first row."""
-    cdef Py_ssize_t b_row = r.cell.slots * r.units
+    cdef Py_ssize_t b_row = r.gradient_slots * r.units
     if steps == 0:
         return
     p.a = a + ((steps - 1) * a_time + (r.N - 1) * a_batch) * r.item
@@ -249,7 +254,7 @@ cdef void weight_gradients(
     cdef rk_row_sums sums
     cdef const rk_window *window
     cdef int phase
-    cdef Py_ssize_t width, b_row = r.cell.slots * r.units
+    cdef Py_ssize_t width, b_row = r.gradient_slots * r.units
     cdef const char *dgates = r.dgates + block * r.dgates_block * r.item
     cdef const char *b
     cdef unsigned long long saved = fp_enter()
@@ -288,7 +293,7 @@ cdef void weight_gradients(
             add_outer(r, &p, r.h0, 0, r.H, b, 1)
 
     sums.rows = steps * r.N
-    sums.vectors = r.cell.slots * r.cell.unit_vectors
+    sums.vectors = r.gradient_slots * r.cell.unit_vectors
     sums.block_begin, sums.block_end = 0, 1
     sums.dgates = dgates + (sums.rows - 1) * b_row * r.item
     sums.row_stride = -b_row
@@ -374,6 +379,8 @@ def backward(
     r.y_time, r.y_batch = y.strides[0] // r.item, y.strides[1] // r.item
     r.h0 = <const char *>&h0[0, 0]
     r.c0 = <const char *><Py_ssize_t>address(c0) if c0 is not None else NULL
+    r.peepholes, r.cell_clip = w.peepholes, w.cell_clip
+    r.gradient_slots = w.gradient_slots
     r.gates = <const char *><Py_ssize_t>address(reserve) if r.cell.keeps_gates else NULL
     r.gates_block = r.N * r.cell.memory_slots * r.units
     r.gates_time = r.blocks * r.gates_block
@@ -421,7 +428,7 @@ def backward(
 
     # the chunk
     r.chunk = min(r.T, max(1, CHUNK_ROWS // r.N))
-    cdef Py_ssize_t rows = r.chunk * r.N, slot_row = r.cell.slots * r.units
+    cdef Py_ssize_t rows = r.chunk * r.N, slot_row = r.gradient_slots * r.units
     r.dgates_block = tile_pitch(rows * slot_row, r.item)
     # where a block is several vectors the cell leaves out those past H, and products do not
     allocate = aligned_zeros if r.cell.unit_vectors > 1 else aligned_empty

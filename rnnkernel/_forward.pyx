@@ -43,6 +43,8 @@ cdef struct Run:
     const char *bias
     const char *input
     const char **recurrent
+    const char *peepholes
+    double cell_clip
     Py_ssize_t input_last_vectors
     char *gates                   # [step][block][N][memory slots][U]
     Py_ssize_t gates_steps        # steps it holds; step t lies at t % gates_steps
@@ -114,6 +116,8 @@ cdef void run_rows(const Run *r, Py_ssize_t begin, Py_ssize_t end) noexcept nogi
     s.y_row = r.y_row + begin
     s.c_prev = NULL
     s.c_prev_row = s.c_prev_block = 0
+    s.peepholes = r.peepholes
+    s.cell_clip = r.cell_clip
     t0 = 0
     while t0 < r.T:
         steps = min(r.chunk, r.T - t0)
@@ -186,9 +190,13 @@ def kept(PackedWeights w, reserve, Py_ssize_t T, Py_ssize_t N, gate):
     """What a reserve holds of one gate (its place in the canonical weights), or of the cell state
     (None), as (T, N, H): a view where there is one unit block, else a copy."""
     cdef int i, slot = w.cell.slots
-    for i in range(w.cell.input.slots):
-        if w.cell.input.order[i] == gate:
-            slot = w.cell.input.slot + i
+    if gate is not None:
+        slot = -1
+        for i in range(w.cell.input.slots):
+            if w.cell.input.order[i] == gate:
+                slot = w.cell.input.slot + i
+        if slot < 0:  # the forget gate of coupled gates is no more than 1 - i
+            return 1 - kept(w, reserve, T, N, 0)
     by_block = reserve.reshape(T, w.blocks, N, w.cell.memory_slots, w.units)[:, :, :, slot]
     return by_block.transpose(0, 2, 1, 3).reshape(T, N, w.blocks * w.units)[:, :, : w.hidden_size]
 
@@ -227,6 +235,7 @@ def forward(
     r.y_time = y.strides[0] // r.item
     r.bias, r.input = w.bias, w.input
     r.recurrent = <const char **>w.recurrent
+    r.peepholes, r.cell_clip = w.peepholes, w.cell_clip
     r.input_last_vectors = w.input_last_vectors()
 
     bounds = batch_tiles(r.N, w.kernels.full_rows, threads)

@@ -34,6 +34,8 @@ cdef extern from "rnnkernel.h" nogil:
         Py_ssize_t gates_block
         const void *c_prev
         Py_ssize_t c_prev_row, c_prev_block
+        const void *peepholes
+        double cell_clip
         const void *h_prev
         void *h
         Py_ssize_t h_pitch
@@ -46,6 +48,8 @@ cdef extern from "rnnkernel.h" nogil:
         Py_ssize_t gates_block
         const void *c_prev
         Py_ssize_t c_prev_row, c_prev_block
+        const void *peepholes
+        double cell_clip
         const void *h
         const Py_ssize_t *h_row
         const void *h_prev
@@ -99,12 +103,13 @@ cdef extern from "rnnkernel.h" nogil:
     ctypedef struct rk_window:
         int slot
         int slots
-        int *order
+        const int *order
 
     ctypedef struct rk_cell:
         int gates, slots, memory_slots, states, unit_vectors, keeps_gates, carries, phases
         rk_window input
-        rk_window *recurrent
+        const rk_window *recurrent
+        rk_window peephole
         void (**forward)(const rk_step *) noexcept nogil
         void (**backward)(const rk_step_backward *) noexcept nogil
 

@@ -8,16 +8,20 @@ cdef class PackedWeights:
     cdef readonly Py_ssize_t input_size, hidden_size
     cdef readonly object dtype
     cdef Py_ssize_t item, units, blocks       # bytes; units in a block; unit blocks
+    cdef int gradient_slots                   # of a row of dgates
+    cdef double cell_clip
     # what the pointers below point into
     cdef object arrays
     cdef char *bias                           # [block][S][U]
     cdef char *input                          # [block][I][G][U]
     cdef char *recurrent[2]                   # [block][H][slots][U], by phase
+    cdef char *peepholes                      # [block][3][U], or NULL
     cdef char *input_transposed               # [columns of I][block][G][U][4 vectors], or NULL
     cdef char *recurrent_transposed[2]        # [columns of H][block][slots][U][4 vectors]
 
     cdef char *keep(self, array) except NULL
     cdef char *pack_bias(self, bias_ih, bias_hh) except NULL
+    cdef char *pack_rows(self, rows) except NULL
     cdef rk_packing job(self, weight, const rk_window *window)
     cdef char *pack(self, weight, const rk_window *window, int threads) except NULL
     cdef char *pack_transposed(self, weight, const rk_window *window, int threads) except NULL
@@ -32,7 +36,7 @@ cdef Py_ssize_t address(object array) except? -1
 cdef class PackedGradients:
     cdef PackedWeights weights
     cdef object arrays, bias_array
-    cdef char *bias                           # [block][S][U]
+    cdef char *bias                           # [block][S and peepholes][U]
     cdef char *input                          # [block][I][G][U]
     cdef char *recurrent[2]                   # [block][H][slots][U]
 

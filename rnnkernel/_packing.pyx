@@ -56,11 +56,21 @@ cdef class PackedWeights:
 
     Parameters are the cell's index in the C table, the canonical weights ((G*H, I), (G*H, H),
     rows contiguous), the biases ((G*H,) or None), whether backward needs the transposed
-    copies, and the number of threads to pack with.
+    copies, the number of threads to pack with, and for an LSTM with them the peepholes (3*H,)
+    and the limit of the cell.
     """
 
     def __init__(
-        self, int cell, weight_ih, weight_hh, bias_ih, bias_hh, bint transposed, int threads
+        self,
+        int cell,
+        weight_ih,
+        weight_hh,
+        bias_ih,
+        bias_hh,
+        bint transposed,
+        int threads,
+        weight_ch=None,
+        cell_clip=None,
     ):
         cdef int phase
         self.dtype = weight_ih.dtype
@@ -72,12 +82,16 @@ cdef class PackedWeights:
         self.item = self.dtype.itemsize
         self.units = self.cell.unit_vectors * self.kernels.lanes
         self.blocks = (self.hidden_size + self.units - 1) // self.units
+        self.gradient_slots = self.cell.slots + self.cell.peephole.slots
+        self.cell_clip = np.inf if cell_clip is None else cell_clip
         self.arrays = []
         # opening a team of threads costs more than packing little
         if weight_ih.size + weight_hh.size < 1 << 16:
             threads = 1
 
         self.bias = self.pack_bias(bias_ih, bias_hh)
+        if weight_ch is not None:
+            self.peepholes = self.pack_rows(weight_ch.reshape(3, self.hidden_size))
         self.input = self.pack(weight_ih, &self.cell.input, threads)
         for phase in range(self.cell.phases):
             self.recurrent[phase] = self.pack(weight_hh, &self.cell.recurrent[phase], threads)
@@ -96,20 +110,25 @@ cdef class PackedWeights:
         """Per slot the biases of the windows that it belongs to, added once."""
         cdef int phase, gate
         cdef Py_ssize_t H = self.hidden_size
-        bias = aligned_zeros(self.blocks * self.cell.slots * self.units, self.dtype)
+        by_slot = np.zeros((self.cell.slots, H), self.dtype)
         if bias_ih is not None:
-            by_slot = np.zeros((self.cell.slots, self.blocks * self.units), self.dtype)
             for gate in range(self.cell.input.slots):
                 rows = self.cell.input.order[gate] * H
-                by_slot[self.cell.input.slot + gate, :H] += bias_ih[rows : rows + H]
+                by_slot[self.cell.input.slot + gate] += bias_ih[rows : rows + H]
             for phase in range(self.cell.phases):
                 for gate in range(self.cell.recurrent[phase].slots):
                     rows = self.cell.recurrent[phase].order[gate] * H
-                    by_slot[self.cell.recurrent[phase].slot + gate, :H] += bias_hh[rows : rows + H]
-            by_block = by_slot.reshape(self.cell.slots, self.blocks, self.units)
-            by_block = by_block.transpose(1, 0, 2)
-            bias.reshape(self.blocks, self.cell.slots, self.units)[...] = by_block
-        return self.keep(bias)
+                    by_slot[self.cell.recurrent[phase].slot + gate] += bias_hh[rows : rows + H]
+        return self.pack_rows(by_slot)
+
+    cdef char *pack_rows(self, rows) except NULL:
+        """Rows of H numbers as [block][row][U]."""
+        padded = np.zeros((len(rows), self.blocks * self.units), self.dtype)
+        padded[:, : self.hidden_size] = rows
+        packed = aligned_empty(padded.size, self.dtype)
+        by_block = padded.reshape(len(rows), self.blocks, self.units).transpose(1, 0, 2)
+        packed.reshape(by_block.shape)[...] = by_block
+        return self.keep(packed)
 
     cdef rk_packing job(self, weight, const rk_window *window):
         cdef rk_packing job
@@ -170,7 +189,7 @@ cdef class PackedGradients:
         cdef Py_ssize_t width = weights.blocks * weights.units
         self.weights = weights
         self.arrays = []
-        self.bias_array = aligned_zeros(width * weights.cell.slots, weights.dtype)
+        self.bias_array = aligned_zeros(width * weights.gradient_slots, weights.dtype)
         self.bias = <char *><Py_ssize_t>address(self.bias_array)
         self.input = self.zeros(width * weights.cell.input.slots * weights.input_size)
         for phase in range(weights.cell.phases):
@@ -183,23 +202,30 @@ cdef class PackedGradients:
         self.arrays.append(array)
         return <char *><Py_ssize_t>address(array)
 
-    def unpack(self, weight_ih, weight_hh, bias_ih, bias_hh, int threads):
-        """Writes the canonical gradients into the arrays; the biases may be None."""
+    def unpack(self, weight_ih, weight_hh, bias_ih, bias_hh, int threads, weight_ch=None):
+        """Writes the canonical gradients into the arrays; those from the biases on may be None."""
         cdef int phase, gate
         cdef PackedWeights w = self.weights
         cdef Py_ssize_t H = w.hidden_size
+        if w.cell.input.slots < w.cell.gates:  # a gate whose weights have no effect
+            for array in (weight_ih, weight_hh, bias_ih, bias_hh, weight_ch):
+                if array is not None:
+                    array[...] = 0
         if weight_ih.size + weight_hh.size < 1 << 16:
             threads = 1
         self.unpack_weight(weight_ih, &w.cell.input, self.input, threads)
         for phase in range(w.cell.phases):
             self.unpack_weight(weight_hh, &w.cell.recurrent[phase], self.recurrent[phase], threads)
+        by_slot = (
+            self.bias_array.reshape(w.blocks, w.gradient_slots, w.units)
+            .transpose(1, 0, 2)
+            .reshape(w.gradient_slots, w.blocks * w.units)[:, :H]
+        )
+        for gate in range(w.cell.peephole.slots):
+            rows = w.cell.peephole.order[gate] * H
+            weight_ch[rows : rows + H] = by_slot[w.cell.peephole.slot + gate]
         if bias_ih is None:
             return
-        by_slot = (
-            self.bias_array.reshape(w.blocks, w.cell.slots, w.units)
-            .transpose(1, 0, 2)
-            .reshape(w.cell.slots, w.blocks * w.units)[:, :H]
-        )
         for gate in range(w.cell.input.slots):
             rows = w.cell.input.order[gate] * H
             bias_ih[rows : rows + H] = by_slot[w.cell.input.slot + gate]

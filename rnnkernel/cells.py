@@ -20,6 +20,8 @@ class Cell:
         Gates in the order of the rows of the canonical weights, as in PyTorch.
     states : tuple of str
         What one step hands to the next.
+    peepholes : tuple of str
+        Gates that see the cell, in the order of their blocks in `weight_ch`; often none.
     equations : str
         `s` is the sigmoid, `h'` and `c'` are the states of the step before.
     """
@@ -29,6 +31,7 @@ class Cell:
     gates: tuple[str, ...]
     states: tuple[str, ...]
     equations: str
+    peepholes: tuple[str, ...] = ()
 
 
 RNN_TANH = Cell("RNN (tanh)", 0, ("h",), ("h",), "h = tanh(W_ih x + b_ih + W_hh h' + b_hh)")
@@ -57,4 +60,23 @@ LSTM = Cell(
     "i, f, o = s(W_ih x + b_ih + W_hh h' + b_hh), g = tanh(the same); "
     "c = f*c' + i*g; h = o*tanh(c)",
 )
-CELLS = (RNN_TANH, RNN_RELU, GRU_RESET_AFTER, GRU_RESET_BEFORE, LSTM)
+
+
+def lstm(*, peephole: bool, cell_clip: bool, coupled: bool) -> Cell:
+    """The LSTM with these options; all gates keep their rows in the weights."""
+    if not (peephole or cell_clip or coupled):
+        return LSTM
+    c = "f*c' + i*g"
+    return Cell(
+        "LSTM",
+        LSTM.index + peephole + 2 * cell_clip + 4 * coupled,
+        LSTM.gates,
+        LSTM.states,
+        "i, f, o = s(W_ih x + b_ih + W_hh h' + b_hh"
+        + (" + p*c', for o p*c" if peephole else "")
+        + "), g = tanh(W_ih x + b_ih + W_hh h' + b_hh)"
+        + (" but f = 1 - i; " if coupled else "; ")
+        + (f"c = clip({c})" if cell_clip else f"c = {c}")
+        + "; h = o*tanh(c)",
+        ("i", "f", "o") if peephole else (),
+    )

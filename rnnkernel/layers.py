@@ -219,6 +219,8 @@ class _Layer:
             if self.bias:
                 shapes[f"bias_ih{suffix}"] = (rows,)
                 shapes[f"bias_hh{suffix}"] = (rows,)
+            if self._cell.peepholes:
+                shapes[f"weight_ch{suffix}"] = (len(self._cell.peepholes) * self.hidden_size,)
         return shapes
 
     def __repr__(self):
@@ -228,6 +230,9 @@ class _Layer:
             "batch_first": False,
             "dropout": 0.0,
             "bidirectional": False,
+            "peephole": False,
+            "cell_clip": None,
+            "coupled": False,
             "forget_bias": 0.0,
         }
         changed = [
@@ -323,6 +328,8 @@ class _Layer:
             weights.get(f"bias_hh{suffix}"),
             transposed,
             threads,
+            weights.get(f"weight_ch{suffix}"),
+            self.options.get("cell_clip"),
         )
 
     def _run(
@@ -536,6 +543,7 @@ class _Layer:
                     parameters.get(f"bias_ih{suffix}"),
                     parameters.get(f"bias_hh{suffix}"),
                     threads,
+                    parameters.get(f"weight_ch{suffix}"),
                 )
                 if dpart is not None:
                     dx = dpart if dx is None else np.add(dx, dpart, out=dx)
@@ -751,13 +759,20 @@ class LSTM(_Layer):
 
     States are pairs (h, c). Parameters and errors are those of `RNN`, without `nonlinearity`, and
 
+    peephole : bool
+        Whether the gates see the cell: i and f have p*c' among their arguments, o has p*c, with p
+        from `weight_ch_l{k}` (3*H: i, f, o).
+    cell_clip : float, optional
+        c is clipped to ±cell_clip, before o sees it, and no gradient passes where it was.
     forget_bias : float
         Where it is not 0, the forget gate's biases start at it (`bias_ih`) and at 0 (`bias_hh`)
         instead of at random: 1 keeps gradients alive over more steps from the first day
-        (Jozefowicz et al. 2015). It wants `bias`.
+        (Jozefowicz et al. 2015). With `coupled`, i starts at -forget_bias likewise. It wants
+        `bias`.
+    coupled : bool
+        Whether f = 1 - i (CIFG, Greff et al. 2017; `input_forget` of ONNX). The weights keep their
+        shapes; the rows of f are not used and their gradient is 0.
     """
-
-    _cell = cells.LSTM
 
     def __init__(
         self,
@@ -765,7 +780,10 @@ class LSTM(_Layer):
         hidden_size,
         num_layers=1,
         *,
+        peephole=False,
+        cell_clip=None,
         forget_bias=0.0,
+        coupled=False,
         bias=True,
         batch_first=False,
         dropout=0.0,
@@ -773,9 +791,15 @@ class LSTM(_Layer):
         dtype=np.float32,
         rng=None,
     ):
+        self.peephole = _check.flag("peephole", peephole)
+        self.cell_clip = None if cell_clip is None else _check.positive("cell_clip", cell_clip)
+        self.coupled = _check.flag("coupled", coupled)
         self.forget_bias = _check.finite("forget_bias", forget_bias)
         if self.forget_bias and not _check.flag("bias", bias):
             raise ValueError(f"forget_bias: expected 0 with bias=False, got {self.forget_bias}")
+        self._cell = cells.lstm(
+            peephole=self.peephole, cell_clip=self.cell_clip is not None, coupled=self.coupled
+        )
         super().__init__(
             input_size,
             hidden_size,
@@ -787,14 +811,21 @@ class LSTM(_Layer):
             dtype,
             rng,
         )
-        self.options["forget_bias"] = self.forget_bias
+        self.options |= {
+            "peephole": self.peephole,
+            "cell_clip": self.cell_clip,
+            "forget_bias": self.forget_bias,
+            "coupled": self.coupled,
+        }
 
     def _initial_parameters(self, rng):
         arrays = super()._initial_parameters(rng)
         if self.forget_bias:
-            gate = self._cell.gates.index("f")
+            # 1 - s(a) = s(-a)
+            name, start = ("i", -self.forget_bias) if self.coupled else ("f", self.forget_bias)
+            gate = self._cell.gates.index(name)
             rows = slice(gate * self.hidden_size, (gate + 1) * self.hidden_size)
             for suffix in self._suffixes():
-                arrays[f"bias_ih{suffix}"][rows] = self.forget_bias
+                arrays[f"bias_ih{suffix}"][rows] = start
                 arrays[f"bias_hh{suffix}"][rows] = 0
         return arrays

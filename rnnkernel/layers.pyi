@@ -138,7 +138,10 @@ class GRU(_Layer):
     ) -> tuple[_Array, _Array]: ...
 
 class LSTM(_Layer):
+    peephole: bool
+    cell_clip: float | None
     forget_bias: float
+    coupled: bool
 
     def __init__(
         self,
@@ -146,7 +149,10 @@ class LSTM(_Layer):
         hidden_size: int,
         num_layers: int = 1,
         *,
+        peephole: bool = False,
+        cell_clip: float | None = None,
         forget_bias: float = 0.0,
+        coupled: bool = False,
         bias: bool = True,
         batch_first: bool = False,
         dropout: float = 0.0,

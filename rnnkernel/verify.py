@@ -61,6 +61,10 @@ def _cases() -> Iterator[Case]:
         ("GRU", "reset after", {"reset_after": True}),
         ("GRU", "reset before", {"reset_after": False}),
         ("LSTM", "", {}),
+        ("LSTM", "peephole", {"peephole": True}),
+        ("LSTM", "coupled", {"coupled": True}),
+        ("LSTM", "cell clip", {"cell_clip": 0.5}),
+        ("LSTM", "all three", {"peephole": True, "coupled": True, "cell_clip": 0.5}),
     )
     for cell, option, keywords in variants:
         for more, bias, clip in (

@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 COPIED = ("csrc", "rnnkernel", "tests", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 # Fast, and by value: whatever else the tests hold, these must notice a wrong number.
-TESTS = ("tests/test_values.py", "tests/test_clipping.py")
+TESTS = ("tests/test_values.py", "tests/test_clipping.py", "tests/test_lstm_options.py")
 CHOSEN = "test_core or test_clipped_bptt_equals_the_reference or many_steps_and_rows"
 
 
@@ -35,6 +35,7 @@ class Fault:
 
 
 LSTM, GRU, RNN = "csrc/cells/lstm.h", "csrc/cells/gru.h", "csrc/cells/rnn.h"
+OPTIONS = "csrc/cells/lstm_options.h"
 TABLE, ARRIVAL = "csrc/kernels.h", "csrc/arrival.h"
 FORWARD, BACKWARD = "rnnkernel/_forward.pyx", "rnnkernel/_backward.pyx"
 PACKING = "rnnkernel/_packing.pyx"
@@ -63,6 +64,49 @@ FAULTS = [
         LSTM,
         "dc * RK(vload)(c_prev) * (f * (1 - f))",
         "dc * (f * (1 - f))",
+    ),
+    Fault(
+        "LSTM with peepholes: o sees the cell before the step",
+        OPTIONS,
+        "x[m] = RK(vfma)(p, x[rows + m], o[m]);",
+        "x[m] = RK(vfma)(p, RK(vload)((const real *)s->c_prev + block * s->c_prev_block + "
+        "(row + m) * s->c_prev_row), o[m]);",
+    ),
+    Fault(
+        "LSTM with peepholes: dc without what o saw",
+        OPTIONS,
+        "if (peephole) dc = RK(vfma)(RK(vload)(p + 2 * LANES), da_o, dc);",
+        "",
+    ),
+    Fault(
+        "LSTM with peepholes: the gradient of p_o with c_{t-1}",
+        OPTIONS,
+        "LANES, da_o * c);",
+        "LANES, da_o * c_prev);",
+    ),
+    Fault(
+        "LSTM with a clipped cell: the gradient passes where it was clipped",
+        OPTIONS,
+        "dc = RK(vselect)((before > limit) | (before < -limit), (vec){0}, dc);",
+        "",
+    ),
+    Fault(
+        "LSTM with a clipped cell: only the upper limit",
+        OPTIONS,
+        "RK(vmin)(RK(vset)(limit), RK(vmax)(RK(vset)(-limit), c))",
+        "RK(vmin)(RK(vset)(limit), c)",
+    ),
+    Fault(
+        "LSTM with coupled gates: di without c_{t-1}",
+        OPTIONS,
+        "dc * (coupled ? g - c_prev : g)",
+        "dc * g",
+    ),
+    Fault(
+        "LSTM with coupled gates: the gradients of f are left unwritten",
+        PACKING,
+        "array[...] = 0",
+        "pass",
     ),
     Fault(
         "GRU, reset after: r and z change places in W_hh",

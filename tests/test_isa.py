@@ -10,7 +10,7 @@ import pytest
 
 from drawn import draw
 from helpers import TESTS, check_values, layer_outputs, run_python
-from reference import CASES
+from reference import CASES, LSTM_VARIANTS
 from rnnkernel import _kernels
 
 ISAS = _kernels.available_isas()
@@ -39,6 +39,12 @@ def check_core():
             check_values(draw(case, T=1, N=1, I=1, H=1, dtype=dtype))
             for n in range(1, 20):
                 check_values(draw(case, T=2, N=n, I=n, H=2 * n + 1, dtype=dtype))
+    for case in LSTM_VARIANTS.values():
+        if case.options.get("proj_size"):
+            continue
+        for dtype in (np.float32, np.float64):
+            check_values(draw(case, T=4, N=3, I=7, H=11, dtype=dtype))
+            check_values(draw(case, T=2, N=14, I=5, H=37, dtype=dtype, bias=False), num_threads=2)
 
 
 @pytest.mark.parametrize("isa", ISAS)

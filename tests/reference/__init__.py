@@ -91,7 +91,7 @@ LSTM_VARIANTS = {
     for case in (
         lstm_case(peephole=peephole, cell_clip=cell_clip, coupled=coupled, proj_size=proj_size)
         for coupled, peephole, cell_clip, proj_size in product(
-            (False, True), (False, True), (None, 0.6), (0, 3)
+            (False, True), (False, True), (None, 0.3), (0, 3)
         )
     )
     if case.options

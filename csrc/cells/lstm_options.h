@@ -1,0 +1,168 @@
+/* cells/lstm_options.h - the LSTM with options, in any combination. As cells/lstm.h, but
+ *
+ *     peepholes (Gers & Schmidhuber 2000): the arguments of i_t, f_t and o_t have another term,
+ *         p_i c_{t-1}, p_f c_{t-1} and p_o c_t
+ *         dp_i = sum di'_t c_{t-1}     dp_f = sum df'_t c_{t-1}     dp_o = sum do'_t c_t
+ *         dc_t += p_o do'_t            dc_{t-1} += p_i di'_t + p_f df'_t
+ *         where ' marks the gradient of the argument
+ *     clipped cell: c_t = what it was, limited to +-cell_clip; dc_t = 0 where that acted
+ *     coupled gates (Greff et al. 2017): f_t = 1 - i_t, slots i g o; di_t = dc_t (g_t - c_{t-1})
+ *
+ * The terms of the sums over p stand behind the slots of a row of dgates, for the bias sums to add
+ * up on their way. Options are compile-time constants: what is off is not there.
+ */
+RK_INLINE vec RK(lstm_clip)(vec c, real limit)
+{
+    return RK(vmin)(RK(vset)(limit), RK(vmax)(RK(vset)(-limit), c));
+}
+
+/* o and h of a few rows of one block, whose c is there; with peepholes o has waited for c. */
+RK_INLINE void RK(lstm_options_output)(const rk_step *s, ptrdiff_t block, ptrdiff_t row,
+                                       const int rows, const int options)
+{
+    const int slots = options & RK_LSTM_COUPLED ? 3 : 4;
+    const int waiting = options & RK_LSTM_PEEPHOLE ? rows : 0;
+    vec o[3], x[4]; /* x: the arguments of o if they wait, then c */
+    RK_FOR (m, rows) {
+        const real *gate = (const real *)s->gates + block * s->gates_block + s->gates_row[row + m];
+        x[waiting + m] = RK(vload)(gate + slots * LANES);
+        o[m] = RK(vload)(gate + (slots - 1) * LANES);
+    }
+    if (waiting) {
+        const vec p = RK(vload)((const real *)s->peepholes + (3 * block + 2) * LANES);
+        RK_FOR (m, rows)
+            x[m] = RK(vfma)(p, x[rows + m], o[m]);
+    }
+    RK(vactivate)(waiting + rows, ~0u << waiting, x);
+    if (waiting) {
+        RK_FOR (m, rows) {
+            o[m] = x[m];
+            RK(vstore)((real *)s->gates + block * s->gates_block + s->gates_row[row + m] +
+                           (slots - 1) * LANES,
+                       o[m]);
+        }
+    }
+    RK_FOR (m, rows)
+        RK(store_h)(s, row + m, block * LANES, s->hidden - block * LANES, o[m] * x[waiting + m]);
+}
+
+RK_INLINE void RK(lstm_options_epilogue)(const rk_step *s, ptrdiff_t block0, ptrdiff_t blocks,
+                                         ptrdiff_t row0, ptrdiff_t rows, const int options)
+{
+    const int coupled = options & RK_LSTM_COUPLED, peephole = options & RK_LSTM_PEEPHOLE;
+    const int slots = coupled ? 3 : 4, g = slots - 2;
+    const int now = peephole ? slots - 1 : slots; /* gates that need not wait for c */
+    block0 += s->block_begin;
+    RK_FOR_UNITS (1, s->hidden, block0, block0 + blocks, row0, row0 + rows) {
+        real *gate = (real *)s->gates + block * s->gates_block + s->gates_row[row];
+        const vec c_prev =
+            RK(vload)((const real *)s->c_prev + block * s->c_prev_block + row * s->c_prev_row);
+        vec a[4];
+        RK_FOR (j, now)
+            a[j] = RK(vload)(gate + j * LANES);
+        if (peephole) {
+            const real *p = (const real *)s->peepholes + 3 * block * LANES;
+            a[0] = RK(vfma)(RK(vload)(p), c_prev, a[0]);
+            if (!coupled) a[1] = RK(vfma)(RK(vload)(p + LANES), c_prev, a[1]);
+        }
+        RK(vactivate)(now, 1u << g, a);
+        RK_FOR (j, now)
+            RK(vstore)(gate + j * LANES, a[j]);
+        vec c = RK(vfma)(coupled ? 1 - a[0] : a[1], c_prev, a[0] * a[g]);
+        if (options & RK_LSTM_CELL_CLIP) c = RK(lstm_clip)(c, (real)s->cell_clip);
+        RK(vstore)(gate + slots * LANES, c);
+    }
+    /* a pass of its own, as in cells/lstm.h */
+    const int most = peephole ? 2 : 3;
+    for (ptrdiff_t block = block0; block < block0 + blocks; block++) {
+        for (ptrdiff_t row = row0, left = rows; left > 0; row += most, left -= most) {
+            if (left >= 3 && most == 3)
+                RK(lstm_options_output)(s, block, row, most, options);
+            else if (left >= 2)
+                RK(lstm_options_output)(s, block, row, 2, options);
+            else
+                RK(lstm_options_output)(s, block, row, 1, options);
+        }
+    }
+}
+
+RK_INLINE void RK(lstm_options_backward)(const rk_step_backward *s, const int options)
+{
+    const int coupled = options & RK_LSTM_COUPLED, peephole = options & RK_LSTM_PEEPHOLE;
+    const int slots = coupled ? 3 : 4, terms = peephole ? slots - 1 : 0;
+    RK_FOR_UNITS (1, s->hidden, s->block_begin, s->block_end, 0, s->rows) {
+        const real *gate =
+            (const real *)s->gates + block * s->gates_block + row * (slots + 1) * LANES;
+        const vec c_prev =
+            RK(vload)((const real *)s->c_prev + block * s->c_prev_block + row * s->c_prev_row);
+        real *dgate = (real *)s->dgates + block * s->dgates_block + row * (slots + terms) * LANES;
+        real *dc_at = (real *)s->dc + row * s->dh_pitch + unit;
+        const real *p = (const real *)s->peepholes + 3 * block * LANES;
+        const vec i = RK(vload)(gate), f = coupled ? 1 - i : RK(vload)(gate + LANES);
+        const vec g = RK(vload)(gate + (slots - 2) * LANES);
+        const vec o = RK(vload)(gate + (slots - 1) * LANES);
+        const vec c = RK(vload)(gate + slots * LANES), tanh_c = RK(vtanh)(c);
+        const vec dh = RK(vload)((const real *)s->dh + row * s->dh_pitch + unit);
+        const vec da_o = dh * tanh_c * (o * (1 - o));
+        vec dc = RK(vfma)(dh * o, 1 - tanh_c * tanh_c, RK(vload)(dc_at));
+        if (peephole) dc = RK(vfma)(RK(vload)(p + 2 * LANES), da_o, dc);
+        if (options & RK_LSTM_CELL_CLIP) {
+            /* c as it was before; NaN was not clipped */
+            const vec before = RK(vfma)(f, c_prev, i * g);
+            const vec limit = RK(vset)((real)s->cell_clip);
+            dc = RK(vselect)((before > limit) | (before < -limit), (vec){0}, dc);
+        }
+        const vec da_i = dc * (coupled ? g - c_prev : g) * (i * (1 - i));
+        vec dc_prev = dc * f;
+        RK(vstore)(dgate, da_i);
+        RK(vstore)(dgate + (slots - 2) * LANES, dc * i * (1 - g * g));
+        RK(vstore)(dgate + (slots - 1) * LANES, da_o);
+        if (peephole) {
+            RK(vstore)(dgate + slots * LANES, da_i * c_prev);
+            RK(vstore)(dgate + (slots + terms - 1) * LANES, da_o * c);
+            dc_prev = RK(vfma)(RK(vload)(p), da_i, dc_prev);
+        }
+        if (!coupled) {
+            const vec da_f = dc * c_prev * (f * (1 - f));
+            RK(vstore)(dgate + LANES, da_f);
+            if (peephole) {
+                RK(vstore)(dgate + 5 * LANES, da_f * c_prev);
+                dc_prev = RK(vfma)(RK(vload)(p + LANES), da_f, dc_prev);
+            }
+        }
+        RK(vstore)(dc_at, dc_prev);
+    }
+}
+
+/* The product is the same for all: it calls its epilogue through a pointer. */
+static __attribute__((noinline)) void RK(lstm_options_step)(const rk_step *s, int slots,
+                                                            RK(epilogue) * epilogue)
+{
+    if (slots == 3)
+        RK(forward_step)(s, 1, 0, 3, epilogue);
+    else
+        RK(forward_step)(s, 1, 0, 4, epilogue);
+}
+
+#define RK_LSTM_OPTIONS(options)                                                                   \
+    static void RK(lstm_epilogue_##options)(const void *s, ptrdiff_t block, ptrdiff_t blocks,      \
+                                            ptrdiff_t row, ptrdiff_t rows)                         \
+    {                                                                                              \
+        RK(lstm_options_epilogue)(s, block, blocks, row, rows, options);                           \
+    }                                                                                              \
+    static void RK(lstm_forward_##options)(const rk_step *s)                                       \
+    {                                                                                              \
+        RK(lstm_options_step)(s, options & RK_LSTM_COUPLED ? 3 : 4, RK(lstm_epilogue_##options));  \
+    }                                                                                              \
+    static void RK(lstm_backward_##options)(const rk_step_backward *s)                             \
+    {                                                                                              \
+        RK(lstm_options_backward)(s, options);                                                     \
+    }
+RK_LSTM_OPTIONS(1)
+RK_LSTM_OPTIONS(2)
+RK_LSTM_OPTIONS(3)
+RK_LSTM_OPTIONS(4)
+RK_LSTM_OPTIONS(5)
+RK_LSTM_OPTIONS(6)
+RK_LSTM_OPTIONS(7)
+#undef RK_LSTM_OPTIONS
