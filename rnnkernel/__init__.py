@@ -12,10 +12,12 @@ except ModuleNotFoundError as error:
         "not look into the current one)."
     ) from None
 
+from rnnkernel import plot
 from rnnkernel._config import show_config
 from rnnkernel._threads import get_num_threads, set_num_threads
 from rnnkernel._version import version as __version__
 from rnnkernel.clipping import Clip, clip_grad_norm, clip_grad_value
+from rnnkernel.flow import GradientFlow, gradient_flow
 from rnnkernel.gradcheck import GradientError, gradcheck
 from rnnkernel.inference import Frozen
 from rnnkernel.layers import GRU, LSTM, RNN, Flow, Gradients, Output
@@ -31,6 +33,7 @@ __all__ = [
     "Frozen",
     "GRU",
     "GradientError",
+    "GradientFlow",
     "Gradients",
     "LSTM",
     "Linear",
@@ -42,7 +45,9 @@ __all__ = [
     "clip_grad_value",
     "get_num_threads",
     "gradcheck",
+    "gradient_flow",
     "load",
+    "plot",
     "save",
     "set_num_threads",
     "show_config",

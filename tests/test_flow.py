@@ -1,0 +1,236 @@
+"""`gradient_flow`: norms of gradients and Jacobians, saturated gates, clipped rows."""
+
+import numpy as np
+import pytest
+
+import rnnkernel as rk
+from drawn import draw
+from helpers import assert_same_bits, layer_state, make_layer, unchanged
+from rnnkernel.flow import _spectral_norms
+
+T, N, I, H = 6, 3, 4, 5  # noqa: E741
+
+
+def normal(*shape, dtype=np.float64, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def build(case, *sizes, dtype=np.float64, scale=2.0, **options):
+    layer = getattr(rk, case.layer)(*sizes, dtype=dtype, rng=1, **case.options, **options)
+    for array in layer.parameters.values():
+        array *= scale  # away from where everything is nearly linear
+    return layer
+
+
+def parts(state):
+    return state if isinstance(state, tuple) else (state,)
+
+
+# -- Jacobians ------------------------------------------------------------------------------------
+
+
+def explicit_norms(case, weights, x, states):
+    """Of dh_T/dh_t and, where there is a c, dc_T/dc_t, from the reference: (states, T)."""
+    T, N = x.shape[:2]
+    norms = []
+    for k in range(len(case.states)):
+        of_state, state = [], case.pack(states)
+        for t in range(T):
+            _, state, _ = case.forward(weights, x[t : t + 1], state)
+            _, final, tape = case.forward(weights, x[t + 1 :], state)
+            rows = []
+            for unit in range(case.unpack(final)[k].shape[1]):
+                ends = [np.zeros_like(s) for s in case.unpack(final)]
+                ends[k][:, unit] = 1
+                back = case.backward(weights, tape, None, case.pack(ends))
+                rows.append(case.unpack(back.state)[k])
+            jacobian = np.stack(rows, axis=1)  # (N, units of T, units of t)
+            of_state.append(max(np.linalg.norm(one, 2) for one in jacobian))
+        norms.append(of_state)
+    return np.array(norms)
+
+
+def test_jacobian_norms_against_explicit_jacobians(case):
+    problem = draw(case, T, N, I, H, seed=8, scale=2.0)
+    state = layer_state(case, problem.states)
+    flow = rk.gradient_flow(make_layer(problem), problem.x, state)
+    expected = explicit_norms(case, problem.weights, problem.x, problem.states)
+    np.testing.assert_allclose(flow.jacobian_norm, expected[:1], rtol=1e-8)
+    if len(case.states) > 1:
+        np.testing.assert_allclose(flow.cell_jacobian_norm, expected[1:], rtol=1e-8)
+    else:
+        assert flow.cell_jacobian_norm is None
+    np.testing.assert_array_equal(flow.jacobian_norm[:, -1], 1)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_jacobian_norms_of_stacks_and_directions(case, batch_first):
+    layer = build(case, I, H, 2, bidirectional=True, batch_first=batch_first)
+    x, state = normal(T, N, I), [normal(4, N, H, seed=k) for k in (1, 2)]
+    given = x.transpose(1, 0, 2) if batch_first else x
+    flow = rk.gradient_flow(layer, given, case.pack(state[: len(case.states)]))
+    for k in range(2):
+        outputs = []
+        for d, suffix in enumerate((f"_l{k}", f"_l{k}_reverse")):
+            weights = {
+                name.removesuffix(suffix): array
+                for name, array in layer.parameters.items()
+                if name.endswith(suffix)
+            }
+            step, row = -1 if d else 1, 2 * k + d
+            states = [s[row] for s in state[: len(case.states)]]
+            expected = explicit_norms(case, weights, x[::step], states)[:, ::step]
+            np.testing.assert_allclose(flow.jacobian_norm[row], expected[0], rtol=1e-8)
+            if len(case.states) > 1:
+                np.testing.assert_allclose(flow.cell_jacobian_norm[row], expected[1], rtol=1e-8)
+            y, _, _ = case.forward(weights, x[::step], case.pack(states))
+            outputs.append(y[::step])
+        x = np.concatenate(outputs, axis=2)
+
+
+def test_many_rows_are_the_worst_of_them(case):
+    """More rows than are carried back at once."""
+    layer = build(case, 3, 130)
+    x = normal(3, 17, 3)
+    flow = rk.gradient_flow(layer, x, num_threads=1)
+    rows = [
+        rk.gradient_flow(layer, x[:, n : n + 1], num_threads=1).jacobian_norm for n in range(17)
+    ]
+    np.testing.assert_allclose(flow.jacobian_norm, np.max(rows, axis=0), rtol=1e-8)
+
+
+@pytest.mark.parametrize(("factor", "steps", "x", "h0"), [(1e-4, 60, 1, 1), (1e4, 18, 0, 1e-37)])
+def test_nothing_overflows_or_vanishes_on_the_way(dtype, factor, steps, x, h0):
+    """relu as the identity: the product of Jacobians is a power, past what float32 holds."""
+    rnn = rk.RNN(1, 2, nonlinearity="relu", bias=False, dtype=dtype)
+    rnn.parameters["weight_ih_l0"][...] = 1
+    rnn.parameters["weight_hh_l0"][...] = np.eye(2) * factor
+    flow = rk.gradient_flow(rnn, np.full((steps, 1, 1), x, dtype), np.full((1, 1, 2), h0, dtype))
+    expected = np.float64(dtype(factor)) ** np.arange(steps - 1, -1, -1)
+    np.testing.assert_allclose(flow.jacobian_norm[0], expected, rtol=1e-5)
+
+
+def test_spectral_norms():
+    rng = np.random.default_rng(0)
+    matrices = rng.standard_normal((6, 20, 20))
+    matrices[1] = 0
+    matrices[2] = np.outer(rng.standard_normal(20), rng.standard_normal(20))
+    matrices[3] = np.eye(20)
+    matrices[4] = np.diag([3.0, 3.0 * (1 - 1e-6), *np.zeros(18)])
+    matrices[5] = np.diag([*np.ones(19), 1.01])
+    norms, vectors = _spectral_norms(matrices, None)
+    expected = np.linalg.norm(matrices, 2, axis=(1, 2))
+    np.testing.assert_allclose(norms, expected, rtol=1e-6)
+    # from the vectors of another matrix, even orthogonal to what is looked for
+    other = np.zeros_like(vectors)
+    other[:, 0] = 1
+    norms, _ = _spectral_norms(matrices, other)
+    np.testing.assert_allclose(norms, expected, rtol=1e-6)
+
+
+def test_infinite_jacobians_show():
+    lstm = rk.LSTM(2, 3, rng=0)
+    lstm.parameters["weight_hh_l0"][0, 0] = np.nan
+    flow = rk.gradient_flow(lstm, normal(4, 2, 2, dtype=np.float32))
+    assert np.isnan(flow.jacobian_norm[0, :-1]).all()
+
+
+# -- the rest -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_norms_are_those_of_backward(case, dtype, batch_first):
+    layer = build(case, I, H, 2, dtype=dtype, bidirectional=True, batch_first=batch_first)
+    x, dy = normal(N, T, I, dtype=dtype), normal(N, T, 2 * H, dtype=dtype)
+    if not batch_first:
+        x, dy = x.transpose(1, 0, 2), dy.transpose(1, 0, 2)
+    dstate = case.pack([normal(4, N, H, dtype=dtype) for _ in case.states])
+    clip = rk.Clip(norm=1.5)
+    out = layer.forward(x, training=True)
+    for given in ({"dy": dy}, {"dstate": dstate}, {"dy": dy, "dstate": dstate, "clip": clip}):
+        flow = rk.gradient_flow(layer, x, jacobian=False, **given)
+        expected = layer.backward(out, **given, flow=True).flow
+        assert_same_bits(flow.dh_norm, expected.dh_norm)
+        assert_same_bits(flow.clipped, expected.clipped)
+        if len(case.states) > 1:
+            assert_same_bits(flow.dc_norm, expected.dc_norm)
+        else:
+            assert flow.dc_norm is None
+        assert flow.jacobian_norm is flow.cell_jacobian_norm is None
+    assert flow.clipped.any()
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_the_default_loss_starts_at_one(case, dtype, bidirectional):
+    layer = build(case, I, H, 2, dtype=dtype, bidirectional=bidirectional)
+    flow = rk.gradient_flow(layer, normal(T, N, I, dtype=dtype), jacobian=False)
+    np.testing.assert_allclose(flow.dh_norm[-1 if not bidirectional else -2, -1], 1, rtol=1e-6)
+    if bidirectional:
+        np.testing.assert_allclose(flow.dh_norm[-1, 0], 1, rtol=1e-6)
+    assert not flow.clipped.any()
+
+
+@pytest.mark.parametrize("saturation", [0.05, 0.3])
+@pytest.mark.parametrize("layout", ["time first", "batch first", "unbatched"])
+def test_saturated_gates_are_counted(case, dtype, layout, saturation):
+    layer = build(
+        case, I, H, 2, dtype=dtype, bidirectional=True, batch_first=layout == "batch first", scale=4
+    )
+    x = normal(T, N, I, dtype=dtype)
+    x = {"time first": x, "batch first": x.transpose(1, 0, 2), "unbatched": x[:, 0]}[layout]
+    flow = rk.gradient_flow(layer, x, saturation=saturation, jacobian=False)
+    traces = layer.forward(x, trace=True).trace
+    names = {"RNN": "h", "GRU": "rzn", "LSTM": "ifgo"}[case.layer]
+    assert list(flow.saturated) == list(names)
+    assert any(0 < share < 1 for array in flow.saturated.values() for share in array.flat)
+    for name in names:
+        assert flow.saturated[name].shape == (4, T)
+        for k, trace in enumerate(traces):
+            for t in range(T):
+                gate = np.take(trace[name], t, axis=1 if layout == "batch first" else 0)
+                if case.options.get("nonlinearity") == "relu":
+                    flat = gate == 0
+                elif name in "hgn":
+                    flat = abs(gate) > 1 - saturation
+                else:
+                    flat = abs(gate - 0.5) > 0.5 - saturation
+                assert flow.saturated[name][k, t] == pytest.approx(flat.mean(), abs=1e-12)
+
+
+def test_nothing_of_the_layer_changes(case):
+    layer = build(case, I, H, 2, dropout=0.5)
+    plain = build(case, I, H, 2)
+    x = normal(T, N, I)
+    with unchanged(x, *layer.parameters.values()):
+        flow = rk.gradient_flow(layer, x)
+    assert layer._dropout_steps == 0
+    assert layer.dropout == 0.5
+    expected = rk.gradient_flow(plain, x)
+    assert_same_bits(flow.dh_norm, expected.dh_norm)
+    assert_same_bits(flow.jacobian_norm, expected.jacobian_norm)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, I), (4, 0, I), (1, 1, I), (T, I)], ids=str)
+def test_small_and_unbatched(case, shape):
+    flow = rk.gradient_flow(build(case, I, H, 2), normal(*shape))
+    for array in (flow.dh_norm, flow.jacobian_norm, flow.clipped, *flow.saturated.values()):
+        assert array.shape == (2, shape[0])
+    if shape == (T, I):
+        batched = rk.gradient_flow(build(case, I, H, 2), normal(*shape)[:, None])
+        assert_same_bits(flow.jacobian_norm, batched.jacobian_norm)
+        assert_same_bits(flow.dh_norm, batched.dh_norm)
+
+
+def test_bad_arguments():
+    layer, x = rk.GRU(I, H), normal(T, N, I, dtype=np.float32)
+    for bad in (None, layer.freeze(), rk.GRU):
+        with pytest.raises(TypeError, match="^layer: expected an RNN, GRU or LSTM, got "):
+            rk.gradient_flow(bad, x)
+    with pytest.raises(ValueError, match="^saturation: "):
+        rk.gradient_flow(layer, x, saturation=1.5)
+    with pytest.raises(TypeError, match="^jacobian: "):
+        rk.gradient_flow(layer, x, jacobian=1)
+    with pytest.raises(ValueError, match="^x: "):
+        rk.gradient_flow(layer, x[..., 1:])
+    with pytest.raises(TypeError, match="^clip: "):
+        rk.gradient_flow(layer, x, clip=1.0)
