@@ -302,6 +302,13 @@ class _Layer:
             For a bad argument, named in the message; nothing was changed.
         MemoryError
             Where y or what training keeps does not fit.
+
+        Notes
+        -----
+        Truncated BPTT is forward and backward on pieces of the sequences, one after another, each
+        with `state=` the piece before's `out.state`. The outputs are the whole's, bit for bit;
+        gradients stop where a piece begins. Going back through the pieces from the last, with
+        `dstate=` the `grads.state` of the piece behind, adds up to the whole's gradient.
         """
         training, trace = _check.flag("training", training), _check.flag("trace", trace)
         threads = _threads.resolve(num_threads)
