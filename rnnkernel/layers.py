@@ -14,7 +14,7 @@ import numpy as np
 from rnnkernel import _backward, _check, _dropout, _forward, _threads, cells
 from rnnkernel._packing import PackedGradients, PackedWeights
 from rnnkernel.clipping import Clip
-from rnnkernel.inference import Frozen
+from rnnkernel.inference import Frozen, Stream
 from rnnkernel.trace import Trace
 
 
@@ -265,6 +265,10 @@ class _Layer:
         Later changes of the layer do not reach it. See `Frozen`.
         """
         return Frozen(self)
+
+    def stream(self, batch_size=1) -> Stream:
+        """A `Stream` with the weights as they are now: `freeze().stream(batch_size)`."""
+        return self.freeze().stream(batch_size)
 
     # -- forward ------------------------------------------------------------------------------
 
