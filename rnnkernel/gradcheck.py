@@ -16,9 +16,6 @@ __all__ = ["GradcheckReport", "GradientError", "Worst", "gradcheck"]
 Index = tuple[int, ...]
 Arrays = tuple[np.ndarray, ...]
 
-MAX_ENTRIES = 200
-"""Arrays with more entries are checked at this many, chosen at random."""
-
 FLOOR = 1e-2
 """Errors are relative to an array's largest gradient entry, or to this where that is smaller.
 
@@ -27,7 +24,16 @@ gradient that has all but vanished can only be held to an absolute bound."""
 
 
 class GradientError(AssertionError):
-    """A gradient differs from the finite differences by more than the tolerance."""
+    """A gradient differs from the finite differences by more than the tolerance.
+
+    Attributes
+    ----------
+    report : GradcheckReport, or None where a gradient is not even of its array's shape
+    """
+
+    def __init__(self, message: str, report: GradcheckReport | None = None) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 @dataclass(frozen=True)
@@ -83,36 +89,45 @@ def gradcheck(
     x: Any = None,
     state: Any = None,
     *,
+    lengths: Any = None,
+    reset: Any = None,
+    embedding: Any = None,
+    clip: Any = None,
     eps: float = 1e-6,
     tolerance: float = 1e-7,
-    clip: Any = None,
+    max_entries: int = 200,
     rng: int | np.random.Generator | None = 0,
 ) -> GradcheckReport:
     """Compare ``layer.backward`` with central finite differences of the forward pass.
 
     A float64 twin with the layer's options and weights is made; the layer itself is not touched.
     The loss is ``sum(y * dy) + sum(final state * dstate)`` with random ``dy`` and ``dstate``, and
-    its derivative is taken with respect to ``x``, the initial state and every parameter: all
-    entries of arrays of up to 200, a random 200 of larger ones.
+    its derivative is taken with respect to ``x``, the initial state, ``embedding`` and every
+    parameter, at all or at ``max_entries`` random entries of each.
 
     Parameters
     ----------
     layer : RNN, GRU or LSTM
         Of any dtype and options. Dropout is switched off: with it, two calls differ.
     x : array, optional
-        As for ``layer(x)``; floats are cast to float64. Default: random, T = 5 and N = 3.
+        As for ``layer(x)``; floats are cast to float64. Default: random, with T = 5 and N = 3, or
+        as ``lengths`` and ``reset`` have it; token ids, where there is an ``embedding``.
     state : array or pair of arrays, optional
         Initial state, as for ``layer(x, state)``. Default: random.
+    lengths, reset, embedding : array, optional
+        As for ``layer(x, state, lengths=..., reset=..., embedding=...)``.
+    clip : rnnkernel.Clip, optional
+        Check the gradients that clipping inside BPTT defines. Clipped, they are no derivative of
+        a loss; step by step they are, so that each step is differentiated on its own and what
+        arrives at it is clipped between. For one layer and direction and whole sequences.
     eps : float
         Step of the differences, in the units of the entry that is varied.
     tolerance : float
         Largest error allowed, relative to the largest gradient entry of the array or to 0.01 if
-        that is smaller. Around 1e-9 is usual; a relu whose argument lies within ``eps`` of zero
-        may exceed any tolerance, since there is no derivative.
-    clip : rnnkernel.Clip, optional
-        Check the gradients that clipping inside BPTT defines. Clipped, they are no derivative of
-        a loss; step by step they are, so that each step is differentiated on its own and what
-        arrives at it is clipped between. For one layer and direction.
+        that is smaller. Around 1e-9 is usual; a relu whose argument, or a clipped cell whose state,
+        lies within ``eps`` of its kink may exceed any tolerance, since there is no derivative.
+    max_entries : int
+        Arrays with more entries are checked at this many, chosen at random.
     rng : None, int or numpy.random.Generator
         Source of everything random here.
 
@@ -126,33 +141,15 @@ def gradcheck(
     GradientError
         Naming the worst entry: its array, index, analytic and numeric value, and error.
     TypeError, ValueError
-        If ``eps`` or ``tolerance`` is not a positive finite number, ``clip`` is given for a layer
-        of several layers or directions, or for what ``layer.forward`` and ``backward`` reject.
+        If ``eps`` or ``tolerance`` is not a positive finite number, ``clip`` is given for what it
+        is not for, or for what ``layer.forward`` and ``backward`` reject.
     """
-    report = compare(layer, x, state, eps=eps, tolerance=tolerance, clip=clip, rng=rng)
-    if not report.ok:
-        raise GradientError(
-            f"{type(layer).__name__}: worst gradient {report.worst} > tolerance {tolerance:.1e}"
-        )
-    return report
-
-
-def compare(
-    layer: Any,
-    x: Any = None,
-    state: Any = None,
-    *,
-    eps: float = 1e-6,
-    tolerance: float = 1e-7,
-    clip: Any = None,
-    rng: int | np.random.Generator | None = 0,
-    max_entries: int = MAX_ENTRIES,
-) -> GradcheckReport:
-    """:func:`gradcheck` that leaves the verdict to its caller; ``max_entries`` of each array."""
     eps, tolerance = _check.positive("eps", eps), _check.positive("tolerance", tolerance)
+    max_entries = _check.size("max_entries", max_entries)
     rng = _check.generator("rng", rng)
-    twin = float64_twin(layer)
-    problem = _Problem(twin, x, state, rng, max_entries)
+    inputs = {"lengths": lengths, "reset": reset, "embedding": embedding}
+    inputs = {name: value for name, value in inputs.items() if value is not None}
+    problem = _Problem(float64_twin(layer), x, state, inputs, rng, max_entries)
     if clip is None:
         numeric = _whole_sequence(problem, eps)
     else:
@@ -162,12 +159,18 @@ def compare(
         name: _worst(name, analytic[name], array.shape, problem.entries[name], numeric[name])
         for name, array in problem.variables.items()
     }
-    return GradcheckReport(
+    report = GradcheckReport(
         errors={name: w.error for name, w in worst.items()},
         checked={name: len(problem.entries[name]) for name in worst},
         worst=max(worst.values(), key=lambda w: math.inf if math.isnan(w.error) else w.error),
         tolerance=tolerance,
     )
+    if not report.ok:
+        raise GradientError(
+            f"{type(layer).__name__}: worst gradient {report.worst} > tolerance {tolerance:.1e}",
+            report,
+        )
+    return report
 
 
 def float64_twin(layer: Any) -> Any:
@@ -188,18 +191,24 @@ class _Problem:
     """
 
     def __init__(
-        self, layer: Any, x: Any, state: Any, rng: np.random.Generator, max_entries: int
+        self,
+        layer: Any,
+        x: Any,
+        state: Any,
+        inputs: dict[str, Any],
+        rng: np.random.Generator,
+        max_entries: int,
     ) -> None:
         self.layer = layer
         self.time_axis = 1 if layer.options.get("batch_first") else 0
-        if x is None:
-            shape = (3, 5) if self.time_axis else (5, 3)
-            x = rng.standard_normal((*shape, layer.input_size))
-        self.x = _float64_copy(x)
+        self.inputs = dict(inputs)
+        if "embedding" in inputs:
+            self.inputs["embedding"] = _float64_copy(inputs["embedding"])
+        self.x = self._draw_x(rng) if x is None else _float64_copy(x)
         if state is not None:
             state = _like(state, [_float64_copy(s) for s in _parts(state)])
         # The layer knows the shapes of the states, whatever its options.
-        y, self.state = layer(self.x, state)
+        y, self.state = layer(self.x, state, **self.inputs)
         if state is None:
             state = _normal_like(self.state, rng)
         self.state = state
@@ -212,15 +221,29 @@ class _Problem:
         if self.x.dtype.kind == "f":  # token ids have no gradient
             self.variables["x"] = self.x
         self.variables |= zip(self.state_names, parts, strict=True)
+        if "embedding" in self.inputs:
+            self.variables["embedding"] = self.inputs["embedding"]
         self.variables |= layer.parameters
         self.entries = {
             name: _choose(array, max_entries, rng) for name, array in self.variables.items()
         }
 
+    def _draw_x(self, rng: np.random.Generator) -> np.ndarray:
+        T, N = 5, 3
+        if "lengths" in self.inputs:
+            N, T = np.size(self.inputs["lengths"]), max(5, int(np.max(self.inputs["lengths"])))
+        shape = (N, T) if self.time_axis else (T, N)
+        shape = np.shape(self.inputs.get("reset", np.empty(shape)))
+        if "embedding" in self.inputs:
+            return rng.integers(0, len(self.inputs["embedding"]), shape)
+        return rng.standard_normal((*shape, self.layer.input_size))
+
     def analytic(self, clip: Any) -> dict[str, np.ndarray]:
-        out = self.layer.forward(self.x, self.state, training=True)
+        out = self.layer.forward(self.x, self.state, training=True, **self.inputs)
         gradients = self.layer.backward(out, self.dy, self.dstate, clip=clip)
         named = dict(zip(self.state_names, _parts(gradients.state), strict=True))
+        if "embedding" in self.inputs:
+            named["embedding"] = gradients.embedding
         return {"x": gradients.x, **named, **gradients.parameters}
 
 
@@ -228,7 +251,7 @@ def _whole_sequence(problem: _Problem, eps: float) -> dict[str, np.ndarray]:
     """Difference quotients of the loss of the whole sequence, for the chosen entries."""
 
     def outputs() -> Arrays:
-        y, state = problem.layer(problem.x, problem.state)
+        y, state = problem.layer(problem.x, problem.state, **problem.inputs)
         return (y, *_parts(state))
 
     cotangents = (problem.dy, *_parts(problem.dstate))
@@ -241,10 +264,11 @@ def _whole_sequence(problem: _Problem, eps: float) -> dict[str, np.ndarray]:
 def _step_by_step(problem: _Problem, eps: float, clip: Any) -> dict[str, np.ndarray]:
     """BPTT with difference quotients for each step and clipping between the steps."""
     layer, state = problem.layer, _parts(problem.state)
-    if state[0].ndim != 3 or len(state[0]) != 1 or problem.x.dtype.kind != "f":
+    if state[0].ndim != 3 or len(state[0]) != 1 or problem.x.dtype.kind != "f" or problem.inputs:
         raise ValueError(
             "clip: expected a layer of one layer and direction and a float x (T, N, I) to check "
-            f"clipped gradients of, got {layer!r}, x {problem.x.shape} and state {state[0].shape}"
+            f"clipped gradients of, got {layer!r}, x {problem.x.shape}, state {state[0].shape} and "
+            f"{', '.join(problem.inputs) or 'nothing else'}"
         )
     # Views, with the time in front: varying them varies what the layer is given.
     x = np.moveaxis(problem.x, problem.time_axis, 0)
@@ -342,9 +366,9 @@ def _worst(
 
 
 def _choose(array: np.ndarray, most: int, rng: np.random.Generator) -> list[Index]:
-    if array.size <= most:
-        return list(np.ndindex(array.shape))
-    flat = np.sort(rng.choice(array.size, most, replace=False))
+    flat = np.flatnonzero(np.isfinite(array))  # past a row's length there may be anything
+    if len(flat) > most:
+        flat = np.sort(rng.choice(flat, most, replace=False))
     return [tuple(map(int, index)) for index in np.transpose(np.unravel_index(flat, array.shape))]
 
 

@@ -41,6 +41,22 @@ def test_right_gradients_pass(make, keywords):
 
 
 @pytest.mark.parametrize(
+    "keywords",
+    [
+        {"num_layers": 3},
+        {"bidirectional": True, "batch_first": True},
+        {"num_layers": 2, "bidirectional": True},
+    ],
+    ids=str,
+)
+def test_stacks_and_directions(make, keywords):
+    layer = make(**keywords)
+    report = rk.gradcheck(layer, max_entries=30)
+    for name, array in layer.parameters.items():
+        assert report.checked[name] == min(30, array.size)
+
+
+@pytest.mark.parametrize(
     "clip", [{"value": 0.3}, {"norm": 0.4}, {"value": 0.5, "norm": 0.6}], ids=str
 )
 @pytest.mark.parametrize("batch_first", [False, True])
@@ -128,6 +144,29 @@ def test_large_arrays_are_sampled():
     report = rk.gradcheck(rk.RNN(30, 20, rng=1), np.zeros((1, 2, 30)))
     assert report.checked["weight_ih_l0"] == 200
     assert report.checked["x"] == 60
+
+
+def test_as_many_entries_as_wanted():
+    report = rk.gradcheck(rk.RNN(30, 20, rng=1), max_entries=7)
+    assert set(report.checked.values()) == {7}
+    with pytest.raises(ValueError, match="max_entries"):
+        rk.gradcheck(rk.RNN(2, 2), max_entries=0)
+
+
+def test_the_report_of_a_failure_comes_with_the_error():
+    class Wrong(rk.RNN):
+        def backward(self, *args, **kwargs):
+            gradients = super().backward(*args, **kwargs)
+            gradients.parameters["bias_hh_l0"][1] += 1
+            return gradients
+
+    with pytest.raises(GradientError) as caught:
+        rk.gradcheck(Wrong(3, 5, rng=1))
+    report = caught.value.report
+    assert not report.ok
+    assert (report.worst.array, report.worst.index) == ("bias_hh_l0", (1,))
+    assert report.worst.analytic - report.worst.numeric == pytest.approx(1, abs=1e-6)
+    assert "FAILED" in str(report) and str(report.worst) in str(caught.value)
 
 
 def test_the_same_seed_gives_the_same_report():
