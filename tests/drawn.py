@@ -29,6 +29,8 @@ class Problem:
     def dtype(self):
         return self.x.dtype
 
+    passes = 1  # of a cell over the sequence, one after another
+
     def astype(self, dtype):
         return replace(
             self,
@@ -143,12 +145,16 @@ def distance_to_kink(problem):
     """The smallest distance to a step of a derivative in a forward pass: of relu's argument to 0,
     of a cell to its clip. Infinite for a smooth cell."""
     case, w = problem.case, problem.weights
-    y, _, tape = case.forward(w, problem.x, case.pack(problem.states))
+    _, _, tape = case.forward(w, problem.x, case.pack(problem.states))
+    return tape_distance_to_kink(case, w, tape)
+
+
+def tape_distance_to_kink(case, w, tape):
+    """The same, of a forward pass that has been."""
     if case.options.get("nonlinearity") == "relu":
-        h_before = np.concatenate([problem.states[0][None], y[:-1]])
-        a = problem.x @ w["weight_ih"].T + h_before @ w["weight_hh"].T
+        a = tape["x"] @ w["weight_ih"].T + tape["h"][:-1] @ w["weight_hh"].T
         a += w.get("bias_ih", 0) + w.get("bias_hh", 0)
-        return np.abs(a).min()
+        return np.abs(a).min(initial=np.inf)
     if case.options.get("cell_clip"):
         c = [f * c + i * g for c, (i, f, g, _) in zip(tape["c"], tape["gates"], strict=False)]
         return np.abs(np.abs(c) - case.options["cell_clip"]).min()

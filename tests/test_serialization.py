@@ -19,9 +19,10 @@ OPTIONS = [
     {},
     {"num_layers": 3, "bidirectional": True, "batch_first": True},
     {"bias": False},
+    {"num_layers": 2, "dropout": 0.1},
 ]
 OPTIONS_OF = {
-    "LSTM": [{"forget_bias": 0.1}],
+    "LSTM": [{"forget_bias": 0.1}, {"peephole": True, "cell_clip": 0.3, "coupled": True}],
 }
 LAYERS = [
     pytest.param(case, options, id=f"{case.name}-{options}")

@@ -31,12 +31,16 @@ FLOAT32 = 4.0
 
 
 def sum_length(name, problem):
-    """K: how many rounded terms stand behind one element of the output of that name."""
+    """K: how many rounded terms stand behind one element of the output of that name.
+
+    In a stack the passes of all layers and directions stand behind it, one after another.
+    """
     T, N, I, H = problem.sizes  # noqa: E741
-    forward = I + H
+    forward = problem.passes * (I + H)
     if not name.startswith("d"):
         return forward
-    step_back = forward + problem.case.gates * H  # the errors of forward, then of W^T da
+    # the errors of forward, then of W^T da
+    step_back = forward + problem.passes * problem.case.gates * H
     if name.startswith("d_"):
         return step_back + T * N
     return step_back

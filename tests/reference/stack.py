@@ -61,6 +61,12 @@ class Tape:
     directions: int
     passes: list[list]  # for each layer and direction its stretches
 
+    def cells(self):
+        """Weights and tape of every run of a cell."""
+        for weights, stretches in zip(self.weights, self.passes, strict=True):
+            for one in stretches:
+                yield weights, one.tape
+
 
 def suffixes(weights):
     """Endings of the weights' names, in the order of the states' rows."""
@@ -210,6 +216,24 @@ def _backward_direction(case, weights, stretches, shape, dy, dstates, clip):
         dh_norm[one.steps], clipped[one.steps] = grads.dh_norm, grads.clipped
         dc_norm[one.steps] = 0 if grads.dc_norm is None else grads.dc_norm
     return common.Gradients(dx, tuple(arriving), parameters, dh_norm, dc_norm, clipped)
+
+
+def trace(tape):
+    """For each layer and direction its states and gates of every step by name, (T, N, .) each."""
+    gates = {"RNN": "", "GRU": "rzn", "LSTM": "ifgo"}[tape.case.layer]
+    traces = []
+    for stretches in tape.passes:
+        arrays = {}
+        for one in stretches:
+            named = {s: one.tape[s][1:] for s in tape.case.states}
+            for k, gate in enumerate(gates):
+                named[gate] = np.stack([step[k] for step in one.tape["gates"]])
+            for name, values in named.items():
+                if name not in arrays:
+                    arrays[name] = np.zeros((*tape.x.shape[:2], values.shape[2]), values.dtype)
+                arrays[name][one.at] = values
+        traces.append(arrays)
+    return traces
 
 
 def _without_suffix(weights, end):
