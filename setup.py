@@ -17,6 +17,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -147,7 +148,8 @@ def extension(name, sources=(), depends=("csrc/rnnkernel.h",)):
     return Extension(
         f"rnnkernel.{name}",
         [f"rnnkernel/{name}.pyx", *sources],
-        include_dirs=["csrc"],
+        include_dirs=["csrc", numpy.get_include()],
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
         depends=list(depends),
     )
 
@@ -160,6 +162,7 @@ setup(
             extension("_forward"),
             extension("_backward"),
             extension("_dropout"),
+            extension("_stream"),
         ],
         build_dir="build/cython",
         compiler_directives={

@@ -19,7 +19,7 @@ from rnnkernel._version import version as __version__
 from rnnkernel.clipping import Clip, clip_grad_norm, clip_grad_value
 from rnnkernel.flow import GradientFlow, gradient_flow
 from rnnkernel.gradcheck import GradientError, gradcheck
-from rnnkernel.inference import Frozen
+from rnnkernel.inference import Frozen, Stream
 from rnnkernel.layers import GRU, LSTM, RNN, Flow, Gradients, Output
 from rnnkernel.optim import Adam
 from rnnkernel.readout import Linear, softmax_cross_entropy
@@ -39,6 +39,7 @@ __all__ = [
     "Linear",
     "Output",
     "RNN",
+    "Stream",
     "Trace",
     "__version__",
     "clip_grad_norm",

@@ -158,6 +158,32 @@ def array(name: str, value, dtype: np.dtype, dims: tuple[str, ...], sizes: tuple
     return np.asarray(value)
 
 
+def rows(name: str, value, count: int) -> np.ndarray:
+    """Indices of some rows of `count`: from an integer, integers, or a bool for each row."""
+    try:
+        indices = np.asarray(value)
+    except ValueError:
+        indices = np.array(None)
+    if indices.size == 0 and not isinstance(value, np.ndarray):
+        indices = indices.astype(np.intp)  # [] has no integers to tell the type by
+    if indices.dtype == bool and not isinstance(value, (bool, np.bool_)):
+        if indices.shape != (count,):
+            raise ValueError(f"{name}: expected a bool for each of {count}, got {indices.shape}")
+        return np.flatnonzero(indices)
+    if indices.dtype.kind not in "iu":
+        raise TypeError(
+            f"{name}: expected None, an integer, integers, or a bool for each of {count}, "
+            f"got {_kind(value)} {value!r}"
+        )
+    if indices.ndim > 1:
+        raise ValueError(f"{name}: expected one dimension, got shape {indices.shape}")
+    indices = np.atleast_1d(indices)
+    wrong = indices[(indices < -count) | (indices >= count)]
+    if wrong.size:
+        raise IndexError(f"{name}: expected indices below {count}, got {wrong[0]}")
+    return indices.astype(np.intp)
+
+
 def shares_memory(a: np.ndarray, b: np.ndarray) -> bool:
     """Whether two arrays overlap; in doubt, yes."""
     if not np.may_share_memory(a, b):

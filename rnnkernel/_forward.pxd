@@ -1,3 +1,41 @@
+from rnnkernel._kernels cimport rk_cell, rk_kernels
+from rnnkernel._packing cimport PackedWeights
+
 ctypedef fused real:
     float
     double
+
+
+# One layer and direction over some steps of a batch. Pointers are to what others own.
+cdef struct Run:
+    const rk_kernels *kernels
+    const rk_cell *cell
+    Py_ssize_t T, N, I, H, item, units, blocks
+    Py_ssize_t first              # steps first..T are run
+    Py_ssize_t chunk              # steps projected at once
+    const char *x                 # x[t, n, i] at t * x_time + x_row[n] + i * x_unit
+    Py_ssize_t x_time, x_unit
+    char *y                       # likewise; units contiguous
+    Py_ssize_t y_time
+    const Py_ssize_t *y_row
+    const char *bias
+    const char *input
+    const char **recurrent
+    const char *peepholes
+    double cell_clip
+    Py_ssize_t input_last_vectors
+    char *gates                   # [step][block][N][memory slots][U]
+    Py_ssize_t gates_steps        # steps it holds; step t lies at t % gates_steps
+    Py_ssize_t gates_time, gates_block
+    const Py_ssize_t *gates_row
+    const char *c0                # [block][N][U]
+    char *h                       # two tiles (N, pitch), in turn h_{t-1} and h_t
+    char *early                   # (N, pitch): what a first phase hands to the second
+    Py_ssize_t pitch
+    const Py_ssize_t *h_row
+    const Py_ssize_t *chunk_x     # per batch tile [t][n]: rows of a chunk, in x
+    const Py_ssize_t *chunk_gates  # and in gates
+
+
+cdef void set_weights(Run *r, PackedWeights w, Py_ssize_t N) noexcept
+cdef void run_rows(const Run *r, Py_ssize_t begin, Py_ssize_t end) noexcept nogil

@@ -11,8 +11,6 @@ import numpy as np
 from rnnkernel._kernels cimport (
     fp_enter,
     fp_leave,
-    rk_cell,
-    rk_kernels,
     rk_product,
     rk_step,
     usable_threads,
@@ -28,35 +26,6 @@ cdef Py_ssize_t PROJECTED_ROWS = 128
 
 # Below this much arithmetic a call stays on one thread: opening a team costs more.
 cdef double SERIAL_FLOPS = 400e3
-
-
-cdef struct Run:
-    const rk_kernels *kernels
-    const rk_cell *cell
-    Py_ssize_t T, N, I, H, item, units, blocks
-    Py_ssize_t chunk              # steps projected at once
-    const char *x                 # x[t, n, i] at t * x_time + x_row[n] + i * x_unit
-    Py_ssize_t x_time, x_unit
-    char *y                       # likewise; units contiguous
-    Py_ssize_t y_time
-    const Py_ssize_t *y_row
-    const char *bias
-    const char *input
-    const char **recurrent
-    const char *peepholes
-    double cell_clip
-    Py_ssize_t input_last_vectors
-    char *gates                   # [step][block][N][memory slots][U]
-    Py_ssize_t gates_steps        # steps it holds; step t lies at t % gates_steps
-    Py_ssize_t gates_time, gates_block
-    const Py_ssize_t *gates_row
-    const char *c0                # [block][N][U]
-    char *h                       # two tiles (N, pitch), in turn h_{t-1} and h_t
-    char *early                   # (N, pitch): what a first phase hands to the second
-    Py_ssize_t pitch
-    const Py_ssize_t *h_row
-    const Py_ssize_t *chunk_x     # per batch tile [t][n]: rows of a chunk, in x
-    const Py_ssize_t *chunk_gates  # and in gates
 
 
 cdef inline char *gates_at(const Run *r, Py_ssize_t t) noexcept nogil:
@@ -99,7 +68,7 @@ cdef void project(
 
 
 cdef void run_rows(const Run *r, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-    """All steps of the batch rows begin..end."""
+    """Steps first..T of the batch rows begin..end."""
     cdef Py_ssize_t t, t0, steps, row_gates = r.cell.memory_slots * r.units
     cdef Py_ssize_t tile = r.N * r.pitch * r.item
     cdef int phase
@@ -118,7 +87,7 @@ cdef void run_rows(const Run *r, Py_ssize_t begin, Py_ssize_t end) noexcept nogi
     s.c_prev_row = s.c_prev_block = 0
     s.peepholes = r.peepholes
     s.cell_clip = r.cell_clip
-    t0 = 0
+    t0 = r.first
     while t0 < r.T:
         steps = min(r.chunk, r.T - t0)
         project(r, t0, steps, begin, end)
@@ -166,6 +135,20 @@ def team_size(double flops, Py_ssize_t tiles, int threads):
     if flops < SERIAL_FLOPS:
         return 1
     return max(1, min(usable_threads(threads), tiles))
+
+
+cdef void set_weights(Run *r, PackedWeights w, Py_ssize_t N) noexcept:
+    """What follows from the weights and the size of the batch."""
+    r.kernels, r.cell = w.kernels, w.cell
+    r.N, r.I, r.H = N, w.input_size, w.hidden_size
+    r.item, r.units, r.blocks = w.item, w.units, w.blocks
+    r.bias, r.input = w.bias, w.input
+    r.recurrent = <const char **>w.recurrent
+    r.peepholes, r.cell_clip = w.peepholes, w.cell_clip
+    r.input_last_vectors = w.input_last_vectors()
+    r.gates_block = N * r.cell.memory_slots * r.units
+    r.gates_time = r.blocks * r.gates_block
+    r.pitch = tile_pitch(r.blocks * r.units, r.item)
 
 
 def pack_cells(PackedWeights w, c):
@@ -221,22 +204,18 @@ def forward(
     cdef Run r
     cdef Py_ssize_t tile, tiles, n, t, k, i
     cdef int team
-    r.T, r.N, r.I, r.H = x.shape[0], x.shape[1], x.shape[2], h0.shape[1]
+    r.T, r.N = x.shape[0], x.shape[1]
     if r.T == 0 or r.N == 0:
         np.asarray(h_n)[...] = h0
         if c_n is not None:
             unpack_cells(w, c_n, c0, 0, 0)
         return
-    r.kernels, r.cell = w.kernels, w.cell
-    r.item, r.units, r.blocks = w.item, w.units, w.blocks
+    r.first = 0
+    set_weights(&r, w, r.N)
     r.x = <const char *>&x[0, 0, 0]
     r.x_time, r.x_unit = x.strides[0] // r.item, x.strides[2] // r.item
     r.y = <char *>&y[0, 0, 0]
     r.y_time = y.strides[0] // r.item
-    r.bias, r.input = w.bias, w.input
-    r.recurrent = <const char **>w.recurrent
-    r.peepholes, r.cell_clip = w.peepholes, w.cell_clip
-    r.input_last_vectors = w.input_last_vectors()
 
     bounds = batch_tiles(r.N, w.kernels.full_rows, threads)
     cdef const Py_ssize_t[::1] bound = bounds
@@ -250,13 +229,10 @@ def forward(
     # buffers
     cdef Py_ssize_t row_gates = r.cell.memory_slots * r.units
     r.chunk = min(r.T, max(1, PROJECTED_ROWS * tiles // r.N))
-    r.gates_block = r.N * row_gates
-    r.gates_time = r.blocks * r.gates_block
     keeps = reserve is not None and r.cell.keeps_gates
     r.gates_steps = r.T if keeps else r.chunk
     gates = reserve if keeps else aligned_empty(r.chunk * r.gates_time, w.dtype)
     r.gates = <char *><Py_ssize_t>address(gates)
-    r.pitch = tile_pitch(r.blocks * r.units, r.item)
     h = aligned_zeros(3 * r.N * r.pitch, w.dtype)
     h[: r.N * r.pitch].reshape(r.N, r.pitch)[:, : r.H] = h0
     r.h = <char *><Py_ssize_t>address(h)

@@ -4,6 +4,7 @@ import copy
 from types import MappingProxyType
 
 from rnnkernel import _check, _threads
+from rnnkernel._stream import Stream
 
 
 class Frozen:
@@ -53,7 +54,7 @@ class Frozen:
         out = self.forward(x, state, num_threads=num_threads)
         return out.y, out.state
 
-    def forward(self, x, state=None, *, training=False, out=None, num_threads=None):
+    def forward(self, x, state=None, *, training=False, trace=False, out=None, num_threads=None):
         """As the layer's `forward` without training.
 
         Raises
@@ -63,10 +64,23 @@ class Frozen:
         """
         if _check.flag("training", training):
             raise ValueError("training: expected False, got True: a frozen layer does inference")
+        trace = _check.flag("trace", trace)
         threads = _threads.resolve(num_threads)
         return self._layer._run(
-            self._packed.__getitem__, self.parameters, threads, x, state, out=out
+            self._packed.__getitem__, self.parameters, threads, x, state, trace=trace, out=out
         )
+
+    def stream(self, batch_size=1):
+        """A `Stream` of `batch_size` sequences that go on step by step, from zero states.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a bad batch size, and for a bidirectional layer.
+        MemoryError
+            Where the states do not fit.
+        """
+        return Stream(self, batch_size)
 
 
 def _read_only_copy(array):

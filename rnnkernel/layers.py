@@ -14,7 +14,7 @@ import numpy as np
 from rnnkernel import _backward, _check, _dropout, _forward, _threads, cells
 from rnnkernel._packing import PackedGradients, PackedWeights
 from rnnkernel.clipping import Clip
-from rnnkernel.inference import Frozen
+from rnnkernel.inference import Frozen, Stream
 from rnnkernel.trace import Trace
 
 
@@ -266,6 +266,10 @@ class _Layer:
         """
         return Frozen(self)
 
+    def stream(self, batch_size=1) -> Stream:
+        """A `Stream` with the weights as they are now: `freeze().stream(batch_size)`."""
+        return self.freeze().stream(batch_size)
+
     # -- forward ------------------------------------------------------------------------------
 
     def __call__(self, x, state=None, *, num_threads=None):
@@ -302,6 +306,13 @@ class _Layer:
             For a bad argument, named in the message; nothing was changed.
         MemoryError
             Where y or what training keeps does not fit.
+
+        Notes
+        -----
+        Truncated BPTT is forward and backward on pieces of the sequences, one after another, each
+        with `state=` the piece before's `out.state`. The outputs are the whole's, bit for bit;
+        gradients stop where a piece begins. Going back through the pieces from the last, with
+        `dstate=` the `grads.state` of the piece behind, adds up to the whole's gradient.
         """
         training, trace = _check.flag("training", training), _check.flag("trace", trace)
         threads = _threads.resolve(num_threads)

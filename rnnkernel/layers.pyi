@@ -5,7 +5,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rnnkernel.clipping import Clip
-from rnnkernel.inference import Frozen
+from rnnkernel.inference import Frozen, Stream
 from rnnkernel.trace import Trace
 
 _Array: TypeAlias = npt.NDArray[Any]
@@ -70,6 +70,7 @@ class _Layer:
     def state_dict(self) -> dict[str, _Array]: ...
     def load_state_dict(self, state_dict: Any) -> None: ...
     def freeze(self) -> Frozen: ...
+    def stream(self, batch_size: int = 1) -> Stream: ...
     def __call__(
         self, x: _ArrayLike, state: _State = None, *, num_threads: int | None = None
     ) -> tuple[_Array, _State]: ...

@@ -63,6 +63,10 @@ def test_the_bits_of_the_layer(case, dtype, options, shape):
     out = fast.forward(x, state)
     assert out.trace is None
     assert_same_results((out.y, out.state), layer(x, state))
+    traces = [which.forward(x, state, trace=True).trace for which in (fast, layer)]
+    for one, expected in zip(*traces, strict=True):
+        for name in ("h", *case.states):
+            assert_same_bits(one[name], expected[name], name)
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 3])
