@@ -42,6 +42,15 @@ C_FLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-Wno-psab
 if "-g" not in os.environ.get("CFLAGS", "").split():
     C_FLAGS.append("-g0")
 
+# Inner loops at the start of cache lines and no jump across 32 bytes, where x86 cores of some
+# years decode it again at every pass: without these a product is up to a tenth slower, as its
+# place in the library happens to be. Only for the kernels, and where the compiler knows them.
+PLACEMENT_FLAGS = [
+    "-falign-functions=64",
+    "-falign-loops=64",
+    "-Wa,-mbranches-within-32B-boundaries",
+]
+
 EMPTY_PROGRAM = "int main(void) { return 0; }\n"
 OPENMP_PROGRAM = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
 
@@ -69,6 +78,7 @@ class BuildKernels(build_ext):
             openmp = []
         version = self.run_compiler("--version").stdout.splitlines()[0]
         isas = self.wanted_isas()
+        self.placement = [f for f in PLACEMENT_FLAGS if self.compiles(EMPTY_PROGRAM, [f])]
         macros = [(f"RK_HAVE_{name.upper()}", "1") for name in isas]
         macros += [
             ("RK_COMPILER", '"' + version.replace('"', "") + '"'),
@@ -79,6 +89,7 @@ class BuildKernels(build_ext):
             os.environ.get("LDFLAGS"),
             macros,
             [ISAS[name][0] for name in isas],
+            self.placement,
         )
         for extension in self.extensions:
             extension.extra_compile_args = C_FLAGS + openmp
@@ -136,7 +147,7 @@ class BuildKernels(build_ext):
                     [source],
                     output_dir=self.build_temp,
                     include_dirs=["csrc"],
-                    extra_postargs=C_FLAGS + ISAS[name][0],
+                    extra_postargs=C_FLAGS + self.placement + ISAS[name][0],
                 )
             return built
 

@@ -1,15 +1,16 @@
 /* product.h - the matrix product of rnnkernel.h, on register tiles.
  *
  * A tile holds mr rows x nb blocks x nc vectors of C in registers over a stretch of k.
- * The stretch is so short that the tile's panel of B stays in L1 while all rows pass over
+ * The stretch is so short that its panel of B stays in cache while all rows pass over
  * it; between stretches the accumulators are parked in C. Full tiles use all registers but
  * those for B and the broadcast; with one or two rows several blocks at once keep the FMA
  * pipes busy. Loops have constant counts and are unrolled whole, so that the compiler
  * keeps the accumulators in registers; look at the assembly when it does not.
  */
 #define RK_ACCUMULATORS (RK_REGISTERS == 16 ? 12 : 24)
-/* A panel's share of 32 KiB of L1: less means more parking, more and it falls out. */
-#define RK_PANEL_BYTES 25600
+/* A stretch's panel. With 16 registers a tile has no instruction to spare: its panel shares L1
+ * with the rows. With 32 it streams from L2 as fast, and every cut of k costs a tile 150 cycles. */
+#define RK_PANEL_BYTES (RK_REGISTERS == 16 ? 25600 : 132000)
 #define RK_L2_BYTES (1 << 20) /* of a usual core; a hint, nothing depends on it */
 
 /* Rows of the largest tile with nc vectors. */
