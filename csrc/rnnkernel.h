@@ -102,9 +102,10 @@ typedef struct {
     void *dc; /* (rows, pitch) in: dL/dc_t from step t+1; out: dL/dc_{t-1}; LSTM only */
     ptrdiff_t dh_pitch;
     void *dgates; /* [block][rows][slots and peephole terms][U] out: dL/d(pre-activations) */
+    const ptrdiff_t *dgates_row; /* (rows) offsets */
     ptrdiff_t dgates_block;
-    void *reset_h; /* (rows, reset_pitch) out: r * h_prev; GRU with reset before only */
-    ptrdiff_t reset_pitch;
+    void *reset_h; /* (rows, H) out: r * h_prev; GRU with reset before only */
+    const ptrdiff_t *reset_h_row; /* (rows) offsets */
     const void *dreset_h; /* (rows, pitch) in: dL/d(r * h_prev) */
 } rk_step_backward;
 

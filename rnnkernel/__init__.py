@@ -22,6 +22,7 @@ from rnnkernel.gradcheck import GradientError, gradcheck
 from rnnkernel.inference import Frozen, Stream
 from rnnkernel.layers import GRU, LSTM, RNN, Flow, Gradients, Output
 from rnnkernel.optim import Adam
+from rnnkernel.ragged import pack, unpack
 from rnnkernel.readout import Linear, softmax_cross_entropy
 from rnnkernel.serialization import load, save
 from rnnkernel.trace import Trace
@@ -48,9 +49,11 @@ __all__ = [
     "gradcheck",
     "gradient_flow",
     "load",
+    "pack",
     "plot",
     "save",
     "set_num_threads",
     "show_config",
     "softmax_cross_entropy",
+    "unpack",
 ]

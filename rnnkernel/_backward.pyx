@@ -5,11 +5,13 @@ what arrives at h_t is completed and clipped, the cell turns it into the gradien
 pre-activations, and one product carries those to h_{t-1}. While the chunk's dgates are in
 cache, the weight gradients are long products over all its rows, shared between threads by
 what they write, so that no sum depends on the number of threads. Rows are summed from the
-last step and row to the first, so that none depends on the length of a chunk.
+last step and row to the first, so that none depends on the length of a chunk. Where rows differ
+in length or have resets (rnnkernel/_sequence.py), a step takes those that are alive, and a chunk
+keeps copies of their x and h_{t-1} side by side for the weight gradients.
 """
 
 from cython.parallel cimport prange
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 import numpy as np
 
@@ -27,8 +29,9 @@ from rnnkernel._kernels cimport (
     rk_window,
 )
 from rnnkernel._packing cimport PackedGradients, PackedWeights, address
+from rnnkernel._rows cimport any_set, cells_after_reset, clear_ends, clear_rows
 
-from rnnkernel._forward import batch_tiles, team_size
+from rnnkernel._forward import batch_tiles, ragged_tiles, team_size
 from rnnkernel._memory import aligned_empty, aligned_zeros, tile_pitch
 
 # Rows (t, n) of a chunk: a long enough sum for the weight gradients' tiles, short enough that
@@ -42,7 +45,12 @@ cdef struct Run:
     const rk_kernels *kernels
     const rk_cell *cell
     Py_ssize_t T, N, I, H, item, units, blocks
-    Py_ssize_t chunk                    # steps in a chunk
+    Py_ssize_t chunk_rows               # the most rows in a chunk
+    Py_ssize_t rows                     # rows in this one: every step's, the first step's first
+    Py_ssize_t *first                   # by step of the chunk: its first row
+    Py_ssize_t *dgates_row              # by step and position: the row's place in dgates
+    Py_ssize_t *tile_chunk_row          # likewise in tiles (rows of the chunk, pitch)
+    Py_ssize_t *dx_at                   # by row: its place in dx, from the chunk's first step on
     const char *x                       # x[t, n, i] at t * x_time + n * x_batch + i * x_unit
     Py_ssize_t x_time, x_batch, x_unit
     const char *y                       # likewise; units contiguous
@@ -70,7 +78,7 @@ cdef struct Run:
     const Py_ssize_t *tile_row
     char *dgates                        # [block][rows of the chunk][gradient slots][U]
     Py_ssize_t dgates_block
-    const Py_ssize_t *dgates_row        # rows of the chunk
+    const Py_ssize_t *flat_row          # by row: its place in dgates
     char *reset_h                       # (rows of the chunk, pitch), phase 1's operand
     const char **recurrent_transposed
     const char *input_transposed
@@ -87,27 +95,37 @@ cdef struct Run:
     const Py_ssize_t *input_c
     const Py_ssize_t *hidden_a
     const Py_ssize_t **hidden_c         # by phase
+    # rows that differ, or NULL
+    const Py_ssize_t *alive             # (T): how many rows have each step, the first ones
+    const Py_ssize_t *position          # by batch row
+    const Py_ssize_t *x_row
+    const Py_ssize_t *dx_from           # by position
+    const unsigned char *reset          # (T, N)
+    const unsigned char *resets         # (T): whether any row
+    char *c_reset                       # [block][N][U]
+    char *x_tile                        # (rows of the chunk, x_pitch): x of each row
+    Py_ssize_t x_pitch
+    char *h_tile                        # (rows of the chunk, pitch): h_{t-1} of each row
 
 
 cdef void through_weights(
     const Run *r, const rk_window *window, const char *weights, Py_ssize_t columns,
-    Py_ssize_t last, Py_ssize_t row, Py_ssize_t begin, Py_ssize_t end, char *out,
+    Py_ssize_t last, const Py_ssize_t *dgates_row, Py_ssize_t rows, char *out,
     const Py_ssize_t *out_row, bint add,
 ) noexcept nogil:
-    """out (+)= dgates W over one window, for the rows row + begin .. row + end of the chunk.
+    """out (+)= dgates W over one window, for some rows of the chunk, given by their offsets.
 
-    `weights` are transposed panels, `columns` blocks with `last` vectors in the last; `out_row`
-    has the offsets of the rows from `begin` on.
+    `weights` are transposed panels, `columns` blocks with `last` vectors in the last.
     """
     cdef rk_product p
-    p.rows = end - begin
+    p.rows = rows
     p.blocks = columns
     p.vectors = RK_TRANSPOSED_VECTORS
     p.last_vectors = last
     p.outer = r.blocks
     p.inner = window.slots * r.units
-    p.a = r.dgates + (row * r.gradient_slots + window.slot) * r.units * r.item
-    p.a_row = r.dgates_row + begin
+    p.a = r.dgates + window.slot * r.units * r.item
+    p.a_row = dgates_row
     p.a_outer = r.dgates_block
     p.a_inner = 1
     p.b = weights
@@ -137,21 +155,78 @@ cdef void through_weights(
 
 
 cdef void carry_back(
-    const Run *r, int phase, Py_ssize_t row, Py_ssize_t begin, Py_ssize_t end, char *out, bint add
+    const Run *r, int phase, const Py_ssize_t *dgates_row, Py_ssize_t rows, char *out, bint add
 ) noexcept nogil:
-    """out (+)= dgates W_hh of one phase, for the rows of one step."""
+    """out (+)= dgates W_hh of one phase, for rows of one step and of a tile."""
     through_weights(
         r, &r.cell.recurrent[phase], r.recurrent_transposed[phase], r.hidden_columns, r.hidden_last,
-        row, begin, end, out, r.tile_row + begin, add,
+        dgates_row, rows, out, r.tile_row, add,
     )
+
+
+cdef void list_rows(Run *r, Py_ssize_t t0, Py_ssize_t steps) noexcept nogil:
+    """Where the rows of a chunk lie, in the order that the weight gradients sum them in: by step
+    and batch row, so that a ragged batch sums as the padded one does."""
+    cdef Py_ssize_t t, n, p, at, k = 0
+    for t in range(steps):
+        r.first[t] = k
+        at = k
+        for n in range(r.N):
+            p = n
+            if r.alive != NULL:
+                p = r.position[n]
+                if p >= r.alive[t0 + t]:
+                    continue
+            r.dgates_row[at + p] = r.flat_row[k]
+            r.tile_chunk_row[at + p] = k * r.pitch
+            r.dx_at[k] = t * r.dx_time
+            r.dx_at[k] += n * r.dx_batch if r.alive == NULL else r.dx_from[p]
+            k += 1
+    r.rows = k
+
+
+cdef Py_ssize_t chunk_before(const Run *r, Py_ssize_t end) noexcept nogil:
+    """The first step of the chunk that ends before `end`."""
+    cdef Py_ssize_t t = end - 1, rows
+    if r.alive == NULL:
+        return max(0, end - r.chunk_rows // r.N)
+    rows = r.alive[t]
+    while t > 0 and rows + r.alive[t - 1] <= r.chunk_rows:
+        t -= 1
+        rows += r.alive[t]
+    return t
+
+
+cdef void keep_operands(
+    const Run *r, Py_ssize_t t, Py_ssize_t at, Py_ssize_t begin, Py_ssize_t rows
+) noexcept nogil:
+    """x and h_{t-1} of some rows of a step into the chunk's copies, by row; zero states for those
+    that begin a new segment."""
+    cdef Py_ssize_t n, k
+    cdef char *h
+    for n in range(begin, begin + rows):
+        k = r.tile_chunk_row[at + n] // r.pitch
+        memcpy(
+            r.x_tile + k * r.x_pitch * r.item,
+            r.x + (t * r.x_time + r.x_row[n]) * r.item,
+            r.I * r.item,
+        )
+        h = r.h_tile + k * r.pitch * r.item
+        if r.resets != NULL and r.reset[t * r.N + n]:
+            memset(h, 0, r.H * r.item)
+        elif t == 0:
+            memcpy(h, r.h0 + r.h0_row[n] * r.item, r.H * r.item)
+        else:
+            memcpy(h, r.y + ((t - 1) * r.y_time + r.y_row[n]) * r.item, r.H * r.item)
 
 
 cdef void run_rows(
     const Run *r, Py_ssize_t t0, Py_ssize_t steps, Py_ssize_t begin, Py_ssize_t end
 ) noexcept nogil:
     """The batch rows begin..end back through the steps of a chunk."""
-    cdef Py_ssize_t t, row, row_gates = r.cell.memory_slots * r.units
-    cdef Py_ssize_t tile = begin * r.pitch * r.item
+    cdef Py_ssize_t t, at, row_gates = r.cell.memory_slots * r.units
+    cdef Py_ssize_t tile = begin * r.pitch * r.item, cells = r.units * r.item
+    cdef const unsigned char *flags
     cdef int i, phase
     cdef rk_arrival a
     cdef rk_step_backward s
@@ -177,10 +252,14 @@ cdef void run_rows(
     s.cell_clip = r.cell_clip
     s.h_row = r.y_row + begin
     s.dgates_block = r.dgates_block
-    s.reset_h = NULL
-    s.reset_pitch = r.pitch
+    s.dgates = r.dgates
+    s.reset_h = r.reset_h
     s.dreset_h = r.dreset_h + tile
     for t in range(t0 + steps - 1, t0 - 1, -1):
+        if r.alive != NULL:
+            a.rows = s.rows = min(end, r.alive[t]) - begin
+            if s.rows <= 0:
+                continue
         if r.dy != NULL:
             a.dy = r.dy + t * r.dy_time * r.item
         if r.dh_norm != NULL:
@@ -190,7 +269,9 @@ cdef void run_rows(
             a.clipped = r.clipped + t * r.N + begin
         r.kernels.arrive(&a)
 
-        row = (t - t0) * r.N + begin
+        at = r.first[t - t0] + begin
+        s.dgates_row = r.dgates_row + at
+        s.reset_h_row = r.tile_chunk_row + at
         if r.gates != NULL:
             s.gates = r.gates + (t * r.gates_time + begin * row_gates) * r.item
         if r.cell.states == 2:
@@ -211,16 +292,33 @@ cdef void run_rows(
         else:
             s.h_prev = r.y + (t - 1) * r.y_time * r.item
             s.h_prev_row = r.y_row + begin
-        s.dgates = r.dgates + row * r.gradient_slots * r.units * r.item
-        if r.reset_h != NULL:
-            s.reset_h = r.reset_h + row * r.pitch * r.item
+        flags = NULL
+        if r.alive != NULL:
+            keep_operands(r, t, at - begin, begin, s.rows)
+            s.h_prev = r.h_tile
+            s.h_prev_row = r.tile_chunk_row + at
+            if r.resets != NULL and r.resets[t] and any_set(r.reset + t * r.N + begin, s.rows):
+                flags = r.reset + t * r.N + begin
+                if r.cell.states == 2:
+                    cells_after_reset(
+                        flags, <const char *>s.c_prev, s.c_prev_row * r.item,
+                        s.c_prev_block * r.item, r.c_reset + begin * cells, r.N * cells, cells,
+                        s.rows, r.blocks,
+                    )
+                    s.c_prev = r.c_reset + begin * cells
+                    s.c_prev_row = r.units
+                    s.c_prev_block = r.N * r.units
         for i in range(r.cell.phases):
             r.cell.backward[i](&s)
             phase = r.cell.phases - 1 - i
             if phase > 0:
-                carry_back(r, phase, (t - t0) * r.N, begin, end, r.dreset_h, False)
+                carry_back(r, phase, s.dgates_row, s.rows, r.dreset_h + tile, False)
             else:
-                carry_back(r, phase, (t - t0) * r.N, begin, end, r.dh, r.cell.carries)
+                carry_back(r, phase, s.dgates_row, s.rows, r.dh + tile, r.cell.carries)
+        if flags != NULL:
+            clear_rows(flags, r.dh + tile, r.pitch * r.item, s.rows)
+            if r.cell.states == 2:
+                clear_rows(flags, r.dc + tile, r.pitch * r.item, s.rows)
     fp_leave(saved)
 
 
@@ -246,6 +344,19 @@ cdef void add_outer(
     r.kernels.product(p)
 
 
+cdef void add_kept(
+    const Run *r, rk_product *p, const char *a, Py_ssize_t pitch, const char *b
+) noexcept nogil:
+    """C += A' B over all rows of the chunk, last first, with A in a tile of the chunk."""
+    cdef Py_ssize_t b_row = r.gradient_slots * r.units
+    p.a = a + (r.rows - 1) * pitch * r.item
+    p.b = b + (r.rows - 1) * b_row * r.item
+    p.outer, p.inner = 1, r.rows
+    p.a_outer = p.b_outer = 0
+    p.a_inner, p.b_inner = -pitch, -b_row
+    r.kernels.product(p)
+
+
 cdef void weight_gradients(
     const Run *r, Py_ssize_t t0, Py_ssize_t steps, Py_ssize_t block
 ) noexcept nogil:
@@ -268,10 +379,11 @@ cdef void weight_gradients(
     p.vectors = p.last_vectors = window.slots * r.cell.unit_vectors
     p.a_row, p.c_row = r.input_a, r.input_c
     p.c = r.input_gradient + block * r.I * width * r.item
-    add_outer(
-        r, &p, r.x + t0 * r.x_time * r.item, r.x_time, r.x_batch,
-        dgates + window.slot * r.units * r.item, steps,
-    )
+    b = dgates + window.slot * r.units * r.item
+    if r.alive != NULL:
+        add_kept(r, &p, r.x_tile, r.x_pitch, b)
+    else:
+        add_outer(r, &p, r.x + t0 * r.x_time * r.item, r.x_time, r.x_batch, b, steps)
 
     p.rows = r.H
     p.a_row = r.hidden_a
@@ -283,7 +395,9 @@ cdef void weight_gradients(
         p.c = r.recurrent_gradient[phase] + block * r.H * width * r.item
         b = dgates + window.slot * r.units * r.item
         if phase > 0:
-            add_outer(r, &p, r.reset_h, r.N * r.pitch, r.pitch, b, steps)
+            add_kept(r, &p, r.reset_h, r.pitch, b)
+        elif r.alive != NULL:
+            add_kept(r, &p, r.h_tile, r.pitch, b)
         elif t0 > 0:
             add_outer(r, &p, r.y + (t0 - 1) * r.y_time * r.item, r.y_time, r.y_batch, b, steps)
         else:
@@ -292,7 +406,7 @@ cdef void weight_gradients(
             )
             add_outer(r, &p, r.h0, 0, r.H, b, 1)
 
-    sums.rows = steps * r.N
+    sums.rows = r.rows
     sums.vectors = r.gradient_slots * r.cell.unit_vectors
     sums.block_begin, sums.block_end = 0, 1
     sums.dgates = dgates + (sums.rows - 1) * b_row * r.item
@@ -307,16 +421,15 @@ cdef void input_gradient(
     const Run *r, Py_ssize_t t0, Py_ssize_t begin, Py_ssize_t end
 ) noexcept nogil:
     """dx of the rows begin..end of a chunk."""
-    cdef Py_ssize_t row, t, n
+    cdef Py_ssize_t row
     cdef unsigned long long saved = fp_enter()
     through_weights(
         r, &r.cell.input, r.input_transposed, r.input_columns, r.input_last,
-        0, begin, end, r.dx_tile, r.dx_row + begin, False,
+        r.flat_row + begin, end - begin, r.dx_tile, r.dx_row + begin, False,
     )
     for row in range(begin, end):
-        t, n = row // r.N, row % r.N
         memcpy(
-            r.dx + ((t0 + t) * r.dx_time + n * r.dx_batch) * r.item,
+            r.dx + (t0 * r.dx_time + r.dx_at[row]) * r.item,
             r.dx_tile + row * r.dx_pitch * r.item,
             r.I * r.item,
         )
@@ -332,7 +445,7 @@ cdef void share_gradients(
         weight_gradients(r, t0, steps, task)
     else:
         begin = (task - r.blocks) * DX_ROWS
-        input_gradient(r, t0, begin, min(begin + DX_ROWS, steps * r.N))
+        input_gradient(r, t0, begin, min(begin + DX_ROWS, r.rows))
 
 
 def backward(
@@ -353,17 +466,23 @@ def backward(
     real[:, :] dh0,
     dc0,
     int threads,
+    rows=None,
 ):
     """BPTT over what `forward` left in `y` and `reserve`.
 
     `dy` (T, N, H), `dh_n` and `dc_n` (N, H) may be None; `flow` is None or three arrays (T, N):
     norms of dh and dc (float64) and rows clipped (uint8). Writes `dx` (T, N, I; or None), `dh0`
-    and `dc0`, and adds to `gradients`.
+    and `dc0`, and adds to `gradients`. With `rows` (a Rows) the norms are by own step and
+    position.
     """
     cdef Run r
-    cdef Py_ssize_t i, t0, steps, tiles, tasks
+    cdef Py_ssize_t i, t0, past, steps, tiles, tasks
     cdef int team, phase
     r.T, r.N, r.I, r.H = x.shape[0], x.shape[1], x.shape[2], h0.shape[1]
+    if rows is not None and len(rows.alive) == 0:
+        if dx is not None:
+            dx[...] = 0
+        r.T = 0
     if r.T == 0 or r.N == 0:
         np.asarray(dh0)[...] = 0 if dh_n is None else dh_n
         if dc0 is not None:
@@ -415,29 +534,54 @@ def backward(
         r.dx = <char *>&dx_view[0, 0, 0]
         r.dx_time, r.dx_batch = dx_view.strides[0] // r.item, dx_view.strides[1] // r.item
 
+    # rows that differ
+    cdef Py_ssize_t count = r.T * r.N, steps_of_x = r.T
+    r.alive = NULL
+    r.resets = r.reset = NULL
+    batch = np.arange(r.N)
+    y_row, dy_row, h0_row = batch * r.y_batch, batch * dy_batch, batch * r.H
+    if rows is not None:
+        r.T = len(rows.alive)
+        count = rows.alive.sum()
+        r.alive = <Py_ssize_t *><Py_ssize_t>address(rows.alive)
+        order, start = rows.order, rows.start
+        y_row = order * r.y_batch + start * r.y_time
+        dy_row = order * dy_batch + start * r.dy_time
+        h0_row = order * r.H
+        x_row = order * r.x_batch + start * r.x_time
+        dx_from = order * r.dx_batch + start * r.dx_time
+        r.x_row = <Py_ssize_t *><Py_ssize_t>address(x_row)
+        r.dx_from = <Py_ssize_t *><Py_ssize_t>address(dx_from)
+        position = np.empty_like(order)
+        position[order] = batch
+        r.position = <Py_ssize_t *><Py_ssize_t>address(position)
+        if rows.reset is not None:
+            r.reset = <unsigned char *><Py_ssize_t>address(rows.reset)
+            r.resets = <unsigned char *><Py_ssize_t>address(rows.resets)
+
     # tiles
     r.pitch = tile_pitch(r.blocks * r.units, r.item)
     dh, dc, dreset_h = aligned_zeros(3 * r.N * r.pitch, w.dtype).reshape(3, r.N, r.pitch)
     if dh_n is not None:
-        dh[:, : r.H] = dh_n
+        dh[:, : r.H] = dh_n if rows is None else dh_n[order]
     if dc_n is not None:
-        dc[:, : r.H] = dc_n
+        dc[:, : r.H] = dc_n if rows is None else dc_n[order]
     r.dh = <char *><Py_ssize_t>address(dh)
     r.dc = <char *><Py_ssize_t>address(dc)
     r.dreset_h = <char *><Py_ssize_t>address(dreset_h)
 
     # the chunk
-    r.chunk = min(r.T, max(1, CHUNK_ROWS // r.N))
-    cdef Py_ssize_t rows = r.chunk * r.N, slot_row = r.gradient_slots * r.units
-    r.dgates_block = tile_pitch(rows * slot_row, r.item)
+    r.chunk_rows = min(count, max(CHUNK_ROWS, r.N))
+    cdef Py_ssize_t most = r.chunk_rows, slot_row = r.gradient_slots * r.units
+    r.dgates_block = tile_pitch(most * slot_row, r.item)
     # where a block is several vectors the cell leaves out those past H, and products do not
     allocate = aligned_zeros if r.cell.unit_vectors > 1 else aligned_empty
     dgates = allocate(r.blocks * r.dgates_block, w.dtype)
     r.dgates = <char *><Py_ssize_t>address(dgates)
-    reset_h = aligned_empty(rows * r.pitch, w.dtype) if r.cell.phases > 1 else None
+    reset_h = aligned_empty(most * r.pitch, w.dtype) if r.cell.phases > 1 else None
     r.reset_h = <char *><Py_ssize_t>address(reset_h) if reset_h is not None else NULL
     r.dx_pitch = tile_pitch(r.input_columns * RK_TRANSPOSED_VECTORS * r.kernels.lanes, r.item)
-    dx_tile = aligned_empty(rows * r.dx_pitch if dx is not None else 0, w.dtype)
+    dx_tile = aligned_empty(most * r.dx_pitch if dx is not None else 0, w.dtype)
     r.dx_tile = <char *><Py_ssize_t>address(dx_tile)
     zeros = aligned_zeros(RK_TRANSPOSED_VECTORS * r.kernels.lanes, w.dtype)
     r.zeros = <const char *><Py_ssize_t>address(zeros)
@@ -445,14 +589,13 @@ def backward(
     r.recurrent_gradient = gradients.recurrent
 
     # where rows lie
-    batch = np.arange(r.N)
-    chunk = np.arange(rows)
+    chunk = np.arange(most)
     offsets = [
         array.astype(np.intp)
         for array in (
-            batch * r.y_batch,
-            batch * r.H,
-            batch * dy_batch,
+            y_row,
+            h0_row,
+            dy_row,
             batch * r.pitch,
             chunk * slot_row,
             chunk * r.dx_pitch,
@@ -465,7 +608,7 @@ def backward(
     r.h0_row = <Py_ssize_t *><Py_ssize_t>address(offsets[1])
     r.dy_row = <Py_ssize_t *><Py_ssize_t>address(offsets[2])
     r.tile_row = <Py_ssize_t *><Py_ssize_t>address(offsets[3])
-    r.dgates_row = <Py_ssize_t *><Py_ssize_t>address(offsets[4])
+    r.flat_row = <Py_ssize_t *><Py_ssize_t>address(offsets[4])
     r.dx_row = <Py_ssize_t *><Py_ssize_t>address(offsets[5])
     r.input_a = <Py_ssize_t *><Py_ssize_t>address(offsets[6])
     r.input_c = <Py_ssize_t *><Py_ssize_t>address(offsets[7])
@@ -475,21 +618,42 @@ def backward(
         offsets.append((np.arange(r.H) * (r.cell.recurrent[phase].slots * r.units)).astype(np.intp))
         hidden_c[phase] = <Py_ssize_t *><Py_ssize_t>address(offsets[9 + phase])
     r.hidden_c = hidden_c
+    lists = np.empty((4, most), np.intp)
+    cdef Py_ssize_t[:, ::1] listed = lists
+    r.first, r.dgates_row = &listed[0, 0], &listed[1, 0]
+    r.tile_chunk_row, r.dx_at = &listed[2, 0], &listed[3, 0]
 
-    bounds = batch_tiles(r.N, r.kernels.full_rows, threads)
+    if rows is None:
+        bounds = batch_tiles(r.N, r.kernels.full_rows, threads)
+        list_rows(&r, 0, most // r.N)
+    else:
+        bounds = ragged_tiles(rows.lengths, threads)
+        c_reset = aligned_empty(
+            r.blocks * r.N * r.units if r.resets != NULL and c0 is not None else 0, w.dtype
+        )
+        r.c_reset = <char *><Py_ssize_t>address(c_reset)
+        r.x_pitch = tile_pitch(r.I, r.item)
+        x_tile = aligned_empty(most * r.x_pitch, w.dtype)
+        r.x_tile = <char *><Py_ssize_t>address(x_tile)
+        h_tile = aligned_empty(most * r.pitch, w.dtype)
+        r.h_tile = <char *><Py_ssize_t>address(h_tile)
     cdef const Py_ssize_t[::1] bound = bounds
     tiles = bound.shape[0] - 1
     team = team_size(
-        6.0 * r.cell.gates * r.H * (r.I + r.H) * r.T * r.N, max(tiles, r.blocks), threads
+        6.0 * r.cell.gates * r.H * (r.I + r.H) * count, max(tiles, r.blocks), threads
     )
     t0 = r.T
     with nogil:
         while t0 > 0:
-            steps = min(r.chunk, t0)
-            t0 -= steps
+            past = t0
+            t0 = chunk_before(&r, past)
+            steps = past - t0
+            if r.alive != NULL:
+                list_rows(&r, t0, steps)
+            r.rows = r.first[steps - 1] + (r.N if r.alive == NULL else r.alive[past - 1])
             tasks = r.blocks
             if r.dx != NULL:
-                tasks = tasks + (steps * r.N + DX_ROWS - 1) // DX_ROWS
+                tasks = tasks + (r.rows + DX_ROWS - 1) // DX_ROWS
             if team == 1:
                 for i in range(tiles):
                     run_rows(&r, t0, steps, bound[i], bound[i + 1])
@@ -501,6 +665,17 @@ def backward(
                 for i in prange(tasks, num_threads=team, schedule="dynamic", chunksize=1):
                     share_gradients(&r, t0, steps, i)
 
-    np.asarray(dh0)[...] = dh[:, : r.H]
+    if rows is None:
+        np.asarray(dh0)[...] = dh[:, : r.H]
+        if dc0 is not None:
+            dc0[...] = dc[:, : r.H]
+        return
+    np.asarray(dh0)[order] = dh[:, : r.H]
     if dc0 is not None:
-        dc0[...] = dc[:, : r.H]
+        dc0[order] = dc[:, : r.H]
+    if r.dx != NULL:
+        for i in range(r.N):
+            clear_ends(
+                r.dx + r.dx_from[i] * r.item, r.dx_time * r.item, r.I * r.item, rows.start[i],
+                rows.lengths[i], steps_of_x,
+            )

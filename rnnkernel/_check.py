@@ -133,7 +133,14 @@ def _foreign_array(name: str, value) -> np.ndarray:
         ) from None
 
 
-def array(name: str, value, dtype: np.dtype, dims: tuple[str, ...], sizes: tuple) -> np.ndarray:
+def array(
+    name: str,
+    value,
+    dtype: np.dtype,
+    dims: tuple[str, ...],
+    sizes: tuple,
+    reason: str = ", as the layer's",
+) -> np.ndarray:
     """An array of exactly this dtype and shape, as the kernels can read it.
 
     `dims` names the dimensions for the message; a size of None takes any.
@@ -142,7 +149,7 @@ def array(name: str, value, dtype: np.dtype, dims: tuple[str, ...], sizes: tuple
         value = _foreign_array(name, value)
     if value.dtype != dtype:
         raise TypeError(
-            f"{name}: expected dtype {dtype}, as the layer's, got {value.dtype}; convert it "
+            f"{name}: expected dtype {dtype}{reason}, got {value.dtype}; convert it "
             "yourself, nothing is cast silently"
         )
     expected = ", ".join(
@@ -182,6 +189,59 @@ def rows(name: str, value, count: int) -> np.ndarray:
     if wrong.size:
         raise IndexError(f"{name}: expected indices below {count}, got {wrong[0]}")
     return indices.astype(np.intp)
+
+
+def any_array(name: str, value) -> np.ndarray:
+    """An array of any dtype and shape; lists and numbers become one."""
+    if isinstance(value, (list, tuple, int, np.generic)):
+        try:
+            return np.asarray(value)
+        except ValueError as error:  # ragged
+            raise ValueError(f"{name}: expected an array, got {_kind(value)}: {error}") from None
+    return value if isinstance(value, np.ndarray) else _foreign_array(name, value)
+
+
+def lengths(name: str, value, T: int, N: int, batched: bool) -> np.ndarray:
+    """(N,) integers from 0 to T, as a copy; unbatched, a single one."""
+    value = any_array(name, value)
+    if value.dtype.kind not in "iu":
+        raise TypeError(f"{name}: expected integers, got dtype {value.dtype}")
+    if value.shape != (N,) and (batched or value.shape != ()):
+        expected = f"(N={N})" if batched else "() or (1,)"
+        raise ValueError(f"{name}: expected shape {expected}, got {value.shape}")
+    value = value.reshape(N)
+    wrong = np.flatnonzero((value < 0) | (value > T))
+    if len(wrong):
+        n = wrong[0]
+        raise ValueError(f"{name}: expected integers from 0 to T={T}, got {value[n]} for row {n}")
+    return value.astype(np.intp)
+
+
+def borders(name: str, value, dims: tuple[str, ...], sizes: tuple[int, ...]) -> np.ndarray:
+    """A bool array of this shape."""
+    return array(name, any_array(name, value), np.dtype(bool), dims, sizes, "")
+
+
+def sequences(name: str, value) -> list[np.ndarray]:
+    """Arrays of one dtype and of one shape but for the first dimension; at least one."""
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
+        raise TypeError(f"{name}: expected a list of arrays, got {_kind(value)}")
+    arrays = [any_array(f"{name}[{n}]", one) for n, one in enumerate(value)]
+    if not arrays:
+        raise ValueError(f"{name}: expected at least one array, got none")
+    first = arrays[0]
+    for n, one in enumerate(arrays):
+        if one.ndim == 0:
+            raise ValueError(f"{name}[{n}]: expected shape (T, ...), got ()")
+        if one.dtype != first.dtype or one.dtype.kind not in "fiu":
+            wanted = first.dtype if first.dtype.kind in "fiu" else "floats or integers"
+            raise TypeError(f"{name}[{n}]: expected dtype {wanted}, got {one.dtype}")
+        if one.shape[1:] != first.shape[1:]:
+            expected = ", ".join(["T", *map(str, first.shape[1:])])
+            raise ValueError(
+                f"{name}[{n}]: expected shape ({expected}), as {name}[0], got {one.shape}"
+            )
+    return arrays
 
 
 def shares_memory(a: np.ndarray, b: np.ndarray) -> bool:

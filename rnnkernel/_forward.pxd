@@ -33,8 +33,17 @@ cdef struct Run:
     char *early                   # (N, pitch): what a first phase hands to the second
     Py_ssize_t pitch
     const Py_ssize_t *h_row
-    const Py_ssize_t *chunk_x     # per batch tile [t][n]: rows of a chunk, in x
-    const Py_ssize_t *chunk_gates  # and in gates
+    Py_ssize_t *chunk_x           # per batch tile [t][n]: rows of a chunk, in x
+    Py_ssize_t *chunk_gates       # and in gates
+    # rows that differ, or NULL
+    const Py_ssize_t *alive       # (T): how many rows have each step, the first ones
+    const Py_ssize_t *x_row
+    const Py_ssize_t *start       # steps of y before a row's first
+    const Py_ssize_t *length
+    Py_ssize_t y_steps
+    const unsigned char *reset    # (T, N)
+    const unsigned char *resets   # (T): whether any row
+    char *c_reset                 # [block][N][U]
 
 
 cdef void set_weights(Run *r, PackedWeights w, Py_ssize_t N) noexcept

@@ -1,7 +1,9 @@
 """The forward time loop: every step of one layer and direction.
 
 The loop knows time, batch tiles and threads, and nothing of gates: a cell is a row of the C
-table. A thread takes a tile of batch rows through all steps without waiting for another.
+table. A thread takes a tile of batch rows through all steps without waiting for another. Where
+rows differ in length or have resets they go by position and own step (rnnkernel/_sequence.py),
+and a step takes those that are alive.
 """
 
 from cython.parallel cimport prange
@@ -16,6 +18,7 @@ from rnnkernel._kernels cimport (
     usable_threads,
 )
 from rnnkernel._packing cimport PackedWeights, address
+from rnnkernel._rows cimport any_set, cells_after_reset, clear_ends, clear_rows
 
 from rnnkernel._memory import aligned_empty, aligned_zeros, tile_pitch
 
@@ -32,6 +35,19 @@ cdef inline char *gates_at(const Run *r, Py_ssize_t t) noexcept nogil:
     return r.gates + (t % r.gates_steps) * r.gates_time * r.item
 
 
+cdef Py_ssize_t list_rows(
+    const Run *r, Py_ssize_t t0, Py_ssize_t steps, Py_ssize_t begin, Py_ssize_t end
+) noexcept nogil:
+    """Where the rows lie that are alive in some steps, in x and in the gates; how many."""
+    cdef Py_ssize_t t, n, k = begin * r.chunk, row_gates = r.cell.memory_slots * r.units
+    for t in range(steps):
+        for n in range(begin, min(end, r.alive[t0 + t])):
+            r.chunk_x[k] = t * r.x_time + r.x_row[n]
+            r.chunk_gates[k] = t * r.gates_time + n * row_gates
+            k += 1
+    return k - begin * r.chunk
+
+
 cdef void project(
     const Run *r, Py_ssize_t t, Py_ssize_t steps, Py_ssize_t begin, Py_ssize_t end
 ) noexcept nogil:
@@ -40,6 +56,8 @@ cdef void project(
     cdef int first = r.cell.input.slot, past = first + r.cell.input.slots
     cdef Py_ssize_t slot_width = r.units
     p.rows = steps * (end - begin)
+    if r.alive != NULL:
+        p.rows = list_rows(r, t, steps, begin, end)
     p.blocks = r.blocks
     p.vectors = r.cell.input.slots * r.cell.unit_vectors
     p.last_vectors = r.input_last_vectors
@@ -67,9 +85,28 @@ cdef void project(
         r.kernels.fill(&p)
 
 
+cdef void enter_segments(
+    const Run *r, Py_ssize_t t, Py_ssize_t begin, rk_step *s
+) noexcept nogil:
+    """Before a step: zero states for the rows that begin a new segment there."""
+    cdef const unsigned char *flags = r.reset + t * r.N + begin
+    cdef Py_ssize_t bytes_of_row = r.units * r.item
+    if not any_set(flags, s.rows):
+        return
+    clear_rows(flags, <char *>s.h_prev, r.pitch * r.item, s.rows)
+    if r.cell.states == 2:
+        cells_after_reset(
+            flags, <const char *>s.c_prev, s.c_prev_row * r.item, s.c_prev_block * r.item,
+            r.c_reset + begin * bytes_of_row, r.N * bytes_of_row, bytes_of_row, s.rows, r.blocks,
+        )
+        s.c_prev = r.c_reset + begin * bytes_of_row
+        s.c_prev_row = r.units
+        s.c_prev_block = r.N * r.units
+
+
 cdef void run_rows(const Run *r, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
     """Steps first..T of the batch rows begin..end."""
-    cdef Py_ssize_t t, t0, steps, row_gates = r.cell.memory_slots * r.units
+    cdef Py_ssize_t t, t0, steps, n, row_gates = r.cell.memory_slots * r.units
     cdef Py_ssize_t tile = r.N * r.pitch * r.item
     cdef int phase
     cdef rk_step s
@@ -88,10 +125,14 @@ cdef void run_rows(const Run *r, Py_ssize_t begin, Py_ssize_t end) noexcept nogi
     s.peepholes = r.peepholes
     s.cell_clip = r.cell_clip
     t0 = r.first
-    while t0 < r.T:
+    while t0 < r.T and (r.alive == NULL or r.alive[t0] > begin):
         steps = min(r.chunk, r.T - t0)
         project(r, t0, steps, begin, end)
         for t in range(t0, t0 + steps):
+            if r.alive != NULL:
+                s.rows = min(end, r.alive[t]) - begin
+                if s.rows <= 0:
+                    break
             s.gates = gates_at(r, t) + begin * row_gates * r.item
             if r.cell.states == 2:
                 if t == 0:
@@ -106,6 +147,8 @@ cdef void run_rows(const Run *r, Py_ssize_t begin, Py_ssize_t end) noexcept nogi
                     s.c_prev_block = r.gates_block
             s.h_prev = r.h + (t & 1) * tile + begin * r.pitch * r.item
             s.y = r.y + t * r.y_time * r.item
+            if r.resets != NULL and r.resets[t]:
+                enter_segments(r, t, begin, &s)
             s.operand = s.h_prev
             for phase in range(r.cell.phases):
                 s.weights = r.recurrent[phase]
@@ -116,7 +159,23 @@ cdef void run_rows(const Run *r, Py_ssize_t begin, Py_ssize_t end) noexcept nogi
                 r.cell.forward[phase](&s)
                 s.operand = s.h
         t0 += steps
+    if r.alive != NULL:
+        for n in range(begin, end):
+            clear_ends(
+                r.y + r.y_row[n] * r.item, r.y_time * r.item, r.H * r.item, r.start[n],
+                r.length[n], r.y_steps,
+            )
     fp_leave(saved)
+
+
+def ragged_tiles(lengths, int threads):
+    """Bounds of one tile of rows a thread with nearly equal sums of lengths."""
+    steps = np.cumsum(lengths)
+    tiles = max(1, min(threads, len(lengths)))
+    shares = lengths.sum() * np.arange(1, tiles) / tiles
+    # a row goes to the tile that has more of it
+    inner = np.searchsorted(steps - lengths / 2, shares)
+    return np.concatenate([[0], inner, [len(lengths)]]).astype(np.intp)
 
 
 def batch_tiles(Py_ssize_t N, Py_ssize_t full_rows, int threads):
@@ -149,6 +208,9 @@ cdef void set_weights(Run *r, PackedWeights w, Py_ssize_t N) noexcept:
     r.gates_block = N * r.cell.memory_slots * r.units
     r.gates_time = r.blocks * r.gates_block
     r.pitch = tile_pitch(r.blocks * r.units, r.item)
+    # rows are alike; forward changes it
+    r.alive = NULL
+    r.reset = r.resets = NULL
 
 
 def pack_cells(PackedWeights w, c):
@@ -194,17 +256,22 @@ def forward(
     c_n,
     reserve,
     int threads,
+    rows=None,
 ):
     """Runs T steps and writes y (T, N, H; units contiguous), h_n (N, H) and, for a cell with a
     cell state, c_n (N, H).
 
     `c0` is what `pack_cells` returns, or None. `reserve`, from `allocate_reserve`, receives
-    what backward needs; with None only the gates of a few steps exist at any time.
+    what backward needs; with None only the gates of a few steps exist at any time. With `rows`
+    (a Rows) c0 and the gates are by position.
     """
     cdef Run r
     cdef Py_ssize_t tile, tiles, n, t, k, i
     cdef int team
     r.T, r.N = x.shape[0], x.shape[1]
+    if rows is not None and len(rows.alive) == 0:
+        np.asarray(y)[...] = 0
+        r.T = 0
     if r.T == 0 or r.N == 0:
         np.asarray(h_n)[...] = h0
         if c_n is not None:
@@ -217,10 +284,17 @@ def forward(
     r.y = <char *>&y[0, 0, 0]
     r.y_time = y.strides[0] // r.item
 
-    bounds = batch_tiles(r.N, w.kernels.full_rows, threads)
+    cdef Py_ssize_t count = r.T * r.N
+    if rows is None:
+        bounds = batch_tiles(r.N, w.kernels.full_rows, threads)
+    else:
+        r.y_steps, r.T = r.T, len(rows.alive)
+        r.alive = <Py_ssize_t *><Py_ssize_t>address(rows.alive)
+        count = rows.alive.sum()
+        bounds = ragged_tiles(rows.lengths, threads)
     cdef const Py_ssize_t[::1] bound = bounds
     tiles = bound.shape[0] - 1
-    team = team_size(2.0 * r.cell.gates * r.H * (r.I + r.H) * r.T * r.N, tiles, threads)
+    team = team_size(2.0 * r.cell.gates * r.H * (r.I + r.H) * count, tiles, threads)
     if team == 1 and tiles > 1:
         bounds = np.array([0, r.N], np.intp)
         bound = bounds
@@ -228,13 +302,14 @@ def forward(
 
     # buffers
     cdef Py_ssize_t row_gates = r.cell.memory_slots * r.units
-    r.chunk = min(r.T, max(1, PROJECTED_ROWS * tiles // r.N))
+    r.chunk = min(r.T, max(1, PROJECTED_ROWS * tiles * r.T // count))
     keeps = reserve is not None and r.cell.keeps_gates
     r.gates_steps = r.T if keeps else r.chunk
     gates = reserve if keeps else aligned_empty(r.chunk * r.gates_time, w.dtype)
     r.gates = <char *><Py_ssize_t>address(gates)
     h = aligned_zeros(3 * r.N * r.pitch, w.dtype)
-    h[: r.N * r.pitch].reshape(r.N, r.pitch)[:, : r.H] = h0
+    first_h = h[: r.N * r.pitch].reshape(r.N, r.pitch)[:, : r.H]
+    first_h[...] = h0 if rows is None else np.asarray(h0)[rows.order]
     r.h = <char *><Py_ssize_t>address(h)
     r.early = r.h + 2 * r.N * r.pitch * r.item
     r.c0 = <const char *><Py_ssize_t>address(c0) if c0 is not None else NULL
@@ -251,13 +326,25 @@ def forward(
         row[0, n] = n * y_batch
         row[1, n] = n * row_gates
         row[2, n] = n * r.pitch
-    k = 0
-    for tile in range(tiles):
-        for t in range(r.chunk):
-            for n in range(bound[tile], bound[tile + 1]):
-                chunk_row[0, k] = t * r.x_time + n * x_batch
-                chunk_row[1, k] = t * r.gates_time + n * row_gates
-                k += 1
+    if rows is None:
+        k = 0
+        for tile in range(tiles):
+            for t in range(r.chunk):
+                for n in range(bound[tile], bound[tile + 1]):
+                    chunk_row[0, k] = t * r.x_time + n * x_batch
+                    chunk_row[1, k] = t * r.gates_time + n * row_gates
+                    k += 1
+    else:
+        x_row = rows.order * x_batch + rows.start * r.x_time
+        offsets[0] = rows.order * y_batch + rows.start * r.y_time
+        r.x_row = <Py_ssize_t *><Py_ssize_t>address(x_row)
+        r.start = <Py_ssize_t *><Py_ssize_t>address(rows.start)
+        r.length = <Py_ssize_t *><Py_ssize_t>address(rows.lengths)
+        if rows.reset is not None:
+            r.reset = <unsigned char *><Py_ssize_t>address(rows.reset)
+            r.resets = <unsigned char *><Py_ssize_t>address(rows.resets)
+            c_reset = aligned_empty(r.blocks * r.N * r.units if c0 is not None else 0, w.dtype)
+            r.c_reset = <char *><Py_ssize_t>address(c_reset)
 
     with nogil:
         if team == 1:
@@ -267,6 +354,12 @@ def forward(
             for i in prange(tiles, num_threads=team, schedule="static", chunksize=1):
                 run_rows(&r, bound[i], bound[i + 1])
 
+    if rows is not None:
+        h = h[: 2 * r.N * r.pitch].reshape(2, r.N, r.pitch)
+        np.asarray(h_n)[rows.order] = h[rows.lengths & 1, np.arange(r.N), : r.H]
+        if c_n is not None:
+            unpack_last_cells(w, c_n, c0, gates, r.gates_steps, rows)
+        return
     last = (r.T & 1) * r.N * r.pitch
     np.asarray(h_n)[...] = h[last : last + r.N * r.pitch].reshape(r.N, r.pitch)[:, : r.H]
     if c_n is not None:
@@ -282,3 +375,15 @@ cdef unpack_cells(PackedWeights w, c_n, gates, Py_ssize_t step, Py_ssize_t gates
         rows = gates[step * gates_time : (step + 1) * gates_time]
         cells = rows.reshape(w.blocks, N, w.cell.memory_slots, w.units)[:, :, w.cell.slots]
     c_n[...] = cells.transpose(1, 0, 2).reshape(N, w.blocks * w.units)[:, :H]
+
+
+cdef unpack_last_cells(PackedWeights w, c_n, c0, gates, steps, rows):
+    """The cell state of each row's last step, as (N, H): a row's stays in the gate buffer, since
+    no later step writes there."""
+    N, H = c_n.shape
+    position = np.arange(N)
+    by_step = gates.reshape(-1, w.blocks, N, w.cell.memory_slots, w.units)
+    cells = by_step[(rows.lengths - 1) % steps, :, position, w.cell.slots]  # (N, block, U)
+    none = rows.lengths == 0
+    cells[none] = c0.reshape(w.blocks, N, w.units)[:, none].transpose(1, 0, 2)
+    c_n[rows.order] = cells.reshape(N, w.blocks * w.units)[:, :H]

@@ -58,9 +58,10 @@ cdef extern from "rnnkernel.h" nogil:
         void *dc
         Py_ssize_t dh_pitch
         void *dgates
+        const Py_ssize_t *dgates_row
         Py_ssize_t dgates_block
         void *reset_h
-        Py_ssize_t reset_pitch
+        const Py_ssize_t *reset_h_row
         const void *dreset_h
 
     ctypedef struct rk_arrival:

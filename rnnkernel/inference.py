@@ -49,12 +49,23 @@ class Frozen:
         layer.parameters = dict(self.parameters)
         return type(self), (layer,)
 
-    def __call__(self, x, state=None, *, num_threads=None):
+    def __call__(self, x, state=None, *, lengths=None, reset=None, num_threads=None):
         """Inference: `y, state` of `forward`."""
-        out = self.forward(x, state, num_threads=num_threads)
+        out = self.forward(x, state, lengths=lengths, reset=reset, num_threads=num_threads)
         return out.y, out.state
 
-    def forward(self, x, state=None, *, training=False, trace=False, out=None, num_threads=None):
+    def forward(
+        self,
+        x,
+        state=None,
+        *,
+        lengths=None,
+        reset=None,
+        training=False,
+        trace=False,
+        out=None,
+        num_threads=None,
+    ):
         """As the layer's `forward` without training.
 
         Raises
@@ -67,7 +78,15 @@ class Frozen:
         trace = _check.flag("trace", trace)
         threads = _threads.resolve(num_threads)
         return self._layer._run(
-            self._packed.__getitem__, self.parameters, threads, x, state, trace=trace, out=out
+            self._packed.__getitem__,
+            self.parameters,
+            threads,
+            x,
+            state,
+            lengths=lengths,
+            reset=reset,
+            trace=trace,
+            out=out,
         )
 
     def stream(self, batch_size=1):

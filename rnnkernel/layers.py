@@ -13,6 +13,7 @@ import numpy as np
 
 from rnnkernel import _backward, _check, _dropout, _forward, _threads, cells
 from rnnkernel._packing import PackedGradients, PackedWeights
+from rnnkernel._sequence import Rows, Sequence
 from rnnkernel.clipping import Clip
 from rnnkernel.inference import Frozen, Stream
 from rnnkernel.trace import Trace
@@ -90,6 +91,7 @@ class _Pass:
     c0: np.ndarray | None  # packed
     y: np.ndarray  # (T, N, P)
     reserve: np.ndarray | None
+    rows: Rows | None  # with lengths or resets: then c0 and reserve are by own step and position
 
 
 @dataclass(frozen=True)
@@ -272,13 +274,22 @@ class _Layer:
 
     # -- forward ------------------------------------------------------------------------------
 
-    def __call__(self, x, state=None, *, num_threads=None):
+    def __call__(self, x, state=None, *, lengths=None, reset=None, num_threads=None):
         """Inference: `y, state` of `forward`."""
-        out = self.forward(x, state, num_threads=num_threads)
+        out = self.forward(x, state, lengths=lengths, reset=reset, num_threads=num_threads)
         return out.y, out.state
 
     def forward(
-        self, x, state=None, *, training=False, trace=False, out=None, num_threads=None
+        self,
+        x,
+        state=None,
+        *,
+        lengths=None,
+        reset=None,
+        training=False,
+        trace=False,
+        out=None,
+        num_threads=None,
     ) -> Output:
         """Runs the layer over sequences.
 
@@ -288,6 +299,15 @@ class _Layer:
             Of the layer's dtype, with any strides; never written.
         state : (L*D, N, H) array, or for LSTM a pair h (L*D, N, P), c (L*D, N, H)
             Initial states, without N where x has none; None is zeros.
+        lengths : (N,) integers, optional
+            How many steps each row has, from 0 to T; None is T. Past them x is not looked at, y
+            is 0, and nothing is computed. The final state is that of the last valid step (for
+            length 0 the initial state), and the second direction begins there. An unbatched x
+            takes a single integer.
+        reset : (T, N) bool array, laid out as x, optional
+            Where True at t, a segment begins at t: no state, and no gradient, crosses the border
+            between t-1 and t in either direction. At t = 0 the forward direction drops its
+            initial state.
         training : bool
             Keeps what `backward` needs, in memory of its own: 5 H numbers per step and row for
             LSTM, 4 H for GRU, none for RNN, and a copy of x. Dropout acts, and keeps a copy of
@@ -323,6 +343,8 @@ class _Layer:
             threads,
             x,
             state,
+            lengths=lengths,
+            reset=reset,
             training=training,
             trace=trace,
             out=out,
@@ -351,6 +373,8 @@ class _Layer:
         x,
         state,
         *,
+        lengths=None,
+        reset=None,
         training=False,
         trace=False,
         out=None,
@@ -361,6 +385,9 @@ class _Layer:
         x, batched = self._check_x(x)
         T, N = x.shape[:2]
         initial = self._check_state("state", state, N, batched)
+        rows = [None, None]
+        if lengths is not None or reset is not None:
+            rows = self._check_rows(lengths, reset, T, N, batched)
         P, D, L, states = self._widths[0], self._directions, self.num_layers, self._cell.states
         if out is not None:
             reads = {"x": x, **{f"state ({s})": a for s, a in zip(states, initial, strict=True)}}
@@ -385,13 +412,18 @@ class _Layer:
                 index = k * D + d
                 step = -1 if d else 1
                 packed = packed_weights(index)
+                c0 = None
+                if len(states) == 2:
+                    c0 = initial[1][index] if rows[d] is None else initial[1][index][rows[d].order]
+                    c0 = _forward.pack_cells(packed, c0)
                 one = _Pass(
                     packed,
                     layer_x[::step],
                     np.array(initial[0][index], order="C"),
-                    _forward.pack_cells(packed, initial[1][index]) if len(states) == 2 else None,
+                    c0,
                     y[::step, :, d * P : (d + 1) * P],
                     _forward.allocate_reserve(packed, T, N) if keeps else None,
+                    rows[d],
                 )
                 _forward.forward(
                     packed,
@@ -403,6 +435,7 @@ class _Layer:
                     finals[1][index] if len(states) == 2 else None,
                     one.reserve,
                     threads,
+                    rows[d],
                 )
                 if training:
                     passes.append(one)
@@ -431,6 +464,8 @@ class _Layer:
         def source(gate):
             T, N = one.y.shape[:2]
             array = _forward.kept(one.weights, one.reserve, T, N, gate)
+            if one.rows is not None:
+                array = one.rows.restore(array)
             return self._caller_view(array[::step], batched)
 
         sources = {"h": lambda: self._caller_view(one.y[::step], batched)}
@@ -547,7 +582,10 @@ class _Layer:
                     dinitial[0][index],
                     dinitial[1][index] if len(states) == 2 else None,
                     threads,
+                    one.rows,
                 )
+                if flow and one.rows is not None:
+                    records[index] = [one.rows.restore(record) for record in records[index]]
                 gradients.unpack(
                     parameters[f"weight_ih{suffix}"],
                     parameters[f"weight_hh{suffix}"],
@@ -595,6 +633,22 @@ class _Layer:
         x = _check.array("x", x, self.dtype, dims, sizes)
         return self._time_first(x, batched), batched
 
+    def _check_rows(self, lengths, reset, T: int, N: int, batched: bool) -> list[Rows | None]:
+        """The rows of both directions; None where lengths and resets make no difference."""
+        if lengths is not None:
+            lengths = _check.lengths("lengths", lengths, T, N, batched)
+            lengths = None if np.all(lengths == T) else lengths
+        if reset is not None:
+            dims, sizes = (("N", "T"), (N, T)) if self.batch_first else (("T", "N"), (T, N))
+            if not batched:
+                dims, sizes = ("T",), (T,)
+            reset = self._time_first(_check.borders("reset", reset, dims, sizes), batched)
+            reset = reset if reset.any() else None
+        if T == 0 or N == 0 or (lengths is None and reset is None):
+            return [None, None]
+        sequence = Sequence(T, N, lengths, reset)
+        return [sequence.rows(False), sequence.rows(True)]
+
     def _check_state(self, name, state, N: int, batched: bool) -> list[np.ndarray]:
         """One (L*D, N, its units) array for each state."""
         names, rows = self._cell.states, self.num_layers * self._directions
@@ -623,12 +677,12 @@ class _Layer:
     def _time_first(self, array: np.ndarray, batched: bool) -> np.ndarray:
         if not batched:
             return array[:, None]
-        return array.transpose(1, 0, 2) if self.batch_first else array
+        return array.swapaxes(0, 1) if self.batch_first else array
 
     def _caller_view(self, array: np.ndarray, batched: bool) -> np.ndarray:
         if not batched:
             return array[:, 0]
-        return array.transpose(1, 0, 2) if self.batch_first else array
+        return array.swapaxes(0, 1) if self.batch_first else array
 
     def _caller_state(self, arrays: list[np.ndarray], batched: bool):
         arrays = [array if batched else array[:, 0] for array in arrays]

@@ -72,13 +72,21 @@ class _Layer:
     def freeze(self) -> Frozen: ...
     def stream(self, batch_size: int = 1) -> Stream: ...
     def __call__(
-        self, x: _ArrayLike, state: _State = None, *, num_threads: int | None = None
+        self,
+        x: _ArrayLike,
+        state: _State = None,
+        *,
+        lengths: _ArrayLike | None = None,
+        reset: _ArrayLike | None = None,
+        num_threads: int | None = None,
     ) -> tuple[_Array, _State]: ...
     def forward(
         self,
         x: _ArrayLike,
         state: _State = None,
         *,
+        lengths: _ArrayLike | None = None,
+        reset: _ArrayLike | None = None,
         training: bool = False,
         trace: bool = False,
         out: _Array | None = None,
@@ -114,7 +122,13 @@ class RNN(_Layer):
         rng: _Seed = None,
     ) -> None: ...
     def __call__(
-        self, x: _ArrayLike, state: _ArrayLike | None = None, *, num_threads: int | None = None
+        self,
+        x: _ArrayLike,
+        state: _ArrayLike | None = None,
+        *,
+        lengths: _ArrayLike | None = None,
+        reset: _ArrayLike | None = None,
+        num_threads: int | None = None,
     ) -> tuple[_Array, _Array]: ...
 
 class GRU(_Layer):
@@ -135,7 +149,13 @@ class GRU(_Layer):
         rng: _Seed = None,
     ) -> None: ...
     def __call__(
-        self, x: _ArrayLike, state: _ArrayLike | None = None, *, num_threads: int | None = None
+        self,
+        x: _ArrayLike,
+        state: _ArrayLike | None = None,
+        *,
+        lengths: _ArrayLike | None = None,
+        reset: _ArrayLike | None = None,
+        num_threads: int | None = None,
     ) -> tuple[_Array, _Array]: ...
 
 class LSTM(_Layer):
@@ -166,5 +186,7 @@ class LSTM(_Layer):
         x: _ArrayLike,
         state: tuple[_ArrayLike, _ArrayLike] | None = None,
         *,
+        lengths: _ArrayLike | None = None,
+        reset: _ArrayLike | None = None,
         num_threads: int | None = None,
     ) -> tuple[_Array, _Pair]: ...

@@ -47,7 +47,7 @@ static void RK(gru_after_backward)(const rk_step_backward *s)
     RK_FOR_UNITS (1, s->hidden, s->block_begin, s->block_end, 0, s->rows) {
         const real *gate =
             (const real *)s->gates + block * s->gates_block + row * RK(GRU_SLOTS) * LANES;
-        real *dgate = (real *)s->dgates + block * s->dgates_block + row * RK(GRU_SLOTS) * LANES;
+        real *dgate = (real *)s->dgates + block * s->dgates_block + s->dgates_row[row];
         real *dh_at = (real *)s->dh + row * s->dh_pitch + unit;
         vec n = RK(vload)(gate), r = RK(vload)(gate + LANES);
         vec z = RK(vload)(gate + 2 * LANES), m = RK(vload)(gate + 3 * LANES);
@@ -113,7 +113,7 @@ static void RK(gru_before_backward)(const rk_step_backward *s)
         const ptrdiff_t slot = RK(GRU_BEFORE_VECTORS) * LANES;
         const ptrdiff_t at = row * RK(GRU_BEFORE_SLOTS) * slot + v * LANES;
         const real *gate = (const real *)s->gates + block * s->gates_block + at;
-        real *dgate = (real *)s->dgates + block * s->dgates_block + at;
+        real *dgate = (real *)s->dgates + block * s->dgates_block + s->dgates_row[row] + v * LANES;
         real *dh_at = (real *)s->dh + row * s->dh_pitch + unit;
         vec n = RK(vload)(gate), r = RK(vload)(gate + slot), z = RK(vload)(gate + 2 * slot);
         vec h_prev = RK(vload_part)((const real *)s->h_prev + s->h_prev_row[row] + unit, valid);
@@ -121,7 +121,7 @@ static void RK(gru_before_backward)(const rk_step_backward *s)
         RK(vstore)(dgate, dh * (1 - z) * (1 - n * n));
         RK(vstore)(dgate + 2 * slot, dh * (h_prev - n) * (z * (1 - z)));
         RK(vstore)(dh_at, dh * z);
-        RK(vstore)((real *)s->reset_h + row * s->reset_pitch + unit, r * h_prev);
+        RK(vstore)((real *)s->reset_h + s->reset_h_row[row] + unit, r * h_prev);
     }
 }
 
@@ -132,7 +132,7 @@ static void RK(gru_before_reset_backward)(const rk_step_backward *s)
         const ptrdiff_t slot = RK(GRU_BEFORE_VECTORS) * LANES;
         const ptrdiff_t at = row * RK(GRU_BEFORE_SLOTS) * slot + v * LANES;
         const real *gate = (const real *)s->gates + block * s->gates_block + at;
-        real *dgate = (real *)s->dgates + block * s->dgates_block + at;
+        real *dgate = (real *)s->dgates + block * s->dgates_block + s->dgates_row[row] + v * LANES;
         real *dh_at = (real *)s->dh + row * s->dh_pitch + unit;
         vec r = RK(vload)(gate + slot);
         vec h_prev = RK(vload_part)((const real *)s->h_prev + s->h_prev_row[row] + unit, valid);

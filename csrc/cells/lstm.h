@@ -71,7 +71,7 @@ static void RK(lstm_backward)(const rk_step_backward *s)
             (const real *)s->gates + block * s->gates_block + row * RK(LSTM_MEMORY_SLOTS) * LANES;
         const real *c_prev =
             (const real *)s->c_prev + block * s->c_prev_block + row * s->c_prev_row;
-        real *dgate = (real *)s->dgates + block * s->dgates_block + row * RK(LSTM_SLOTS) * LANES;
+        real *dgate = (real *)s->dgates + block * s->dgates_block + s->dgates_row[row];
         real *dc_at = (real *)s->dc + row * s->dh_pitch + unit;
         vec i = RK(vload)(gate), f = RK(vload)(gate + LANES);
         vec g = RK(vload)(gate + 2 * LANES), o = RK(vload)(gate + 3 * LANES);

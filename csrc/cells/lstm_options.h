@@ -95,7 +95,7 @@ RK_INLINE void RK(lstm_options_backward)(const rk_step_backward *s, const int op
             (const real *)s->gates + block * s->gates_block + row * (slots + 1) * LANES;
         const vec c_prev =
             RK(vload)((const real *)s->c_prev + block * s->c_prev_block + row * s->c_prev_row);
-        real *dgate = (real *)s->dgates + block * s->dgates_block + row * (slots + terms) * LANES;
+        real *dgate = (real *)s->dgates + block * s->dgates_block + s->dgates_row[row];
         real *dc_at = (real *)s->dc + row * s->dh_pitch + unit;
         const real *p = (const real *)s->peepholes + 3 * block * LANES;
         const vec i = RK(vload)(gate), f = coupled ? 1 - i : RK(vload)(gate + LANES);

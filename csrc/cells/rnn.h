@@ -47,8 +47,7 @@ static void RK(rnn_relu_forward)(const rk_step *s)
 RK_INLINE void RK(rnn_backward)(const rk_step_backward *s, const int relu)
 {
     RK_FOR_UNITS (RK(RNN_VECTORS), s->hidden, s->block_begin, s->block_end, 0, s->rows) {
-        real *dgate =
-            (real *)s->dgates + block * s->dgates_block + (row * RK(RNN_VECTORS) + v) * LANES;
+        real *dgate = (real *)s->dgates + block * s->dgates_block + s->dgates_row[row] + v * LANES;
         vec h = RK(vload_part)((const real *)s->h + s->h_row[row] + unit, valid);
         vec dh = RK(vload)((const real *)s->dh + row * s->dh_pitch + unit);
         vec da = relu ? RK(vselect)(h <= (vec){0}, (vec){0}, dh) : dh * (1 - h * h);

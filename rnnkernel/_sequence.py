@@ -1,0 +1,94 @@
+"""What a batch asks of the time loops beside steps and rows: unequal lengths, and resets.
+
+The loops count the steps of a row from its own first, and take the rows by position, the longest
+first: so the rows that are alive at a step are the first ones. The second direction sees time
+reversed, and a row that is shorter than the batch begins there some steps later. Nothing of the
+arrays moves for it: rows are found through offsets.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a batch as the loops of one direction take them.
+
+    Attributes
+    ----------
+    T : int
+        Steps of the arrays.
+    order : (N,) intp
+        The batch row at each position.
+    lengths : (N,) intp
+        By position, descending.
+    start : (N,) intp
+        By position: the step of the arrays, in the direction's order, that is the row's first.
+    alive : (longest length,) intp
+        How many rows, the first ones by position, have each step.
+    reset : (longest length, N) uint8, or None
+        By step and position: whether the step sees zero states instead of those before it.
+    resets : (longest length,) uint8, or None
+        Whether any row does.
+    """
+
+    T: int
+    order: np.ndarray
+    lengths: np.ndarray
+    start: np.ndarray
+    alive: np.ndarray
+    reset: np.ndarray | None
+    resets: np.ndarray | None
+
+    def restore(self, array: np.ndarray) -> np.ndarray:
+        """(T, N, ...) by own step and position, as the arrays have it; zero past the ends."""
+        restored = np.zeros_like(array)
+        t = np.arange(len(array))[:, None]
+        t, position = np.nonzero(t < self.lengths)
+        restored[t + self.start[position], self.order[position]] = array[t, position]
+        return restored
+
+
+class Sequence:
+    """Lengths and resets of one batch; a Rows for each direction.
+
+    Parameters
+    ----------
+    T, N : int
+    lengths : (N,) intp, or None where all are T
+    reset : (T, N) bool, or None
+    """
+
+    def __init__(self, T: int, N: int, lengths: np.ndarray | None, reset: np.ndarray | None):
+        if lengths is None:
+            self.order, lengths = np.arange(N), np.full(N, T)
+        else:
+            self.order = np.argsort(-lengths, kind="stable")
+            lengths = lengths[self.order]
+        self.T, self.lengths, self.reset = T, lengths.astype(np.intp), reset
+        longest = int(lengths.max(initial=0))
+        # rows with more than t steps
+        self.alive = N - np.searchsorted(lengths[::-1], np.arange(longest), "right")
+        self.alive = self.alive.astype(np.intp)
+
+    def rows(self, backwards: bool) -> Rows:
+        """What the loop of one direction needs."""
+        start = self.T - self.lengths if backwards else np.zeros_like(self.lengths)
+        reset = resets = None
+        if self.reset is not None:
+            longest = len(self.alive)
+            reset = np.zeros((longest, len(self.order)), np.uint8)
+            by_position = self.reset[:, self.order]
+            if not backwards:
+                reset[...] = by_position[:longest]
+            else:
+                # step s is at t = length - 1 - s, and the border behind it belongs to t + 1
+                t = self.lengths - np.arange(longest)[:, None]
+                s, position = np.nonzero((t > 0) & (t < self.lengths))
+                reset[s, position] = by_position[t[s, position], position]
+            reset &= np.arange(longest)[:, None] < self.lengths
+            resets = reset.any(axis=1).astype(np.uint8)
+        return Rows(
+            self.T, self.order.astype(np.intp), self.lengths, start, self.alive, reset, resets
+        )
