@@ -673,7 +673,7 @@ def backward(
     np.asarray(dh0)[order] = dh[:, : r.H]
     if dc0 is not None:
         dc0[order] = dc[:, : r.H]
-    if r.dx != NULL:
+    if r.dx != NULL and rows.whole:
         for i in range(r.N):
             clear_ends(
                 r.dx + r.dx_from[i] * r.item, r.dx_time * r.item, r.I * r.item, rows.start[i],

@@ -159,7 +159,7 @@ cdef void run_rows(const Run *r, Py_ssize_t begin, Py_ssize_t end) noexcept nogi
                 r.cell.forward[phase](&s)
                 s.operand = s.h
         t0 += steps
-    if r.alive != NULL:
+    if r.clears:
         for n in range(begin, end):
             clear_ends(
                 r.y + r.y_row[n] * r.item, r.y_time * r.item, r.H * r.item, r.start[n],
@@ -210,6 +210,7 @@ cdef void set_weights(Run *r, PackedWeights w, Py_ssize_t N) noexcept:
     r.pitch = tile_pitch(r.blocks * r.units, r.item)
     # rows are alike; forward changes it
     r.alive = NULL
+    r.clears = False
     r.reset = r.resets = NULL
 
 
@@ -289,6 +290,7 @@ def forward(
         bounds = batch_tiles(r.N, w.kernels.full_rows, threads)
     else:
         r.y_steps, r.T = r.T, len(rows.alive)
+        r.clears = rows.whole
         r.alive = <Py_ssize_t *><Py_ssize_t>address(rows.alive)
         count = rows.alive.sum()
         bounds = ragged_tiles(rows.lengths, threads)

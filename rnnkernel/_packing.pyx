@@ -102,6 +102,10 @@ cdef class PackedWeights:
                     weight_hh, &self.cell.recurrent[phase], threads
                 )
 
+    def keeps_gates(self):
+        """Whether backward needs the gates of every step."""
+        return bool(self.cell.keeps_gates)
+
     cdef char *keep(self, array) except NULL:
         self.arrays.append(array)
         return <char *><Py_ssize_t>address(array)

@@ -31,6 +31,8 @@ class Rows:
         By step and position: whether the step sees zero states instead of those before it.
     resets : (longest length,) uint8, or None
         Whether any row does.
+    whole : bool
+        Whether these are all steps, and the loops write zeros past the ends.
     """
 
     T: int
@@ -40,6 +42,20 @@ class Rows:
     alive: np.ndarray
     reset: np.ndarray | None
     resets: np.ndarray | None
+    whole: bool = True
+
+    def segment(self, part: slice) -> "Rows":
+        """The same rows over some of their steps; the arrays remain those of all steps."""
+        return Rows(
+            self.T,
+            self.order,
+            np.clip(self.lengths - part.start, 0, part.stop - part.start),
+            self.start + part.start,
+            self.alive[part],
+            None if self.reset is None else self.reset[part],
+            None if self.resets is None else self.resets[part],
+            False,
+        )
 
     def restore(self, array: np.ndarray) -> np.ndarray:
         """(T, N, ...) by own step and position, as the arrays have it; zero past the ends."""

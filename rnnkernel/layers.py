@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rnnkernel import _backward, _check, _dropout, _forward, _threads, cells
+from rnnkernel import _check, _checkpoints, _dropout, _forward, _threads, cells
+from rnnkernel._checkpoints import Checkpoints
 from rnnkernel._packing import PackedGradients, PackedWeights
 from rnnkernel._sequence import Rows, Sequence
 from rnnkernel.clipping import Clip
@@ -92,6 +93,7 @@ class _Pass:
     y: np.ndarray  # (T, N, P)
     reserve: np.ndarray | None
     rows: Rows | None  # with lengths or resets: then c0 and reserve are by own step and position
+    checkpoints: Checkpoints | None  # then there is no reserve
 
 
 @dataclass(frozen=True)
@@ -288,6 +290,7 @@ class _Layer:
         reset=None,
         training=False,
         trace=False,
+        checkpoint_every=None,
         out=None,
         num_threads=None,
     ) -> Output:
@@ -315,6 +318,11 @@ class _Layer:
         trace : bool
             Keeps the states and gates of every step, for `out.trace`: no more memory than training
             takes for them.
+        checkpoint_every : int, optional
+            Training keeps, beside y and x, the states before every so many steps instead of the
+            gates of all; `backward` computes those again, segment by segment. That takes memory for
+            T / checkpoint_every + checkpoint_every steps, least at the square root of T, and up to
+            a third more time. Not a bit changes. Inference keeps nothing in any case.
         out : array like y, optional
             Where y is written.
         num_threads : int, optional
@@ -335,6 +343,13 @@ class _Layer:
         `dstate=` the `grads.state` of the piece behind, adds up to the whole's gradient.
         """
         training, trace = _check.flag("training", training), _check.flag("trace", trace)
+        if checkpoint_every is not None:
+            checkpoint_every = _check.size("checkpoint_every", checkpoint_every)
+            if trace:
+                raise ValueError(
+                    f"checkpoint_every: expected None with trace=True, got {checkpoint_every}: a "
+                    "trace keeps the gates of every step"
+                )
         threads = _threads.resolve(num_threads)
         weights = _check.parameters("parameters", self.parameters, self._shapes(), self.dtype)
         return self._run(
@@ -347,6 +362,7 @@ class _Layer:
             reset=reset,
             training=training,
             trace=trace,
+            checkpoint_every=checkpoint_every,
             out=out,
         )
 
@@ -377,6 +393,7 @@ class _Layer:
         reset=None,
         training=False,
         trace=False,
+        checkpoint_every=None,
         out=None,
     ):
         """What `forward` does with weights packed: `packed_weights(index)` for each layer and
@@ -416,26 +433,27 @@ class _Layer:
                 if len(states) == 2:
                     c0 = initial[1][index] if rows[d] is None else initial[1][index][rows[d].order]
                     c0 = _forward.pack_cells(packed, c0)
+                checkpoints = None
+                if training and checkpoint_every is not None and checkpoint_every < T:
+                    if packed.keeps_gates():
+                        checkpoints = Checkpoints(checkpoint_every)
                 one = _Pass(
                     packed,
                     layer_x[::step],
                     np.array(initial[0][index], order="C"),
                     c0,
                     y[::step, :, d * P : (d + 1) * P],
-                    _forward.allocate_reserve(packed, T, N) if keeps else None,
+                    _forward.allocate_reserve(packed, T, N)
+                    if keeps and checkpoints is None
+                    else None,
                     rows[d],
+                    checkpoints,
                 )
-                _forward.forward(
-                    packed,
-                    one.x,
-                    one.h0,
-                    one.c0,
-                    one.y,
+                _checkpoints.forward(
+                    one,
                     finals[0][index],
                     finals[1][index] if len(states) == 2 else None,
-                    one.reserve,
                     threads,
-                    rows[d],
                 )
                 if training:
                     passes.append(one)
@@ -545,6 +563,10 @@ class _Layer:
         parameters = {
             name: _check.allocate(name, shape, self.dtype) for name, shape in self._shapes().items()
         }
+        limits = tuple(
+            np.inf if limit is None else limit
+            for limit in ((None, None) if clip is None else (clip.value, clip.norm))
+        )
         records = [None] * (L * D)
         dx = dy
         for k in reversed(range(L)):
@@ -564,25 +586,18 @@ class _Layer:
                         np.zeros((T, N), np.uint8),
                     )
                 gradients = PackedGradients(one.weights)
-                _backward.backward(
-                    one.weights,
+                _checkpoints.backward(
+                    one,
                     gradients,
-                    one.x,
-                    one.h0,
-                    one.c0,
-                    one.y,
-                    one.reserve,
                     None if dlayer is None else dlayer[::step, :, d * P : (d + 1) * P],
                     None if dfinal[0] is None else dfinal[0][index],
                     None if dfinal[-1] is None or len(states) == 1 else dfinal[1][index],
-                    np.inf if clip is None or clip.value is None else clip.value,
-                    np.inf if clip is None or clip.norm is None else clip.norm,
+                    limits,
                     records[index],
                     None if dpart is None else dpart[::step],
                     dinitial[0][index],
                     dinitial[1][index] if len(states) == 2 else None,
                     threads,
-                    one.rows,
                 )
                 if flow and one.rows is not None:
                     records[index] = [one.rows.restore(record) for record in records[index]]

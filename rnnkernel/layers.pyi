@@ -89,6 +89,7 @@ class _Layer:
         reset: _ArrayLike | None = None,
         training: bool = False,
         trace: bool = False,
+        checkpoint_every: int | None = None,
         out: _Array | None = None,
         num_threads: int | None = None,
     ) -> Output: ...

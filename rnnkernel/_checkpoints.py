@@ -1,0 +1,96 @@
+"""One layer and direction over all steps, in segments where training keeps checkpoints.
+
+With checkpoints forward keeps the states before each segment and no gates. Backward takes the
+segments from the last, computes the gates of one again and hands dh and dc on to the one before. A
+row's bits do not depend on cuts, and the sums of the weight gradients go on in the order that they
+have anyway, so all results have the bits of the run without.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from rnnkernel import _backward, _forward
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The states before every segment but the first: h (N, P) and packed c, or None."""
+
+    every: int  # steps in a segment
+    states: list[tuple[np.ndarray, np.ndarray | None]] = field(default_factory=list)
+
+
+def forward(one: Any, h_n: np.ndarray, c_n: np.ndarray | None, threads: int) -> None:
+    """`_forward.forward` of a pass, which fills its checkpoints."""
+    if one.checkpoints is None:
+        _forward.forward(
+            one.weights, one.x, one.h0, one.c0, one.y, h_n, c_n, one.reserve, threads, one.rows
+        )
+        return
+    if one.rows is not None:
+        one.y[...] = 0  # past the ends
+    h, c = one.h0, one.c0
+    for part, rows in _segments(one):
+        if part.start > 0:
+            order = slice(None) if rows is None else rows.order
+            h = np.array(h_n, order="C")
+            c = None if c_n is None else _forward.pack_cells(one.weights, c_n[order])
+            one.checkpoints.states.append((h, c))
+        x, y = _cut(one.x, part, rows), _cut(one.y, part, rows)
+        _forward.forward(one.weights, x, h, c, y, h_n, c_n, None, threads, rows)
+
+
+def backward(
+    one: Any,
+    gradients: Any,
+    dy: np.ndarray | None,
+    dh_n: np.ndarray | None,
+    dc_n: np.ndarray | None,
+    limits: tuple[float, float],
+    flow: tuple[np.ndarray, ...] | None,
+    dx: np.ndarray | None,
+    dh0: np.ndarray,
+    dc0: np.ndarray | None,
+    threads: int,
+) -> None:
+    """`_backward.backward` of a pass, with the same arguments."""
+    if one.checkpoints is None:
+        _backward.backward(
+            one.weights, gradients, one.x, one.h0, one.c0, one.y, one.reserve, dy, dh_n, dc_n,
+            *limits, flow, dx, dh0, dc0, threads, one.rows,
+        )  # fmt: skip
+        return
+    if one.rows is not None and dx is not None:
+        dx[...] = 0  # past the ends
+    N, P = one.h0.shape
+    reserve = _forward.allocate_reserve(one.weights, one.checkpoints.every, N)
+    h_n, c_n = np.empty_like(dh0), None if dc0 is None else np.empty_like(dc0)
+    # y stands already: all steps write to one
+    nowhere = np.empty((N, P), one.y.dtype)
+    states = [(one.h0, one.c0), *one.checkpoints.states]
+    for (part, rows), (h, c) in reversed(list(zip(_segments(one), states, strict=True))):
+        x, y = _cut(one.x, part, rows), _cut(one.y, part, rows)
+        again = np.lib.stride_tricks.as_strided(nowhere, (len(y), N, P), (0, *nowhere.strides))
+        _forward.forward(one.weights, x, h, c, again, h_n, c_n, reserve, threads, rows)
+        _backward.backward(
+            one.weights, gradients, x, h, c, y, reserve, _cut(dy, part, rows), dh_n, dc_n,
+            *limits, None if flow is None else tuple(record[part] for record in flow),
+            _cut(dx, part, rows), dh0, dc0, threads, rows,
+        )  # fmt: skip
+        dh_n, dc_n = dh0, dc0
+
+
+def _segments(one: Any) -> Iterator[tuple[slice, Any]]:
+    """The steps of each segment, in order, and its Rows, or None."""
+    steps = len(one.y) if one.rows is None else len(one.rows.alive)
+    for begin in range(0, max(steps, 1), one.checkpoints.every):
+        part = slice(begin, min(begin + one.checkpoints.every, steps))
+        yield part, None if one.rows is None else one.rows.segment(part)
+
+
+def _cut(array: np.ndarray | None, part: slice, rows: Any) -> np.ndarray | None:
+    """A segment's steps of an array; all of it where rows say by themselves where theirs lie."""
+    return array if array is None or rows is not None else array[part]
