@@ -8,6 +8,7 @@ Bengio, "On the difficulty of training recurrent neural networks", 2013.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -38,12 +39,13 @@ class GradientFlow:
     clipped : (L*D, T) int64
         Batch rows that clipping changed.
     saturated : dict of str to (L*D, T) float64
-        By gate ("h" for RNN): the share of rows and units whose activation is so close to its
-        bounds that it passes little gradient on; for relu, of those that are 0.
+        By gate ("h" for RNN): the share of units, in the rows that have the step, whose activation
+        is so close to its bounds that it passes little gradient on; for relu, of those that are 0.
     jacobian_norm : (L*D, T) float64, or None with `jacobian=False`
         Spectral norm of dh_T/dh_t, the product of the Jacobians of steps t+1 to T within the
         layer, T the last step of its direction: the most that a gradient can have grown, or kept,
-        on its way from T to t. The largest over the batch rows; 1 at T.
+        on its way from T to t. The largest over the batch rows, each with a T of its own; 1 at T,
+        and 0 where a reset lies between.
     cell_jacobian_norm : (L*D, T) float64, or None
         The same of dc_T/dc_t, for LSTM.
     """
@@ -61,6 +63,8 @@ def gradient_flow(
     x: Any,
     state: Any = None,
     *,
+    lengths: Any = None,
+    reset: Any = None,
     dy: Any = None,
     dstate: Any = None,
     clip: Any = None,
@@ -75,7 +79,7 @@ def gradient_flow(
     Parameters
     ----------
     layer : RNN, GRU or LSTM
-    x, state
+    x, state, lengths, reset
         As for `layer.forward`. A few rows are enough.
     dy, dstate : optional
         As for `layer.backward`. With neither, the loss is the sum of the last layer's final hidden
@@ -102,13 +106,20 @@ def gradient_flow(
     jacobian = _check.flag("jacobian", jacobian)
     plain = copy.copy(layer)  # its parameters are the layer's own
     plain.dropout = 0.0
-    out = plain.forward(x, state, training=True, trace=True, num_threads=num_threads)
+    out = plain.forward(
+        x,
+        state,
+        lengths=lengths,
+        reset=reset,
+        training=True,
+        trace=True,
+        num_threads=num_threads,
+    )
     if dy is None and dstate is None:
         dstate = _final_loss(layer, out.state)
     grads = plain.backward(
         out, dy, dstate, clip=clip, flow=True, input_grad=False, num_threads=num_threads
     )
-    batch_axis = {2: (), 3: (0,) if layer.batch_first else (1,)}[out.y.ndim]
     norms = [None, None]
     if jacobian:
         initial = plain._check_state("state", state, out._tape.shape[1], out._tape.batched)
@@ -117,7 +128,7 @@ def gradient_flow(
         grads.flow.dh_norm,
         grads.flow.dc_norm,
         grads.flow.clipped,
-        _saturated(layer, out.trace, saturation, (*batch_axis, -1)),
+        _saturated(plain, out, saturation),
         *norms,
     )
 
@@ -134,18 +145,25 @@ def _final_loss(layer: Any, state: Any) -> Any:
     return tuple(parts) if isinstance(state, tuple) else parts[0]
 
 
-def _saturated(layer: Any, traces: Any, margin: float, axes: tuple[int, ...]) -> dict:
+def _saturated(layer: Any, out: Any, margin: float) -> dict[str, np.ndarray]:
     relu = layer.options.get("nonlinearity") == "relu"
+    T, N = out._tape.shape
+    valid = np.ones((T, N, 1), bool)
+    if (rows := out._tape.passes[0].rows) is not None:
+        valid[:, rows.order, 0] = np.arange(T)[:, None] < rows.lengths
+    alive = valid.sum(axis=(1, 2))
 
     def share(name: str, trace: Any) -> np.ndarray:
-        gate = trace[name]
+        gate = layer._time_first(trace[name], out._tape.batched)
         if name in ("h", "g", "n"):
             flat = gate <= 0 if relu else np.abs(gate) > 1 - margin
         else:
             flat = (gate < margin) | (gate > 1 - margin)
-        return flat.sum(axis=axes) / max(1, np.prod([flat.shape[axis] for axis in axes]))
+        return (flat & valid).sum(axis=(1, 2)) / np.maximum(1, alive * gate.shape[2])
 
-    return {name: np.stack([share(name, trace) for trace in traces]) for name in layer._cell.gates}
+    return {
+        name: np.stack([share(name, trace) for trace in out.trace]) for name in layer._cell.gates
+    }
 
 
 # -- Jacobians ------------------------------------------------------------------------------------
@@ -162,17 +180,40 @@ def _jacobian_norms(
         states = []
         for name, first in zip(layer._cell.states, initial, strict=True):
             after = layer._time_first(out.trace[index][name], out._tape.batched)[::step]
-            states.append(np.concatenate([first[index][None], after]))
+            before = np.concatenate([first[index][None], after])
+            if one.rows is not None:  # a row's first step may not be the array's
+                before[one.rows.start, one.rows.order] = first[index][one.rows.order]
+            states.append(before)
         T, N = out._tape.shape
         norms = np.zeros((len(states), T))
         at_once = max(1, BATCH_ROWS // sum(s.shape[2] for s in states))
-        for n in range(0, N, at_once):
-            rows = slice(n, n + at_once)
-            group = _carry_back(alone, one.x[:, rows], [s[:, rows] for s in states], num_threads)
-            norms = np.maximum(norms, group.max(axis=2))  # a NaN stays
+        for steps, rows, reset in _groups(one.rows, T, N, at_once):
+            group = _carry_back(
+                alone,
+                one.x[steps, rows],
+                [s[steps.start : steps.stop + 1, rows] for s in states],
+                reset,
+                num_threads,
+            )
+            norms[:, steps] = np.maximum(norms[:, steps], group.max(axis=2))  # a NaN stays
         found.append(norms[:, ::step])
     stacked = np.stack(found, axis=1)
     return [stacked[0], stacked[1] if len(stacked) > 1 else None]
+
+
+def _groups(
+    rows: Any, T: int, N: int, at_once: int
+) -> Iterator[tuple[slice, slice, np.ndarray | None]]:
+    """Steps and batch rows to carry back together, and which steps see zero states, (steps, 1)."""
+    if rows is None:
+        for n in range(0, N, at_once):
+            yield slice(0, T), slice(n, n + at_once), None
+        return
+    for position, n in enumerate(rows.order):
+        begin, length = int(rows.start[position]), int(rows.lengths[position])
+        reset = None if rows.reset is None else rows.reset[:length, position, None].astype(bool)
+        if length > 0:
+            yield slice(begin, begin + length), slice(n, n + 1), reset
 
 
 def _alone(layer: Any, index: int) -> Any:
@@ -191,7 +232,11 @@ def _alone(layer: Any, index: int) -> Any:
 
 
 def _carry_back(
-    alone: Any, x: np.ndarray, states: list[np.ndarray], num_threads: int | None
+    alone: Any,
+    x: np.ndarray,
+    states: list[np.ndarray],
+    reset: np.ndarray | None,
+    num_threads: int | None,
 ) -> np.ndarray:
     """Norms of ds_T/ds_t for every state s: (states, T, R) for x (T, R, I) and states (T+1, R, .),
     of which the first is what the first step sees.
@@ -214,6 +259,7 @@ def _carry_back(
         out = alone.forward(
             np.repeat(x[t], starts, axis=0)[None],
             _like(before),
+            reset=None if reset is None else np.repeat(reset[t], starts)[None],
             training=True,
             num_threads=num_threads,
         )

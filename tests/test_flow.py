@@ -88,6 +88,55 @@ def test_jacobian_norms_of_stacks_and_directions(case, batch_first):
         x = np.concatenate(outputs, axis=2)
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_jacobian_norms_with_lengths_and_resets(case, bidirectional):
+    """Of every row alone: its own last step; nothing passes a border."""
+    layer = build(case, I, H, bidirectional=bidirectional)
+    x, state = normal(T, N, I), [normal(2, N, H, seed=k) for k in (1, 2)]
+    D = 2 if bidirectional else 1
+    state = [s[:D] for s in state[: len(case.states)]]
+    lengths, reset = np.array([4, 6, 0]), np.zeros((T, N), bool)
+    reset[3, 0] = reset[4, 0] = reset[2, 1] = reset[5, 1] = reset[0, 2] = True
+    for given in ({"lengths": lengths}, {"reset": reset}, {"lengths": lengths, "reset": reset}):
+        flow = rk.gradient_flow(layer, x, case.pack(state), **given)
+        cuts = given.get("reset", np.zeros_like(reset))
+        expected = np.zeros((len(state), D, T))
+        for n, d in np.ndindex(N, D):
+            suffix = ("_l0", "_l0_reverse")[d]
+            weights = {
+                name.removesuffix(suffix): array
+                for name, array in layer.parameters.items()
+                if name.endswith(suffix)
+            }
+            length = given.get("lengths", np.full(N, T))[n]
+            own = np.arange(length)[:: -1 if d else 1]
+            # own steps that see zero states
+            cut = [s for s, t in enumerate(own) if t + d < length and cuts[t + d, n]]
+            first = [array[d, n : n + 1] * (0 if cut else 1) for array in state]
+            steps = own[cut[-1] if cut else 0 :]
+            if length:
+                norms = explicit_norms(case, weights, x[steps, n : n + 1], first)
+                expected[:, d, steps] = np.maximum(expected[:, d, steps], norms)
+        np.testing.assert_allclose(flow.jacobian_norm, expected[0], rtol=1e-8)
+        if len(case.states) > 1:
+            np.testing.assert_allclose(flow.cell_jacobian_norm, expected[1], rtol=1e-8)
+
+
+def test_saturated_gates_of_rows_that_have_the_step(case):
+    layer = build(case, I, H, scale=4)
+    x = normal(T, N, I)
+    lengths = np.array([4, 2, 0])
+    flow = rk.gradient_flow(layer, x, lengths=lengths, jacobian=False)
+    for t in range(T):
+        alive = lengths > t
+        for name, share in flow.saturated.items():
+            if not alive.any():
+                assert share[0, t] == 0
+            else:
+                plain = rk.gradient_flow(layer, x[:, alive], jacobian=False).saturated[name]
+                assert share[0, t] == pytest.approx(plain[0, t], abs=1e-12)
+
+
 def test_many_rows_are_the_worst_of_them(case):
     """More rows than are carried back at once."""
     layer = build(case, 3, 130)
