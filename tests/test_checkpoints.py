@@ -36,7 +36,7 @@ def build(case, dtype, **options):
     return getattr(rk, case.layer)(I, H, dtype=dtype, rng=3, **case.options, **options)
 
 
-def run(build_layer, batch, *, every, dtype, sizes=(T, N, I), **backward):
+def run(build_layer, batch, *, every, dtype, sizes=(T, N, I), num_threads=1, **backward):
     """Everything that comes out, by name, of a fresh layer."""
     layer = build_layer()
     steps, rows, _ = sizes
@@ -44,14 +44,14 @@ def run(build_layer, batch, *, every, dtype, sizes=(T, N, I), **backward):
     state = normal_state(layer, rows, rng)
     dstate = like([rng.standard_normal(s.shape).astype(dtype) for s in parts(state)])
     x = rng.standard_normal(sizes).astype(dtype)
-    given = dict(batch)
+    given = {"num_threads": num_threads, **batch}
     if layer.batch_first:
         x = x.transpose(1, 0, 2)
         if "reset" in given:
             given["reset"] = given["reset"].T
     out = layer.forward(x, state, training=True, checkpoint_every=every, **given)
     dy = rng.standard_normal(out.y.shape).astype(dtype)
-    grads = layer.backward(out, dy, dstate, **backward)
+    grads = layer.backward(out, dy, dstate, num_threads=num_threads, **backward)
     named = {"y": out.y, **dict(enumerate(parts(out.state)))}
     named |= {f"d{k}": array for k, array in enumerate(parts(grads.state))}
     named |= grads.parameters

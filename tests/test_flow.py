@@ -137,15 +137,17 @@ def test_saturated_gates_of_rows_that_have_the_step(case):
                 assert share[0, t] == pytest.approx(plain[0, t], abs=1e-12)
 
 
-def test_many_rows_are_the_worst_of_them(case):
-    """More rows than are carried back at once."""
-    layer = build(case, 3, 130)
-    x = normal(3, 17, 3)
-    flow = rk.gradient_flow(layer, x, num_threads=1)
-    rows = [
-        rk.gradient_flow(layer, x[:, n : n + 1], num_threads=1).jacobian_norm for n in range(17)
-    ]
+def test_many_rows_are_the_worst_of_them(case, monkeypatch):
+    layer = build(case, I, H)
+    x = normal(4, 7, I)
+    flow = rk.gradient_flow(layer, x)
+    rows = [rk.gradient_flow(layer, x[:, n : n + 1]).jacobian_norm for n in range(7)]
     np.testing.assert_allclose(flow.jacobian_norm, np.max(rows, axis=0), rtol=1e-8)
+    # few rows at once, many times
+    for at_once in (1, 4 * H):
+        monkeypatch.setattr("rnnkernel.flow.BATCH_ROWS", at_once)
+        few = rk.gradient_flow(layer, x).jacobian_norm
+        np.testing.assert_allclose(few, flow.jacobian_norm, rtol=1e-8)
 
 
 @pytest.mark.parametrize(("factor", "steps", "x", "h0"), [(1e-4, 60, 1, 1), (1e4, 18, 0, 1e-37)])
