@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent
 # Instruction sets: the C file's stem, its flags, and the machines that it is for.
 ISAS = {
     "baseline": ([], {"any"}),
-    "avx2": (["-mavx2", "-mfma"], {"x86_64", "AMD64"}),
+    "avx2": (["-mavx2", "-mfma", "-mf16c"], {"x86_64", "AMD64"}),
     "avx512": (
         ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"],
         {"x86_64", "AMD64"},

@@ -12,11 +12,15 @@ typedef struct {
 static int always(void) { return 1; }
 RK_DECLARE(baseline)
 
-/* __builtin_cpu_supports asks the operating system too whether it saves the registers. */
+/* __builtin_cpu_supports asks the operating system too whether it saves the registers. Not every
+ * compiler's knows F16C, which has no registers of its own. */
 #ifdef RK_HAVE_AVX2
+#include <cpuid.h>
 static int has_avx2(void)
 {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    unsigned eax, ebx, ecx, edx;
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
 }
 RK_DECLARE(avx2)
 #endif

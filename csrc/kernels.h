@@ -20,6 +20,7 @@
 
 #include "activations.h"
 #include "product.h"
+#include "small_weights.h"
 
 #include "arrival.h"
 #include "dropout.h"
@@ -130,6 +131,9 @@ static const rk_kernels
                 },
             .product = RK(product),
             .fill = RK(fill),
+#if !RK_DOUBLE
+            .small_product = RK(small_product),
+#endif
             .pack = RK(pack),
             .unpack = RK(unpack),
             .pack_transposed = RK(pack_transposed),

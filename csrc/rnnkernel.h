@@ -43,6 +43,16 @@ typedef struct {
     ptrdiff_t init_block;          /* its stride between column blocks */
 } rk_product;
 
+/* -- The same with a smaller B: small_weights.h has the two rules of summation ----------------- */
+enum { RK_WHOLE, RK_HALF, RK_INT8 }; /* how the elements of packed weights are stored */
+
+typedef struct {
+    rk_product product; /* outer = 1; strides of B in its own elements */
+    int storage;        /* of B: RK_HALF or RK_INT8 */
+    const void *scale;  /* with RK_INT8: of each column, laid out as a row of init */
+    ptrdiff_t scale_block;
+} rk_small_product;
+
 /* -- Packing: canonical weights (G*H, K) <-> panels [block][K][gates][U] ----------------------- */
 typedef struct {
     ptrdiff_t hidden;                  /* H: units; those of the last block past H are zero */
@@ -65,6 +75,9 @@ typedef struct {
     const void *operand;     /* (rows, K=H) broadcast operand: h_prev, or r * h_prev */
     const ptrdiff_t *operand_row; /* (rows) offsets */
     const void *weights;     /* packed recurrent weights of this phase */
+
+    int storage;       /* of weights */
+    const void *scale; /* [block][slots][U] with RK_INT8 */
 
     void *gates; /* [block][rows][slots of memory][U]: in x-projection, out gates (and c) */
     const ptrdiff_t *gates_row; /* (rows) offsets: row * slots * U */
@@ -194,6 +207,7 @@ typedef struct {
     rk_cell cells[RK_CELLS];
     void (*product)(const rk_product *);
     void (*fill)(const rk_product *); /* C[r][j] = init[j] and no more */
+    void (*small_product)(const rk_small_product *); /* NULL for double */
     void (*pack)(const rk_packing *);
     void (*unpack)(const rk_packing *);
     /* transposed panels [column block][unit block][gates][U][4 vectors of columns] */

@@ -35,6 +35,16 @@ RK_INLINE void RK(forward_blocks)(const rk_step *s, const int unit_vectors, cons
         .c_row = s->gates_row,
         .c_block = s->gates_block,
     };
+#if !RK_DOUBLE
+    if (s->storage != RK_WHOLE) {
+        rk_small_product small = {.product = p, .storage = s->storage, .scale_block = width};
+        small.product.b =
+            (const char *)s->weights + s->block_begin * p.b_block * (s->storage == RK_INT8 ? 1 : 2);
+        if (s->scale) small.scale = (const real *)s->scale + s->block_begin * width;
+        RK(small_group)(&small, nc, 0, p.blocks, epilogue, s);
+        return;
+    }
+#endif
     RK(product_group)(&p, nc, 0, p.blocks, epilogue, s);
 }
 

@@ -21,6 +21,9 @@ cdef struct Run:
     const char *bias
     const char *input
     const char **recurrent
+    int storage                   # of the weights, and the scales of RK_INT8
+    const char *input_scale
+    const char **recurrent_scale
     const char *peepholes
     double cell_clip
     Py_ssize_t input_last_vectors

@@ -11,9 +11,11 @@ from cython.parallel cimport prange
 import numpy as np
 
 from rnnkernel._kernels cimport (
+    RK_WHOLE,
     fp_enter,
     fp_leave,
     rk_product,
+    rk_small_product,
     rk_step,
     usable_threads,
 )
@@ -53,6 +55,7 @@ cdef void project(
 ) noexcept nogil:
     """bias + W_ih x into the gates of some steps and batch rows."""
     cdef rk_product p
+    cdef rk_small_product small
     cdef int first = r.cell.input.slot, past = first + r.cell.input.slots
     cdef Py_ssize_t slot_width = r.units
     p.rows = steps * (end - begin)
@@ -76,7 +79,14 @@ cdef void project(
     p.c_block = r.gates_block
     p.init = r.bias + first * slot_width * r.item
     p.init_block = r.cell.slots * slot_width
-    r.kernels.product(&p)
+    if r.storage == RK_WHOLE:
+        r.kernels.product(&p)
+    else:
+        small.product = p
+        small.storage = r.storage
+        small.scale = r.input_scale
+        small.scale_block = p.b_inner
+        r.kernels.small_product(&small)
     if past < r.cell.slots:
         # slots that only the recurrent product adds to
         p.vectors = (r.cell.slots - past) * r.cell.unit_vectors
@@ -124,6 +134,7 @@ cdef void run_rows(const Run *r, Py_ssize_t begin, Py_ssize_t end) noexcept nogi
     s.c_prev_row = s.c_prev_block = 0
     s.peepholes = r.peepholes
     s.cell_clip = r.cell_clip
+    s.storage = r.storage
     t0 = r.first
     while t0 < r.T and (r.alive == NULL or r.alive[t0] > begin):
         steps = min(r.chunk, r.T - t0)
@@ -152,6 +163,7 @@ cdef void run_rows(const Run *r, Py_ssize_t begin, Py_ssize_t end) noexcept nogi
             s.operand = s.h_prev
             for phase in range(r.cell.phases):
                 s.weights = r.recurrent[phase]
+                s.scale = r.recurrent_scale[phase]
                 if phase + 1 < r.cell.phases:
                     s.h = r.early + begin * r.pitch * r.item
                 else:
@@ -203,6 +215,8 @@ cdef void set_weights(Run *r, PackedWeights w, Py_ssize_t N) noexcept:
     r.item, r.units, r.blocks = w.item, w.units, w.blocks
     r.bias, r.input = w.bias, w.input
     r.recurrent = <const char **>w.recurrent
+    r.storage, r.input_scale = w.storage, w.input_scale
+    r.recurrent_scale = <const char **>w.recurrent_scale
     r.peepholes, r.cell_clip = w.peepholes, w.cell_clip
     r.input_last_vectors = w.input_last_vectors()
     r.gates_block = N * r.cell.memory_slots * r.units

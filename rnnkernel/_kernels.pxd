@@ -15,6 +15,12 @@ cdef extern from "rnnkernel.h" nogil:
         const void *init
         Py_ssize_t init_block
 
+    ctypedef struct rk_small_product:
+        rk_product product
+        int storage
+        const void *scale
+        Py_ssize_t scale_block
+
     ctypedef struct rk_packing:
         Py_ssize_t hidden, k, gates
         const int *order
@@ -29,6 +35,8 @@ cdef extern from "rnnkernel.h" nogil:
         const void *operand
         const Py_ssize_t *operand_row
         const void *weights
+        int storage
+        const void *scale
         void *gates
         const Py_ssize_t *gates_row
         Py_ssize_t gates_block
@@ -94,6 +102,9 @@ cdef extern from "rnnkernel.h" nogil:
         double scale
 
     enum:
+        RK_WHOLE
+        RK_HALF
+        RK_INT8
         RK_CELLS
         RK_FLOAT32
         RK_FLOAT64
@@ -120,6 +131,7 @@ cdef extern from "rnnkernel.h" nogil:
         rk_cell *cells
         void (*product)(const rk_product *) noexcept nogil
         void (*fill)(const rk_product *) noexcept nogil
+        void (*small_product)(const rk_small_product *) noexcept nogil
         void (*pack)(const rk_packing *) noexcept nogil
         void (*unpack)(const rk_packing *) noexcept nogil
         void (*pack_transposed)(const rk_packing *) noexcept nogil

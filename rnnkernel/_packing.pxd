@@ -15,6 +15,9 @@ cdef class PackedWeights:
     cdef char *bias                           # [block][S][U]
     cdef char *input                          # [block][I][G][U]
     cdef char *recurrent[2]                   # [block][H][slots][U], by phase
+    cdef int storage                          # of input and recurrent
+    cdef char *input_scale                    # [block][G][U] with RK_INT8
+    cdef char *recurrent_scale[2]             # [block][slots][U], by phase
     cdef char *peepholes                      # [block][3][U], or NULL
     cdef char *input_transposed               # [columns of I][block][G][U][4 vectors], or NULL
     cdef char *recurrent_transposed[2]        # [columns of H][block][slots][U][4 vectors]
@@ -22,6 +25,8 @@ cdef class PackedWeights:
     cdef char *keep(self, array) except NULL
     cdef char *pack_bias(self, bias_ih, bias_hh) except NULL
     cdef char *pack_rows(self, rows) except NULL
+    cdef char *shrink_panel(self, char *panel, smaller) except NULL
+    cdef char *pack_scale(self, scale, const rk_window *window) except NULL
     cdef rk_packing job(self, weight, const rk_window *window)
     cdef char *pack(self, weight, const rk_window *window, int threads) except NULL
     cdef char *pack_transposed(self, weight, const rk_window *window, int threads) except NULL

@@ -11,6 +11,8 @@ import numpy as np
 from rnnkernel._kernels cimport (
     RK_FLOAT32,
     RK_FLOAT64,
+    RK_HALF,
+    RK_INT8,
     RK_TRANSPOSED_VECTORS,
     kernels,
     rk_packing,
@@ -133,6 +135,34 @@ cdef class PackedWeights:
         by_block = padded.reshape(len(rows), self.blocks, self.units).transpose(1, 0, 2)
         packed.reshape(by_block.shape)[...] = by_block
         return self.keep(packed)
+
+    def shrink(self, scale_ih=None, scale_hh=None):
+        """Stores the panels smaller: as float16, or with scales (G*H,) as int8, where the weights
+        are integers from -127 to 127 that these multiply."""
+        cdef int phase
+        smaller = np.float16 if scale_ih is None else np.int8
+        self.storage = RK_HALF if scale_ih is None else RK_INT8
+        self.input = self.shrink_panel(self.input, smaller)
+        if scale_ih is not None:
+            self.input_scale = self.pack_scale(scale_ih, &self.cell.input)
+        for phase in range(self.cell.phases):
+            self.recurrent[phase] = self.shrink_panel(self.recurrent[phase], smaller)
+            if scale_hh is not None:
+                self.recurrent_scale[phase] = self.pack_scale(
+                    scale_hh, &self.cell.recurrent[phase]
+                )
+
+    cdef char *shrink_panel(self, char *panel, smaller) except NULL:
+        index = [address(array) for array in self.arrays].index(<Py_ssize_t>panel)
+        whole = self.arrays.pop(index)
+        packed = aligned_empty(whole.size, smaller)
+        packed[...] = whole
+        return self.keep(packed)
+
+    cdef char *pack_scale(self, scale, const rk_window *window) except NULL:
+        H = self.hidden_size
+        rows = [window.order[gate] * H for gate in range(window.slots)]
+        return self.pack_rows(np.stack([scale[row : row + H] for row in rows]))
 
     cdef rk_packing job(self, weight, const rk_window *window):
         cdef rk_packing job

@@ -3,6 +3,8 @@
 import copy
 from types import MappingProxyType
 
+import numpy as np
+
 from rnnkernel import _check, _threads
 from rnnkernel._stream import Stream
 
@@ -20,18 +22,48 @@ class Frozen:
     dtype : numpy.dtype
         As the layer's.
     parameters : mapping of str to array
-        Copies of the layer's, read-only.
+        Copies of the layer's, read-only; with smaller weights, the values that they stand for.
+
+    Notes
+    -----
+    `weights="float16"` stores `weight_ih` and `weight_hh` rounded to half precision; results have
+    the bits of a layer with the rounded weights. `"int8"` stores each of their rows as integers
+    from -127 to 127 and one float32 scale, max |w| / 127; the sum over a row is made of the
+    integers, in float32, and scaled at its end. Everything else stays float32. Smaller weights
+    are for small batches, where a step takes the time to read them.
     """
 
-    def __init__(self, layer):
+    def __init__(self, layer, weights=None):
+        if weights is not None:
+            _check.choice("weights", weights, ("float16", "int8"))
+            if layer.dtype != np.float32:
+                raise ValueError(
+                    f"weights: expected None for a {layer.dtype} layer, got {weights!r}: they have "
+                    "3 digits and are summed in float32, so nothing of float64 would be left"
+                )
+        self._weights = weights
         # a private layer of the same class and options knows the shapes, checks and layouts
         self._layer = copy.copy(layer)
-        checked = _check.parameters("parameters", layer.parameters, layer._shapes(), layer.dtype)
-        arrays = {name: _read_only_copy(array) for name, array in checked.items()}
-        self._layer.parameters = MappingProxyType(arrays)
+        arrays = _check.parameters("parameters", layer.parameters, layer._shapes(), layer.dtype)
+        packed_from, scales = arrays, {}
+        if weights == "float16":
+            packed_from = arrays = _halved(arrays)
+        elif weights == "int8":
+            packed_from, scales = _quantised(arrays)
+            arrays = {
+                name: array * scales[name][:, None] if name in scales else array
+                for name, array in packed_from.items()
+            }
+        self._layer.parameters = MappingProxyType(
+            {name: _read_only_copy(array) for name, array in arrays.items()}
+        )
         threads = _threads.resolve(None)
-        passes = len(layer._suffixes())
-        self._packed = [layer._pack(arrays, index, False, threads) for index in range(passes)]
+        self._packed = []
+        for index, suffix in enumerate(layer._suffixes()):
+            packed = layer._pack(packed_from, index, False, threads)
+            if weights is not None:
+                packed.shrink(scales.get(f"weight_ih{suffix}"), scales.get(f"weight_hh{suffix}"))
+            self._packed.append(packed)
 
     input_size = property(lambda self: self._layer.input_size, doc="I")
     hidden_size = property(lambda self: self._layer.hidden_size, doc="H")
@@ -42,12 +74,12 @@ class Frozen:
     parameters = property(lambda self: self._layer.parameters)
 
     def __repr__(self):
-        return f"{self._layer!r}.freeze()"
+        return f"{self._layer!r}.freeze({repr(self._weights) if self._weights else ''})"
 
     def __reduce__(self):
         layer = copy.copy(self._layer)
         layer.parameters = dict(self.parameters)
-        return type(self), (layer,)
+        return type(self), (layer, self._weights)
 
     def __call__(self, x, state=None, *, lengths=None, reset=None, num_threads=None):
         """Inference: `y, state` of `forward`."""
@@ -100,6 +132,46 @@ class Frozen:
             Where the states do not fit.
         """
         return Stream(self, batch_size)
+
+
+def _is_small(name):
+    """Whether smaller weights are meant for a parameter: the matrices that every step reads."""
+    return name.startswith(("weight_ih", "weight_hh"))
+
+
+def _halved(arrays):
+    """The matrices rounded to float16, as float32."""
+    halved = dict(arrays)
+    for name, array in arrays.items():
+        if not _is_small(name):
+            continue
+        with np.errstate(over="ignore"):
+            halved[name] = array.astype(np.float16).astype(np.float32)
+        lost = np.isinf(halved[name]) & np.isfinite(array)
+        if lost.any():
+            raise ValueError(
+                f"parameters[{name!r}]: expected at most 65504 in magnitude for float16, got "
+                f"{array[lost][0]}"
+            )
+    return halved
+
+
+def _quantised(arrays):
+    """The matrices as integers from -127 to 127 (in float32), and a scale for each row."""
+    quantised, scales = dict(arrays), {}
+    for name, array in arrays.items():
+        if not _is_small(name):
+            continue
+        if not np.isfinite(array).all():
+            raise ValueError(f"parameters[{name!r}]: expected finite numbers for int8, got others")
+        # not so small that a scale would be denormal, and count as zero
+        largest = np.maximum(np.abs(array).max(axis=1), 256 * np.finfo(np.float32).tiny)
+        scale = (largest / np.float32(127)).astype(np.float32)
+        # rounded up to 16 digits, so that scale * integer is exact, and quantised again the same
+        scales[name] = ((scale.view(np.uint32) + 0xFF) & 0xFFFFFF00).view(np.float32)
+        integers = np.rint(array.astype(np.float64) / scales[name][:, None])
+        quantised[name] = np.clip(integers, -127, 127).astype(np.float32)
+    return quantised, scales
 
 
 def _read_only_copy(array):

@@ -263,12 +263,23 @@ class _Layer:
         for name, array in arrays.items():
             self.parameters[name][...] = array
 
-    def freeze(self) -> Frozen:
+    def freeze(self, weights=None) -> Frozen:
         """An immutable copy for inference whose weights are packed once, not at every call.
 
         Later changes of the layer do not reach it. See `Frozen`.
+
+        Parameters
+        ----------
+        weights : None, "float16" or "int8"
+            Stores the matrices smaller: a step of a small batch takes the time to read them.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For other weights, for smaller ones of a float64 layer, and for parameters that they
+            cannot hold.
         """
-        return Frozen(self)
+        return Frozen(self, weights)
 
     def stream(self, batch_size=1) -> Stream:
         """A `Stream` with the weights as they are now: `freeze().stream(batch_size)`."""
