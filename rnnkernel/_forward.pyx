@@ -256,7 +256,8 @@ def kept(PackedWeights w, reserve, Py_ssize_t T, Py_ssize_t N, gate):
             if w.cell.input.order[i] == gate:
                 slot = w.cell.input.slot + i
         if slot < 0:  # the forget gate of coupled gates is no more than 1 - i
-            return 1 - kept(w, reserve, T, N, 0)
+            with np.errstate(invalid="ignore"):  # past a row's end nothing was written
+                return 1 - kept(w, reserve, T, N, 0)
     by_block = reserve.reshape(T, w.blocks, N, w.cell.memory_slots, w.units)[:, :, :, slot]
     return by_block.transpose(0, 2, 1, 3).reshape(T, N, w.blocks * w.units)[:, :, : w.hidden_size]
 

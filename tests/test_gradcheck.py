@@ -56,6 +56,43 @@ def test_stacks_and_directions(make, keywords):
         assert report.checked[name] == min(30, array.size)
 
 
+LENGTHS = np.array([5, 0, 2, 3])
+RESET = np.random.default_rng(0).random((6, 4)) < 0.4
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_lengths_and_resets(make, batch_first):
+    layer = make(num_layers=2, bidirectional=True, batch_first=batch_first)
+    reset = RESET.T if batch_first else RESET
+    for inputs in ({"lengths": LENGTHS}, {"reset": reset}, {"lengths": LENGTHS, "reset": reset}):
+        report = rk.gradcheck(layer, max_entries=8, **inputs)
+        assert report.checked["x"] == 8
+    assert rk.gradcheck(make(), lengths=LENGTHS).checked["x"] == 5 * 4 * 3
+    assert rk.gradcheck(make(), lengths=LENGTHS + 6).checked["x"] == 11 * 4 * 3
+    assert rk.gradcheck(make(), reset=RESET).checked["x"] == 6 * 4 * 3
+
+
+def test_what_stands_past_an_end_is_left_out(make):
+    x = np.random.default_rng(1).standard_normal((5, 4, 3))
+    x[np.arange(5)[:, None] >= LENGTHS] = np.nan
+    assert rk.gradcheck(make(), x, lengths=LENGTHS).checked["x"] == LENGTHS.sum() * 3
+
+
+@pytest.mark.parametrize(
+    "inputs", [{"lengths": LENGTHS}, {"reset": RESET}], ids=["length", "reset"]
+)
+def test_ignoring_an_input_is_caught(inputs):
+    class Deaf(rk.GRU):
+        """Whose training forgets what inference minds."""
+
+        def forward(self, x, state=None, *, training=False, **given):
+            given = {} if training else given
+            return super().forward(x, state, training=training, **given)
+
+    with pytest.raises(GradientError):
+        rk.gradcheck(Deaf(3, 5, rng=1), **inputs)
+
+
 @pytest.mark.parametrize(
     "clip", [{"value": 0.3}, {"norm": 0.4}, {"value": 0.5, "norm": 0.6}], ids=str
 )

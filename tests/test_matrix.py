@@ -21,6 +21,9 @@ EXAMPLES = 300
 """For each of the seven families of cells."""
 
 
+VOCABULARY = 13
+
+
 @dataclass(frozen=True)
 class Combination:
     case: Case
@@ -33,6 +36,8 @@ class Combination:
     bidirectional: bool
     bias: bool
     dropout: float
+    lengths: bool
+    reset: float  # how many of the steps begin a segment
     layout: str  # of x, y and their gradients
     x: str  # what x is, and how it lies in memory
     dy: bool  # whether there is one
@@ -57,6 +62,8 @@ def combinations(cases):
         bidirectional=st.booleans(),
         bias=st.booleans(),
         dropout=st.sampled_from((0.0, 0.4)),
+        lengths=st.booleans(),
+        reset=st.sampled_from((0.0, 0.3)),
         layout=st.sampled_from(("time_first", "batch_first", "unbatched")),
         x=st.sampled_from(("dense", "strided", "reversed", "constant")),
         dy=st.booleans(),
@@ -77,15 +84,18 @@ class Problem:
 
     combination: Combination
     layer: object
-    x: np.ndarray  # (T, N, I)
+    x: np.ndarray  # (T, N, I), or ids (T, N)
     states: tuple  # (L*D, N, .) each
     dy: np.ndarray | None
     dstates: tuple | None
     masks: list | None  # of dropout
+    lengths: np.ndarray | None  # (N,)
+    reset: np.ndarray | None  # (T, N) bool
+    embedding: np.ndarray | None  # (V, I)
 
     # What the tolerances depend on.
     case = property(lambda self: self.combination.case)
-    dtype = property(lambda self: self.x.dtype)
+    dtype = property(lambda self: self.layer.dtype)
     passes = property(lambda self: len(self.states[0]))
 
     @property
@@ -123,7 +133,10 @@ def draw(c, seed):
         "strided": lambda: normal(c.I, c.T, 2 * N).transpose(1, 2, 0)[:, ::2],
         "reversed": lambda: normal(c.T, N, c.I)[::-1, ::-1, ::-1],
         "constant": lambda: np.broadcast_to(normal(1, N, c.I), (c.T, N, c.I)),
+        "one-hot": lambda: rng.integers(0, c.I, (c.T, N)),
+        "embedding": lambda: rng.integers(0, VOCABULARY, (c.T, N), dtype=np.uint8),
     }[c.x]()
+    embedding = normal(VOCABULARY, c.I) if c.x == "embedding" else None
     # rows of different size, so that clipping changes some and not others
     spread = np.geomspace(0.05, 2, N).astype(c.dtype)[:, None]
     masks = None
@@ -133,29 +146,46 @@ def draw(c, seed):
             dropout.factors(y_shape, c.dtype, layer.dropout, place[0], k, place[1])
             for k in range(c.layers - 1)
         ]
+    lengths = rng.integers(0, c.T + 1, N) if c.lengths else None
+    dy = normal(*y_shape) * spread if c.dy else None
+    if c.lengths and c.x != "constant":  # nothing past an end is looked at
+        past = np.arange(c.T)[:, None] >= lengths
+        for array in (x, dy):
+            if array is not None:
+                array[past] = np.nan if array.dtype == c.dtype else 99
     return Problem(
         c,
         layer,
         x,
         tuple(normal(rows, N, w) * c.dtype(c.state) for w in widths),
-        normal(*y_shape) * spread if c.dy else None,
+        dy,
         tuple(normal(rows, N, w) * spread for w in widths) if c.dstate else None,
         masks,
+        lengths,
+        rng.random((c.T, N)) < c.reset if c.reset else None,
+        embedding,
     )
 
 
 def wide(value):
-    """In float64; a tuple or list of arrays, a dict of them, or None, as it is."""
+    """Floats in float64, of any structure; None and ids as they are."""
     if isinstance(value, dict):
         return {name: wide(array) for name, array in value.items()}
     if isinstance(value, (tuple, list)):
         return tuple(map(wide, value))
-    return None if value is None else value.astype(np.float64)
+    return value.astype(np.float64) if value is not None and value.dtype.kind == "f" else value
 
 
 def reference_forward(p, masks=None):
     return stack.forward(
-        p.case, wide(p.layer.parameters), wide(p.x), wide(p.states), masks=wide(masks)
+        p.case,
+        wide(p.layer.parameters),
+        wide(p.x),
+        wide(p.states),
+        lengths=p.lengths,
+        reset=p.reset,
+        embedding=wide(p.embedding),
+        masks=wide(masks),
     )
 
 
@@ -166,7 +196,8 @@ def reference_backward(p, tape, margin=1.0):
 
 def rounding_tips_nothing(p, tape, margin=2e-5):
     """No argument of relu so near 0, no gradient so near a clip, that rounding decides."""
-    if min(tape_distance_to_kink(p.case, *one) for one in tape.cells()) < margin:
+    distances = (tape_distance_to_kink(p.case, *one) for one in tape.cells())
+    if min(distances, default=np.inf) < margin:
         return False
     if not p.combination.clip:
         return True
@@ -201,11 +232,14 @@ def check(c):
         return {pattern.format(name): (got, wanted) for name, got, wanted in pairs}
 
     layer, threads = p.layer, {"num_threads": c.num_threads}
+    given = threads | {"lengths": p.lengths, "reset": lay(p.reset)}
+    if p.embedding is not None:
+        given["embedding"] = p.embedding
     x, state = lay(p.x), lay_state(p.states) if c.state else None
     dy, dstate = lay(p.dy), lay_state(p.dstates)
     with unchanged(*callers_arrays(p)):
-        inferred = layer(x, state, **threads)
-        out = layer.forward(x, state, training=True, trace=c.trace, **threads)
+        inferred = layer(x, state, **given)
+        out = layer.forward(x, state, training=True, trace=c.trace, **given)
         clip = rk.Clip(**c.clip) if c.clip else None
         grads = layer.backward(out, dy, dstate, clip=clip, flow=True, **threads)
 
@@ -220,7 +254,15 @@ def check(c):
             assert_output_close(*pair, name, p)
 
     assert list(grads.parameters) == list(layer.parameters)
-    outputs = {"y": (out.y, lay(y)), "dx": (grads.x, lay(expected.x))}
+    outputs = {"y": (out.y, lay(y))}
+    for name, pair in {
+        "dx": (grads.x, lay(expected.x)),
+        "d_embedding": (grads.embedding, expected.embedding),
+    }.items():
+        if pair[1] is None:
+            assert pair[0] is None, name
+        else:
+            outputs[name] = pair
     outputs |= of_states(out.state, "{}", lay_state(finals))
     outputs |= of_states(grads.state, "d{}0", lay_state(expected.state))
     for name, gradient in grads.parameters.items():
@@ -243,7 +285,15 @@ def check(c):
 
 def callers_arrays(p):
     """Everything of the caller's that a call could write by mistake."""
-    arrays = [p.x, *p.states, p.dy, *(p.dstates or ()), *p.layer.parameters.values()]
+    arrays = [
+        p.x,
+        *p.states,
+        p.lengths,
+        p.reset,
+        p.dy,
+        *(p.dstates or ()),
+        *p.layer.parameters.values(),
+    ]
     return [array for array in arrays if array is not None]
 
 
@@ -257,6 +307,7 @@ FAMILIES = {name: st.just(case) for name, case in CASES.items()}
 FAMILIES |= {"lstm_options": LSTM_OPTIONS, "more_lstm_options": LSTM_OPTIONS}
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("family", FAMILIES)
 @given(data=st.data())
 @settings(

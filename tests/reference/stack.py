@@ -220,18 +220,18 @@ def _backward_direction(case, weights, stretches, shape, dy, dstates, clip):
 
 def trace(tape):
     """For each layer and direction its states and gates of every step by name, (T, N, .) each."""
-    gates = {"RNN": "", "GRU": "rzn", "LSTM": "ifgo"}[tape.case.layer]
+    case, gates = tape.case, {"RNN": "", "GRU": "rzn", "LSTM": "ifgo"}[tape.case.layer]
     traces = []
-    for stretches in tape.passes:
-        arrays = {}
+    for weights, stretches in zip(tape.weights, tape.passes, strict=True):
+        H = len(weights["weight_ih"]) // case.gates
+        widths = dict(zip(case.states, case.widths(H), strict=True)) | dict.fromkeys(gates, H)
+        dtype = weights["weight_ih"].dtype
+        arrays = {name: np.zeros((*tape.x.shape[:2], w), dtype) for name, w in widths.items()}
         for one in stretches:
-            named = {s: one.tape[s][1:] for s in tape.case.states}
+            for name in case.states:
+                arrays[name][one.at] = one.tape[name][1:]
             for k, gate in enumerate(gates):
-                named[gate] = np.stack([step[k] for step in one.tape["gates"]])
-            for name, values in named.items():
-                if name not in arrays:
-                    arrays[name] = np.zeros((*tape.x.shape[:2], values.shape[2]), values.dtype)
-                arrays[name][one.at] = values
+                arrays[gate][one.at] = np.stack([step[k] for step in one.tape["gates"]])
         traces.append(arrays)
     return traces
 
