@@ -44,7 +44,7 @@ class Combination:
     dstate: bool
     state: bool
     clip: dict
-    trace: bool
+    kept: object  # "trace", or steps between checkpoints, or None for what training keeps
     num_threads: int
     seed: int
 
@@ -72,7 +72,7 @@ def combinations(cases):
         clip=st.sampled_from(
             ({}, {"value": 0.3}, {"norm": 0.7}, {"value": 0.4, "norm": 0.9}),
         ),
-        trace=st.booleans(),
+        kept=st.sampled_from((None, "trace", 1, 2, 4)),
         num_threads=st.integers(1, 3),
         seed=st.integers(0, 2**32 - 1),
     )
@@ -239,7 +239,14 @@ def check(c):
     dy, dstate = lay(p.dy), lay_state(p.dstates)
     with unchanged(*callers_arrays(p)):
         inferred = layer(x, state, **given)
-        out = layer.forward(x, state, training=True, trace=c.trace, **given)
+        out = layer.forward(
+            x,
+            state,
+            training=True,
+            trace=c.kept == "trace",
+            checkpoint_every=None if c.kept == "trace" else c.kept,
+            **given,
+        )
         clip = rk.Clip(**c.clip) if c.clip else None
         grads = layer.backward(out, dy, dstate, clip=clip, flow=True, **threads)
 
@@ -273,7 +280,7 @@ def check(c):
     else:
         flow["dc_norm"] = (grads.flow.dc_norm, expected.dc_norm)
     outputs |= {name: (got.astype(c.dtype), wanted) for name, (got, wanted) in flow.items()}
-    if c.trace:
+    if c.kept == "trace":
         for got, wanted in zip(out.trace, stack.trace(tape), strict=True):
             assert list(got) == list(wanted)
             for name in got:
