@@ -12,7 +12,7 @@ def aligned_empty(count: int, dtype) -> np.ndarray:
         raw = np.empty(count * dtype.itemsize + ALIGNMENT, np.uint8)
     except ValueError:  # more bytes than a pointer counts
         raise MemoryError(f"{count} numbers of {dtype.itemsize} bytes do not fit") from None
-    start = -raw.ctypes.data % ALIGNMENT
+    start = -raw.__array_interface__["data"][0] % ALIGNMENT
     return raw[start : start + count * dtype.itemsize].view(dtype)
 
 

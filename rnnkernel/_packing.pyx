@@ -6,6 +6,8 @@ steps of a call, or, held in a `PackedWeights`, all calls.
 
 from cython.parallel cimport prange
 
+cimport numpy as cnp
+
 import numpy as np
 
 from rnnkernel._kernels cimport (
@@ -23,7 +25,8 @@ from rnnkernel._memory import aligned_empty, aligned_zeros
 
 
 cdef Py_ssize_t address(object array) except? -1:
-    return array.ctypes.data
+    # array.ctypes.data makes an object for it, and a call asks some dozen times
+    return <Py_ssize_t>cnp.PyArray_DATA(<cnp.ndarray?>array)
 
 
 cdef void pack_blocks(
