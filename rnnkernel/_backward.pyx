@@ -6,8 +6,7 @@ pre-activations, and one product carries those to h_{t-1}. While the chunk's dga
 cache, the weight gradients are long products over all its rows, shared between threads by
 what they write, so that no sum depends on the number of threads. Rows are summed from the
 last step and row to the first, so that none depends on the length of a chunk. Where rows differ
-in length or have resets (rnnkernel/_sequence.py), a step takes those that are alive, and a chunk
-keeps copies of their x and h_{t-1} side by side for the weight gradients.
+in length or have resets (rnnkernel/_sequence.py), a step takes those that are alive.
 """
 
 from cython.parallel cimport prange
@@ -39,6 +38,9 @@ from rnnkernel._memory import aligned_empty, aligned_zeros, tile_pitch
 cdef Py_ssize_t CHUNK_ROWS = 256
 # Rows of dx in one piece of work.
 cdef Py_ssize_t DX_ROWS = 48
+# Columns of x and h side by side in a group: what a tile of the weight gradients broadcasts.
+cdef enum:
+    GROUP = 8
 
 
 cdef struct Run:
@@ -51,10 +53,12 @@ cdef struct Run:
     Py_ssize_t *dgates_row              # by step and position: the row's place in dgates
     Py_ssize_t *tile_chunk_row          # likewise in tiles (rows of the chunk, pitch)
     Py_ssize_t *dx_at                   # by row: its place in dx, from the chunk's first step on
-    const char *x                       # x[t, n, i] at t * x_time + n * x_batch + i * x_unit
-    Py_ssize_t x_time, x_batch, x_unit
-    const char *y                       # likewise; units contiguous
-    Py_ssize_t y_time, y_batch
+    Py_ssize_t *group_row               # by step and position: the row's place in a group
+    const char *x                       # x[t, n, :] at t * x_time + x_row[n], contiguous
+    Py_ssize_t x_time
+    const Py_ssize_t *x_row
+    const char *y                       # likewise
+    Py_ssize_t y_time
     const Py_ssize_t *y_row
     const char *h0                      # (N, H) contiguous
     const Py_ssize_t *h0_row
@@ -91,21 +95,21 @@ cdef struct Run:
     char *bias_gradient                 # packed, as in PackedGradients
     char *input_gradient
     char **recurrent_gradient
-    const Py_ssize_t *input_a           # rows of the weight gradients: inputs or units
+    char *x_groups                      # [I / GROUP][rows of the chunk][GROUP]
+    char *h_groups                      # likewise h_{t-1}
+    Py_ssize_t group                    # from one group to the next
+    const Py_ssize_t *group_a           # rows of the weight gradients: inputs or units, in groups
+    const Py_ssize_t *tile_a            # or in a tile
     const Py_ssize_t *input_c
-    const Py_ssize_t *hidden_a
     const Py_ssize_t **hidden_c         # by phase
     # rows that differ, or NULL
     const Py_ssize_t *alive             # (T): how many rows have each step, the first ones
     const Py_ssize_t *position          # by batch row
-    const Py_ssize_t *x_row
     const Py_ssize_t *dx_from           # by position
     const unsigned char *reset          # (T, N)
     const unsigned char *resets         # (T): whether any row
     char *c_reset                       # [block][N][U]
-    char *x_tile                        # (rows of the chunk, x_pitch): x of each row
-    Py_ssize_t x_pitch
-    char *h_tile                        # (rows of the chunk, pitch): h_{t-1} of each row
+    char *h_reset                       # (N, pitch)
 
 
 cdef void through_weights(
@@ -179,6 +183,7 @@ cdef void list_rows(Run *r, Py_ssize_t t0, Py_ssize_t steps) noexcept nogil:
                     continue
             r.dgates_row[at + p] = r.flat_row[k]
             r.tile_chunk_row[at + p] = k * r.pitch
+            r.group_row[at + p] = k * GROUP
             r.dx_at[k] = t * r.dx_time
             r.dx_at[k] += n * r.dx_batch if r.alive == NULL else r.dx_from[p]
             k += 1
@@ -197,27 +202,50 @@ cdef Py_ssize_t chunk_before(const Run *r, Py_ssize_t end) noexcept nogil:
     return t
 
 
-cdef void keep_operands(
-    const Run *r, Py_ssize_t t, Py_ssize_t at, Py_ssize_t begin, Py_ssize_t rows
+cdef void into_groups(
+    const Run *r, const char *row, Py_ssize_t columns, char *groups
 ) noexcept nogil:
-    """x and h_{t-1} of some rows of a step into the chunk's copies, by row; zero states for those
-    that begin a new segment."""
+    """One row of x or h into its place in every group."""
+    cdef Py_ssize_t g, whole = columns // GROUP, step = r.group * r.item
+    # lengths that the compiler knows
+    if r.item == 4:
+        for g in range(whole):
+            memcpy(groups + g * step, row + g * (4 * GROUP), 4 * GROUP)
+    else:
+        for g in range(whole):
+            memcpy(groups + g * step, row + g * (8 * GROUP), 8 * GROUP)
+    if whole * GROUP < columns:
+        g = whole * GROUP
+        memcpy(groups + whole * step, row + g * r.item, (columns - g) * r.item)
+
+
+cdef void keep_operands(
+    const Run *r, Py_ssize_t t, Py_ssize_t at, Py_ssize_t begin, Py_ssize_t rows,
+    const char *h_prev, const Py_ssize_t *h_prev_row,
+) noexcept nogil:
+    """x and h_{t-1} of some rows of a step into the chunk's groups: in x and y themselves the rows
+    that a tile of the weight gradients goes through would compete for a few sets of L1."""
     cdef Py_ssize_t n, k
-    cdef char *h
-    for n in range(begin, begin + rows):
-        k = r.tile_chunk_row[at + n] // r.pitch
-        memcpy(
-            r.x_tile + k * r.x_pitch * r.item,
-            r.x + (t * r.x_time + r.x_row[n]) * r.item,
-            r.I * r.item,
-        )
-        h = r.h_tile + k * r.pitch * r.item
-        if r.resets != NULL and r.reset[t * r.N + n]:
-            memset(h, 0, r.H * r.item)
-        elif t == 0:
-            memcpy(h, r.h0 + r.h0_row[n] * r.item, r.H * r.item)
+    for n in range(rows):
+        k = r.group_row[at + n] * r.item
+        into_groups(r, r.x + (t * r.x_time + r.x_row[begin + n]) * r.item, r.I, r.x_groups + k)
+        into_groups(r, h_prev + h_prev_row[n] * r.item, r.H, r.h_groups + k)
+
+
+cdef void states_after_reset(
+    const Run *r, const unsigned char *flags, const rk_step_backward *s, char *to
+) noexcept nogil:
+    """h_{t-1} of a step's rows (rows, pitch), zero for those that begin a new segment."""
+    cdef Py_ssize_t n
+    for n in range(s.rows):
+        if flags[n]:
+            memset(to + n * r.pitch * r.item, 0, r.H * r.item)
         else:
-            memcpy(h, r.y + ((t - 1) * r.y_time + r.y_row[n]) * r.item, r.H * r.item)
+            memcpy(
+                to + n * r.pitch * r.item,
+                <const char *>s.h_prev + s.h_prev_row[n] * r.item,
+                r.H * r.item,
+            )
 
 
 cdef void run_rows(
@@ -293,21 +321,21 @@ cdef void run_rows(
             s.h_prev = r.y + (t - 1) * r.y_time * r.item
             s.h_prev_row = r.y_row + begin
         flags = NULL
-        if r.alive != NULL:
-            keep_operands(r, t, at - begin, begin, s.rows)
-            s.h_prev = r.h_tile
-            s.h_prev_row = r.tile_chunk_row + at
-            if r.resets != NULL and r.resets[t] and any_set(r.reset + t * r.N + begin, s.rows):
-                flags = r.reset + t * r.N + begin
-                if r.cell.states == 2:
-                    cells_after_reset(
-                        flags, <const char *>s.c_prev, s.c_prev_row * r.item,
-                        s.c_prev_block * r.item, r.c_reset + begin * cells, r.N * cells, cells,
-                        s.rows, r.blocks,
-                    )
-                    s.c_prev = r.c_reset + begin * cells
-                    s.c_prev_row = r.units
-                    s.c_prev_block = r.N * r.units
+        if r.resets != NULL and r.resets[t] and any_set(r.reset + t * r.N + begin, s.rows):
+            flags = r.reset + t * r.N + begin
+            states_after_reset(r, flags, &s, r.h_reset + tile)
+            s.h_prev = r.h_reset
+            s.h_prev_row = r.tile_row + begin
+            if r.cell.states == 2:
+                cells_after_reset(
+                    flags, <const char *>s.c_prev, s.c_prev_row * r.item,
+                    s.c_prev_block * r.item, r.c_reset + begin * cells, r.N * cells, cells,
+                    s.rows, r.blocks,
+                )
+                s.c_prev = r.c_reset + begin * cells
+                s.c_prev_row = r.units
+                s.c_prev_block = r.N * r.units
+        keep_operands(r, t, at, begin, s.rows, <const char *>s.h_prev, s.h_prev_row)
         for i in range(r.cell.phases):
             r.cell.backward[i](&s)
             phase = r.cell.phases - 1 - i
@@ -323,37 +351,15 @@ cdef void run_rows(
 
 
 cdef void add_outer(
-    const Run *r, rk_product *p, const char *a, Py_ssize_t a_time, Py_ssize_t a_batch,
-    const char *b, Py_ssize_t steps,
+    const Run *r, rk_product *p, const char *a, Py_ssize_t a_row, const char *b
 ) noexcept nogil:
-    """C += A' B over the rows of some steps, last first; `a` and `b` are at the first row."""
+    """C += A' B over all rows of the chunk, last first; A's lie `a_row` apart."""
     cdef Py_ssize_t b_row = r.gradient_slots * r.units
-    if steps == 0:
-        return
-    p.a = a + ((steps - 1) * a_time + (r.N - 1) * a_batch) * r.item
-    p.b = b + (steps * r.N - 1) * b_row * r.item
-    p.a_outer, p.a_inner = -a_time, -a_batch
-    p.b_outer, p.b_inner = -r.N * b_row, -b_row
-    p.outer, p.inner = steps, r.N
-    # one inner loop over all rows where they lie evenly
-    if r.N == 1:
-        p.a_inner = -a_time
-        p.outer, p.inner = 1, steps
-    elif a_time == r.N * a_batch:
-        p.outer, p.inner = 1, steps * r.N
-    r.kernels.product(p)
-
-
-cdef void add_kept(
-    const Run *r, rk_product *p, const char *a, Py_ssize_t pitch, const char *b
-) noexcept nogil:
-    """C += A' B over all rows of the chunk, last first, with A in a tile of the chunk."""
-    cdef Py_ssize_t b_row = r.gradient_slots * r.units
-    p.a = a + (r.rows - 1) * pitch * r.item
+    p.a = a + (r.rows - 1) * a_row * r.item
     p.b = b + (r.rows - 1) * b_row * r.item
     p.outer, p.inner = 1, r.rows
     p.a_outer = p.b_outer = 0
-    p.a_inner, p.b_inner = -pitch, -b_row
+    p.a_inner, p.b_inner = -a_row, -b_row
     r.kernels.product(p)
 
 
@@ -377,16 +383,12 @@ cdef void weight_gradients(
     width = window.slots * r.units
     p.rows = r.I
     p.vectors = p.last_vectors = window.slots * r.cell.unit_vectors
-    p.a_row, p.c_row = r.input_a, r.input_c
+    p.a_row, p.c_row = r.group_a, r.input_c
     p.c = r.input_gradient + block * r.I * width * r.item
     b = dgates + window.slot * r.units * r.item
-    if r.alive != NULL:
-        add_kept(r, &p, r.x_tile, r.x_pitch, b)
-    else:
-        add_outer(r, &p, r.x + t0 * r.x_time * r.item, r.x_time, r.x_batch, b, steps)
+    add_outer(r, &p, r.x_groups, GROUP, b)
 
     p.rows = r.H
-    p.a_row = r.hidden_a
     for phase in range(r.cell.phases):
         window = &r.cell.recurrent[phase]
         width = window.slots * r.units
@@ -395,16 +397,11 @@ cdef void weight_gradients(
         p.c = r.recurrent_gradient[phase] + block * r.H * width * r.item
         b = dgates + window.slot * r.units * r.item
         if phase > 0:
-            add_kept(r, &p, r.reset_h, r.pitch, b)
-        elif r.alive != NULL:
-            add_kept(r, &p, r.h_tile, r.pitch, b)
-        elif t0 > 0:
-            add_outer(r, &p, r.y + (t0 - 1) * r.y_time * r.item, r.y_time, r.y_batch, b, steps)
+            p.a_row = r.tile_a
+            add_outer(r, &p, r.reset_h, r.pitch, b)
         else:
-            add_outer(
-                r, &p, r.y, r.y_time, r.y_batch, b + r.N * b_row * r.item, steps - 1
-            )
-            add_outer(r, &p, r.h0, 0, r.H, b, 1)
+            p.a_row = r.group_a
+            add_outer(r, &p, r.h_groups, GROUP, b)
 
     sums.rows = r.rows
     sums.vectors = r.gradient_slots * r.cell.unit_vectors
@@ -491,11 +488,10 @@ def backward(
     r.kernels, r.cell = w.kernels, w.cell
     r.item, r.units, r.blocks = w.item, w.units, w.blocks
     r.x = <const char *>&x[0, 0, 0]
-    r.x_time, r.x_batch, r.x_unit = (
-        x.strides[0] // r.item, x.strides[1] // r.item, x.strides[2] // r.item
-    )
+    r.x_time = x.strides[0] // r.item
+    cdef Py_ssize_t x_batch = x.strides[1] // r.item, y_batch = y.strides[1] // r.item
     r.y = <const char *>&y[0, 0, 0]
-    r.y_time, r.y_batch = y.strides[0] // r.item, y.strides[1] // r.item
+    r.y_time = y.strides[0] // r.item
     r.h0 = <const char *>&h0[0, 0]
     r.c0 = <const char *><Py_ssize_t>address(c0) if c0 is not None else NULL
     r.peepholes, r.cell_clip = w.peepholes, w.cell_clip
@@ -539,18 +535,18 @@ def backward(
     r.alive = NULL
     r.resets = r.reset = NULL
     batch = np.arange(r.N)
-    y_row, dy_row, h0_row = batch * r.y_batch, batch * dy_batch, batch * r.H
+    x_row, y_row, dy_row = batch * x_batch, batch * y_batch, batch * dy_batch
+    h0_row = batch * r.H
     if rows is not None:
         r.T = len(rows.alive)
         count = rows.alive.sum()
         r.alive = <Py_ssize_t *><Py_ssize_t>address(rows.alive)
         order, start = rows.order, rows.start
-        y_row = order * r.y_batch + start * r.y_time
+        y_row = order * y_batch + start * r.y_time
         dy_row = order * dy_batch + start * r.dy_time
         h0_row = order * r.H
-        x_row = order * r.x_batch + start * r.x_time
+        x_row = order * x_batch + start * r.x_time
         dx_from = order * r.dx_batch + start * r.dx_time
-        r.x_row = <Py_ssize_t *><Py_ssize_t>address(x_row)
         r.dx_from = <Py_ssize_t *><Py_ssize_t>address(dx_from)
         position = np.empty_like(order)
         position[order] = batch
@@ -583,13 +579,19 @@ def backward(
     r.dx_pitch = tile_pitch(r.input_columns * RK_TRANSPOSED_VECTORS * r.kernels.lanes, r.item)
     dx_tile = aligned_empty(most * r.dx_pitch if dx is not None else 0, w.dtype)
     r.dx_tile = <char *><Py_ssize_t>address(dx_tile)
+    # a pitch that spreads a row's places over the sets of L1
+    r.group = tile_pitch(most * GROUP, r.item)
+    x_groups = aligned_empty((r.I + GROUP - 1) // GROUP * r.group, w.dtype)
+    h_groups = aligned_empty((r.H + GROUP - 1) // GROUP * r.group, w.dtype)
+    r.x_groups = <char *><Py_ssize_t>address(x_groups)
+    r.h_groups = <char *><Py_ssize_t>address(h_groups)
     zeros = aligned_zeros(RK_TRANSPOSED_VECTORS * r.kernels.lanes, w.dtype)
     r.zeros = <const char *><Py_ssize_t>address(zeros)
     r.bias_gradient, r.input_gradient = gradients.bias, gradients.input
     r.recurrent_gradient = gradients.recurrent
 
     # where rows lie
-    chunk = np.arange(most)
+    chunk, columns = np.arange(most), np.arange(max(r.I, r.H))
     offsets = [
         array.astype(np.intp)
         for array in (
@@ -599,9 +601,10 @@ def backward(
             batch * r.pitch,
             chunk * slot_row,
             chunk * r.dx_pitch,
-            np.arange(r.I) * r.x_unit,
+            x_row,
             np.arange(r.I) * (r.cell.input.slots * r.units),
             np.arange(r.H),
+            columns // GROUP * r.group + columns % GROUP,
         )
     ]
     r.y_row = <Py_ssize_t *><Py_ssize_t>address(offsets[0])
@@ -610,18 +613,20 @@ def backward(
     r.tile_row = <Py_ssize_t *><Py_ssize_t>address(offsets[3])
     r.flat_row = <Py_ssize_t *><Py_ssize_t>address(offsets[4])
     r.dx_row = <Py_ssize_t *><Py_ssize_t>address(offsets[5])
-    r.input_a = <Py_ssize_t *><Py_ssize_t>address(offsets[6])
+    r.x_row = <Py_ssize_t *><Py_ssize_t>address(offsets[6])
     r.input_c = <Py_ssize_t *><Py_ssize_t>address(offsets[7])
-    r.hidden_a = <Py_ssize_t *><Py_ssize_t>address(offsets[8])
+    r.tile_a = <Py_ssize_t *><Py_ssize_t>address(offsets[8])
+    r.group_a = <Py_ssize_t *><Py_ssize_t>address(offsets[9])
     cdef const Py_ssize_t *hidden_c[2]
     for phase in range(r.cell.phases):
         offsets.append((np.arange(r.H) * (r.cell.recurrent[phase].slots * r.units)).astype(np.intp))
-        hidden_c[phase] = <Py_ssize_t *><Py_ssize_t>address(offsets[9 + phase])
+        hidden_c[phase] = <Py_ssize_t *><Py_ssize_t>address(offsets[10 + phase])
     r.hidden_c = hidden_c
-    lists = np.empty((4, most), np.intp)
+    lists = np.empty((5, most), np.intp)
     cdef Py_ssize_t[:, ::1] listed = lists
     r.first, r.dgates_row = &listed[0, 0], &listed[1, 0]
     r.tile_chunk_row, r.dx_at = &listed[2, 0], &listed[3, 0]
+    r.group_row = &listed[4, 0]
 
     if rows is None:
         bounds = batch_tiles(r.N, r.kernels.full_rows, threads)
@@ -632,11 +637,8 @@ def backward(
             r.blocks * r.N * r.units if r.resets != NULL and c0 is not None else 0, w.dtype
         )
         r.c_reset = <char *><Py_ssize_t>address(c_reset)
-        r.x_pitch = tile_pitch(r.I, r.item)
-        x_tile = aligned_empty(most * r.x_pitch, w.dtype)
-        r.x_tile = <char *><Py_ssize_t>address(x_tile)
-        h_tile = aligned_empty(most * r.pitch, w.dtype)
-        r.h_tile = <char *><Py_ssize_t>address(h_tile)
+        h_reset = aligned_empty(r.N * r.pitch if r.resets != NULL else 0, w.dtype)
+        r.h_reset = <char *><Py_ssize_t>address(h_reset)
     cdef const Py_ssize_t[::1] bound = bounds
     tiles = bound.shape[0] - 1
     team = team_size(
