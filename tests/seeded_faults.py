@@ -117,15 +117,15 @@ FAULTS = [
     Fault(
         "GRU, reset after: the recurrent bias of n is forgotten",
         PACKING,
-        "by_slot[self.cell.recurrent[phase].slot + gate, :H] += bias_hh[rows : rows + H]",
-        "by_slot[self.cell.recurrent[phase].slot + gate, :H] += bias_hh[rows : rows + H] * ("
+        "by_slot[self.cell.recurrent[phase].slot + gate] += bias_hh[rows : rows + H]",
+        "by_slot[self.cell.recurrent[phase].slot + gate] += bias_hh[rows : rows + H] * ("
         "self.cell.recurrent[phase].slot + gate < 3)",
     ),
     Fault(
         "GRU, reset before: the recurrent bias of n is forgotten",
         PACKING,
-        "by_slot[self.cell.recurrent[phase].slot + gate, :H] += bias_hh[rows : rows + H]",
-        "by_slot[self.cell.recurrent[phase].slot + gate, :H] += bias_hh[rows : rows + H] * ("
+        "by_slot[self.cell.recurrent[phase].slot + gate] += bias_hh[rows : rows + H]",
+        "by_slot[self.cell.recurrent[phase].slot + gate] += bias_hh[rows : rows + H] * ("
         "phase == 0)",
     ),
     Fault(
@@ -137,8 +137,8 @@ FAULTS = [
     Fault(
         "GRU, reset before: dW_hn of h instead of r * h",
         GRU,
-        "RK(vstore)((real *)s->reset_h + row * s->reset_pitch + unit, r * h_prev);",
-        "RK(vstore)((real *)s->reset_h + row * s->reset_pitch + unit, h_prev);",
+        "RK(vstore)((real *)s->reset_h + s->reset_h_row[row] + unit, r * h_prev);",
+        "RK(vstore)((real *)s->reset_h + s->reset_h_row[row] + unit, h_prev);",
     ),
     Fault(
         "RNN: relu passes the gradient on the wrong side",
@@ -165,22 +165,16 @@ FAULTS = [
         "if r.dy != NULL and t < r.T - 1: a.dy =",
     ),
     Fault(
-        "BPTT: dW_hh without the first step, whose h_{t-1} is h0",
+        "BPTT: dW_hh pairs the first step with h_0 instead of the initial state",
         BACKWARD,
-        "add_outer(r, &p, r.h0, 0, r.H, b, 1)",
-        "pass",
+        "begin, s.rows, <const char *>s.h_prev, s.h_prev_row)",
+        "begin, s.rows, <const char *>s.h_prev if t > 0 else r.y, s.h_prev_row)",
     ),
     Fault(
-        "BPTT: dW_hh pairs dgates_t with h_t, first chunk",
+        "BPTT: dW_hh pairs dgates_t with h_t",
         BACKWARD,
-        "b + r.N * b_row * r.item, steps - 1",
-        "b, steps - 1",
-    ),
-    Fault(
-        "BPTT: dW_hh pairs dgates_t with h_t, later chunks",
-        BACKWARD,
-        "r.y + (t0 - 1) * r.y_time * r.item, r.y_time, r.y_batch, b, steps",
-        "r.y + t0 * r.y_time * r.item, r.y_time, r.y_batch, b, steps",
+        "begin, s.rows, <const char *>s.h_prev, s.h_prev_row)",
+        "begin, s.rows, r.y + t * r.y_time * r.item, r.y_row + begin)",
     ),
     Fault(
         "BPTT: no gradient of b_hh",
