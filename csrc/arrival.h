@@ -48,16 +48,16 @@ static void RK(arrive)(const rk_arrival *p)
         if (p->dy) {
             const real *dy = (const real *)p->dy + p->dy_row[row];
             if (p->dy_unit == 1)
-                for (ptrdiff_t j = 0; j < p->hidden; j++)
+                for (ptrdiff_t j = 0; j < p->projected; j++)
                     dh[j] += dy[j];
             else
-                for (ptrdiff_t j = 0; j < p->hidden; j++)
+                for (ptrdiff_t j = 0; j < p->projected; j++)
                     dh[j] += dy[j * p->dy_unit];
         }
-        if (p->dh_norm) p->dh_norm[row] = RK(row_norm)(dh, p->hidden);
+        if (p->dh_norm) p->dh_norm[row] = RK(row_norm)(dh, p->projected);
         if (p->dc_norm) p->dc_norm[row] = RK(row_norm)(dc, p->hidden);
         if (!clips) continue;
-        int changed = RK(clip_row)(dh, p->hidden, p->limit, p->norm_limit);
+        int changed = RK(clip_row)(dh, p->projected, p->limit, p->norm_limit);
         if (dc) changed |= RK(clip_row)(dc, p->hidden, p->limit, p->norm_limit);
         if (p->clipped) p->clipped[row] = (unsigned char)changed;
     }

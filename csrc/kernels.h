@@ -45,6 +45,7 @@
                            .recurrent = {RK_LSTM_WINDOW(options)},                                 \
                            .peephole = RK_LSTM_PEEPHOLES(options),                                 \
                            .forward = {RK(lstm_forward_##options)},                                \
+                           .project = (options) & RK_LSTM_PROJECTED ? RK(lstm_project) : NULL,     \
                            .backward = {RK(lstm_backward_##options)}}
 #define RK_LSTM_GATES(options) ((options) & RK_LSTM_COUPLED ? 3 : 4)
 #define RK_LSTM_WINDOW(options)                                                                    \
@@ -128,6 +129,14 @@ static const rk_kernels
                     RK_LSTM_CELL(5),
                     RK_LSTM_CELL(6),
                     RK_LSTM_CELL(7),
+                    RK_LSTM_CELL(8),
+                    RK_LSTM_CELL(9),
+                    RK_LSTM_CELL(10),
+                    RK_LSTM_CELL(11),
+                    RK_LSTM_CELL(12),
+                    RK_LSTM_CELL(13),
+                    RK_LSTM_CELL(14),
+                    RK_LSTM_CELL(15),
                 },
             .product = RK(product),
             .fill = RK(fill),

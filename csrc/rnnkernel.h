@@ -4,9 +4,9 @@
  * argument has been checked before they are called. Each takes one struct with named
  * fields, because positional pointers of one type get swapped.
  *
- * Letters: T time steps, N batch rows, I inputs, H hidden units, K length of a sum,
- * S gate slots, U units in a block. All sizes and strides are in elements. `void *`
- * points to float or double, as the table says that the function was taken from.
+ * Letters: T time steps, N batch rows, I inputs, H hidden units, P units of h (H without
+ * projection), K length of a sum, S gate slots, U units in a block. All sizes and strides are in
+ * elements. `void *` points to float or double, as the table says that the function was taken from.
  *
  * README.md beside this file draws the packed layouts.
  */
@@ -70,11 +70,13 @@ typedef struct {
 typedef struct {
     ptrdiff_t rows;   /* batch rows */
     ptrdiff_t hidden; /* H */
+    ptrdiff_t projected; /* P */
     ptrdiff_t block_begin, block_end; /* unit blocks to compute */
 
-    const void *operand;     /* (rows, K=H) broadcast operand: h_prev, or r * h_prev */
+    const void *operand; /* (rows, K=P) broadcast operand: h_prev, or r * h_prev; of `project`
+                            (rows, K=H) o * tanh(c) */
     const ptrdiff_t *operand_row; /* (rows) offsets */
-    const void *weights;     /* packed recurrent weights of this phase */
+    const void *weights;     /* packed recurrent weights of this phase, or W_hr */
 
     int storage;       /* of weights */
     const void *scale; /* [block][slots][U] with RK_INT8 */
@@ -87,7 +89,7 @@ typedef struct {
     const void *peepholes; /* [block][3][U] of i, f, o; where the cell has them */
     double cell_clip; /* where the cell clips c */
 
-    const void *h_prev; /* (rows, pitch) zero past H */
+    const void *h_prev; /* (rows, pitch) zero past P */
     void *h; /* (rows, pitch) new hidden state; for an early phase, its result */
     ptrdiff_t h_pitch;
     void *y; /* where h goes in the caller's output, units contiguous */
@@ -117,15 +119,16 @@ typedef struct {
     void *dgates; /* [block][rows][slots and peephole terms][U] out: dL/d(pre-activations) */
     const ptrdiff_t *dgates_row; /* (rows) offsets */
     ptrdiff_t dgates_block;
-    void *reset_h; /* (rows, H) out: r * h_prev; GRU with reset before only */
-    const ptrdiff_t *reset_h_row; /* (rows) offsets */
-    const void *dreset_h; /* (rows, pitch) in: dL/d(r * h_prev) */
+    void *early; /* (rows, H) out: what the first of two phases made, r * h_prev of GRU with reset
+                    before, o * tanh(c) of LSTM with projection */
+    const ptrdiff_t *early_row; /* (rows) offsets */
+    const void *dearly; /* (rows, pitch) in: its gradient */
 } rk_step_backward;
 
 /* -- What arrives at h_t and c_t, before the cell's backward: dy joins, clipping acts ---------- */
 typedef struct {
     ptrdiff_t rows;
-    ptrdiff_t hidden;
+    ptrdiff_t hidden, projected; /* units of dc, of dh and dy */
     void *dh; /* (rows, pitch) */
     void *dc; /* (rows, pitch) or NULL */
     ptrdiff_t pitch;
@@ -163,7 +166,13 @@ typedef struct {
 
 /* -- The cells --------------------------------------------------------------------------------- */
 /* The LSTM's options: any combination, added to RK_LSTM, is a cell. */
-enum { RK_LSTM_PEEPHOLE = 1, RK_LSTM_CELL_CLIP = 2, RK_LSTM_COUPLED = 4, RK_LSTM_VARIANTS = 8 };
+enum {
+    RK_LSTM_PEEPHOLE = 1,
+    RK_LSTM_CELL_CLIP = 2,
+    RK_LSTM_COUPLED = 4,
+    RK_LSTM_PROJECTED = 8,
+    RK_LSTM_VARIANTS = 16
+};
 enum {
     RK_RNN_TANH,
     RK_RNN_RELU,
@@ -196,6 +205,8 @@ typedef struct {
     rk_window peephole; /* behind the S slots of a row of dgates, for the sums over rows: the terms
                            of the gradient of each block of the peepholes (i f o); often none */
     void (*forward[RK_MAX_PHASES])(const rk_step *);
+    void (*project)(const rk_step *); /* a phase after those: h = W_hr of the last one's result; or
+                                         NULL */
     void (*backward[RK_MAX_PHASES])(const rk_step_backward *); /* first the last forward phase's */
 } rk_cell;
 

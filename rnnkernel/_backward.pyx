@@ -46,7 +46,7 @@ cdef enum:
 cdef struct Run:
     const rk_kernels *kernels
     const rk_cell *cell
-    Py_ssize_t T, N, I, H, item, units, blocks
+    Py_ssize_t T, N, I, H, P, item, units, blocks
     Py_ssize_t chunk_rows               # the most rows in a chunk
     Py_ssize_t rows                     # rows in this one: every step's, the first step's first
     Py_ssize_t *first                   # by step of the chunk: its first row
@@ -60,7 +60,7 @@ cdef struct Run:
     const char *y                       # likewise
     Py_ssize_t y_time
     const Py_ssize_t *y_row
-    const char *h0                      # (N, H) contiguous
+    const char *h0                      # (N, P) contiguous
     const Py_ssize_t *h0_row
     const char *gates                   # [t][block][N][memory slots][U], or NULL
     Py_ssize_t gates_time, gates_block
@@ -77,17 +77,22 @@ cdef struct Run:
     unsigned char *clipped
     char *dh                            # tiles (N, pitch)
     char *dc
-    char *dreset_h
+    char *dearly
     Py_ssize_t pitch
     const Py_ssize_t *tile_row
     char *dgates                        # [block][rows of the chunk][gradient slots][U]
     Py_ssize_t dgates_block
     const Py_ssize_t *flat_row          # by row: its place in dgates
-    char *reset_h                       # (rows of the chunk, pitch), phase 1's operand
+    char *early                       # (rows of the chunk, pitch), phase 1's operand
     const char **recurrent_transposed
     const char *input_transposed
     const char *zeros                   # a block of them
     Py_ssize_t hidden_columns, hidden_last, input_columns, input_last
+    const char *projection_transposed   # NULL without projection, as what follows
+    Py_ssize_t projection_rows, cell_columns, cell_last
+    char *projected_dh                  # (rows of the chunk, pitch): dL/dh_t of each row
+    char *projection_gradient
+    const Py_ssize_t *projection_c
     char *dx                            # dx[t, n, :], contiguous in the last, or NULL
     Py_ssize_t dx_time, dx_batch, dx_pitch
     char *dx_tile                       # (rows of the chunk, dx_pitch)
@@ -168,6 +173,35 @@ cdef void carry_back(
     )
 
 
+cdef void through_projection(
+    const Run *r, const Py_ssize_t *kept_row, Py_ssize_t begin, Py_ssize_t rows
+) noexcept nogil:
+    """dL/d(o * tanh(c)) = dh W_hr for rows of one step and of a tile; dh is kept for dW_hr."""
+    cdef rk_product p
+    cdef Py_ssize_t n, tile = begin * r.pitch * r.item
+    for n in range(rows):
+        memcpy(
+            r.projected_dh + kept_row[n] * r.item,
+            r.dh + tile + n * r.pitch * r.item,
+            r.P * r.item,
+        )
+    p.rows = rows
+    p.blocks, p.vectors, p.last_vectors = r.cell_columns, RK_TRANSPOSED_VECTORS, r.cell_last
+    p.outer, p.inner = 1, r.P
+    p.a = r.dh + tile
+    p.a_row = r.tile_row
+    p.a_outer, p.a_inner = 0, 1
+    p.b = r.projection_transposed
+    p.b_inner = RK_TRANSPOSED_VECTORS * r.kernels.lanes
+    p.b_outer = 0
+    p.b_block = r.projection_rows * p.b_inner
+    p.c = r.dearly + tile
+    p.c_row = r.tile_row
+    p.c_block = p.b_inner
+    p.init, p.init_block = r.zeros, 0
+    r.kernels.product(&p)
+
+
 cdef void list_rows(Run *r, Py_ssize_t t0, Py_ssize_t steps) noexcept nogil:
     """Where the rows of a chunk lie, in the order that the weight gradients sum them in: by step
     and batch row, so that a ragged batch sums as the padded one does."""
@@ -229,7 +263,7 @@ cdef void keep_operands(
     for n in range(rows):
         k = r.group_row[at + n] * r.item
         into_groups(r, r.x + (t * r.x_time + r.x_row[begin + n]) * r.item, r.I, r.x_groups + k)
-        into_groups(r, h_prev + h_prev_row[n] * r.item, r.H, r.h_groups + k)
+        into_groups(r, h_prev + h_prev_row[n] * r.item, r.P, r.h_groups + k)
 
 
 cdef void states_after_reset(
@@ -239,12 +273,12 @@ cdef void states_after_reset(
     cdef Py_ssize_t n
     for n in range(s.rows):
         if flags[n]:
-            memset(to + n * r.pitch * r.item, 0, r.H * r.item)
+            memset(to + n * r.pitch * r.item, 0, r.P * r.item)
         else:
             memcpy(
                 to + n * r.pitch * r.item,
                 <const char *>s.h_prev + s.h_prev_row[n] * r.item,
-                r.H * r.item,
+                r.P * r.item,
             )
 
 
@@ -261,6 +295,7 @@ cdef void run_rows(
     cdef unsigned long long saved = fp_enter()
     a.rows = s.rows = end - begin
     a.hidden = s.hidden = r.H
+    a.projected = r.P
     a.dh = s.dh = r.dh + tile
     a.dc = s.dc = r.dc + tile if r.cell.states == 2 else NULL
     a.pitch = s.dh_pitch = r.pitch
@@ -281,8 +316,8 @@ cdef void run_rows(
     s.h_row = r.y_row + begin
     s.dgates_block = r.dgates_block
     s.dgates = r.dgates
-    s.reset_h = r.reset_h
-    s.dreset_h = r.dreset_h + tile
+    s.early = r.early
+    s.dearly = r.dearly + tile
     for t in range(t0 + steps - 1, t0 - 1, -1):
         if r.alive != NULL:
             a.rows = s.rows = min(end, r.alive[t]) - begin
@@ -299,7 +334,7 @@ cdef void run_rows(
 
         at = r.first[t - t0] + begin
         s.dgates_row = r.dgates_row + at
-        s.reset_h_row = r.tile_chunk_row + at
+        s.early_row = r.tile_chunk_row + at
         if r.gates != NULL:
             s.gates = r.gates + (t * r.gates_time + begin * row_gates) * r.item
         if r.cell.states == 2:
@@ -336,11 +371,13 @@ cdef void run_rows(
                 s.c_prev_row = r.units
                 s.c_prev_block = r.N * r.units
         keep_operands(r, t, at, begin, s.rows, <const char *>s.h_prev, s.h_prev_row)
+        if r.projection_transposed != NULL:
+            through_projection(r, s.early_row, begin, s.rows)
         for i in range(r.cell.phases):
             r.cell.backward[i](&s)
             phase = r.cell.phases - 1 - i
             if phase > 0:
-                carry_back(r, phase, s.dgates_row, s.rows, r.dreset_h + tile, False)
+                carry_back(r, phase, s.dgates_row, s.rows, r.dearly + tile, False)
             else:
                 carry_back(r, phase, s.dgates_row, s.rows, r.dh + tile, r.cell.carries)
         if flags != NULL:
@@ -388,17 +425,17 @@ cdef void weight_gradients(
     b = dgates + window.slot * r.units * r.item
     add_outer(r, &p, r.x_groups, GROUP, b)
 
-    p.rows = r.H
+    p.rows = r.P
     for phase in range(r.cell.phases):
         window = &r.cell.recurrent[phase]
         width = window.slots * r.units
         p.vectors = p.last_vectors = window.slots * r.cell.unit_vectors
         p.c_row = r.hidden_c[phase]
-        p.c = r.recurrent_gradient[phase] + block * r.H * width * r.item
+        p.c = r.recurrent_gradient[phase] + block * r.P * width * r.item
         b = dgates + window.slot * r.units * r.item
         if phase > 0:
             p.a_row = r.tile_a
-            add_outer(r, &p, r.reset_h, r.pitch, b)
+            add_outer(r, &p, r.early, r.pitch, b)
         else:
             p.a_row = r.group_a
             add_outer(r, &p, r.h_groups, GROUP, b)
@@ -411,6 +448,29 @@ cdef void weight_gradients(
     sums.dgates_block = 0
     sums.sums = r.bias_gradient + block * b_row * r.item
     r.kernels.row_sums(&sums)
+    fp_leave(saved)
+
+
+cdef void projection_gradient(const Run *r, Py_ssize_t column) noexcept nogil:
+    """Adds a chunk's share of one column block of dW_hr."""
+    cdef rk_product p
+    cdef Py_ssize_t width = RK_TRANSPOSED_VECTORS * r.kernels.lanes, last = (r.rows - 1) * r.pitch
+    cdef unsigned long long saved = fp_enter()
+    p.rows = r.P
+    p.blocks = 1
+    p.vectors = p.last_vectors = RK_TRANSPOSED_VECTORS
+    if column == r.cell_columns - 1:
+        p.vectors = p.last_vectors = r.cell_last
+    p.outer, p.inner = 1, r.rows
+    p.a = r.projected_dh + last * r.item
+    p.a_row = r.tile_a
+    p.b = r.early + (last + column * width) * r.item
+    p.a_outer = p.b_outer = p.b_block = p.c_block = p.init_block = 0
+    p.a_inner = p.b_inner = -r.pitch
+    p.c = r.projection_gradient + column * r.P * width * r.item
+    p.c_row = r.projection_c
+    p.init = NULL
+    r.kernels.product(&p)
     fp_leave(saved)
 
 
@@ -436,12 +496,15 @@ cdef void input_gradient(
 cdef void share_gradients(
     const Run *r, Py_ssize_t t0, Py_ssize_t steps, Py_ssize_t task
 ) noexcept nogil:
-    """One piece of what follows a chunk: a unit block's weights, or some rows of dx."""
+    """One piece of what follows a chunk: a unit block's weights, a column block's of W_hr, or some
+    rows of dx."""
     cdef Py_ssize_t begin
     if task < r.blocks:
         weight_gradients(r, t0, steps, task)
+    elif task < r.blocks + r.cell_columns:
+        projection_gradient(r, task - r.blocks)
     else:
-        begin = (task - r.blocks) * DX_ROWS
+        begin = (task - r.blocks - r.cell_columns) * DX_ROWS
         input_gradient(r, t0, begin, min(begin + DX_ROWS, r.rows))
 
 
@@ -467,15 +530,17 @@ def backward(
 ):
     """BPTT over what `forward` left in `y` and `reserve`.
 
-    `dy` (T, N, H), `dh_n` and `dc_n` (N, H) may be None; `flow` is None or three arrays (T, N):
-    norms of dh and dc (float64) and rows clipped (uint8). Writes `dx` (T, N, I; or None), `dh0`
-    and `dc0`, and adds to `gradients`. With `rows` (a Rows) the norms are by own step and
+    `dy` (T, N, P), `dh_n` (N, P) and `dc_n` (N, H) may be None; `flow` is None or three arrays
+    (T, N): norms of dh and dc (float64) and rows clipped (uint8). Writes `dx` (T, N, I; or None),
+    `dh0` and `dc0`, and adds to `gradients`. With `rows` (a Rows) the norms are by own step and
     position.
     """
     cdef Run r
     cdef Py_ssize_t i, t0, past, steps, tiles, tasks
     cdef int team, phase
-    r.T, r.N, r.I, r.H = x.shape[0], x.shape[1], x.shape[2], h0.shape[1]
+    r.T, r.N, r.I, r.H, r.P = (
+        x.shape[0], x.shape[1], x.shape[2], w.hidden_size, w.projected_size
+    )
     if rows is not None and len(rows.alive) == 0:
         if dx is not None:
             dx[...] = 0
@@ -501,7 +566,7 @@ def backward(
     r.gates_time = r.blocks * r.gates_block
     r.recurrent_transposed = <const char **>w.recurrent_transposed
     r.input_transposed = w.input_transposed
-    r.hidden_columns, r.hidden_last = w.column_blocks(r.H), w.column_last_vectors(r.H)
+    r.hidden_columns, r.hidden_last = w.column_blocks(r.P), w.column_last_vectors(r.P)
     r.input_columns, r.input_last = w.column_blocks(r.I), w.column_last_vectors(r.I)
     r.limit, r.norm_limit = limit, norm_limit
 
@@ -536,7 +601,7 @@ def backward(
     r.resets = r.reset = NULL
     batch = np.arange(r.N)
     x_row, y_row, dy_row = batch * x_batch, batch * y_batch, batch * dy_batch
-    h0_row = batch * r.H
+    h0_row = batch * r.P
     if rows is not None:
         r.T = len(rows.alive)
         count = rows.alive.sum()
@@ -544,7 +609,7 @@ def backward(
         order, start = rows.order, rows.start
         y_row = order * y_batch + start * r.y_time
         dy_row = order * dy_batch + start * r.dy_time
-        h0_row = order * r.H
+        h0_row = order * r.P
         x_row = order * x_batch + start * r.x_time
         dx_from = order * r.dx_batch + start * r.dx_time
         r.dx_from = <Py_ssize_t *><Py_ssize_t>address(dx_from)
@@ -557,14 +622,14 @@ def backward(
 
     # tiles
     r.pitch = tile_pitch(r.blocks * r.units, r.item)
-    dh, dc, dreset_h = aligned_zeros(3 * r.N * r.pitch, w.dtype).reshape(3, r.N, r.pitch)
+    dh, dc, dearly = aligned_zeros(3 * r.N * r.pitch, w.dtype).reshape(3, r.N, r.pitch)
     if dh_n is not None:
-        dh[:, : r.H] = dh_n if rows is None else dh_n[order]
+        dh[:, : r.P] = dh_n if rows is None else dh_n[order]
     if dc_n is not None:
         dc[:, : r.H] = dc_n if rows is None else dc_n[order]
     r.dh = <char *><Py_ssize_t>address(dh)
     r.dc = <char *><Py_ssize_t>address(dc)
-    r.dreset_h = <char *><Py_ssize_t>address(dreset_h)
+    r.dearly = <char *><Py_ssize_t>address(dearly)
 
     # the chunk
     r.chunk_rows = min(count, max(CHUNK_ROWS, r.N))
@@ -574,15 +639,25 @@ def backward(
     allocate = aligned_zeros if r.cell.unit_vectors > 1 else aligned_empty
     dgates = allocate(r.blocks * r.dgates_block, w.dtype)
     r.dgates = <char *><Py_ssize_t>address(dgates)
-    reset_h = aligned_empty(most * r.pitch, w.dtype) if r.cell.phases > 1 else None
-    r.reset_h = <char *><Py_ssize_t>address(reset_h) if reset_h is not None else NULL
+    two_phases = r.cell.phases > 1 or w.projection != NULL
+    early = aligned_empty(most * r.pitch, w.dtype) if two_phases else None
+    r.early = <char *><Py_ssize_t>address(early) if two_phases else NULL
+    r.cell_columns = 0
+    r.projection_transposed = w.projection_transposed
+    if w.projection != NULL:
+        r.cell_columns, r.cell_last = w.column_blocks(r.H), w.column_last_vectors(r.H)
+        r.projection_rows, r.projection_gradient = w.projected_rows(), gradients.projection
+        projected_dh = aligned_empty(most * r.pitch, w.dtype)
+        r.projected_dh = <char *><Py_ssize_t>address(projected_dh)
+        projection_c = np.arange(r.P) * (RK_TRANSPOSED_VECTORS * r.kernels.lanes)
+        r.projection_c = <Py_ssize_t *><Py_ssize_t>address(projection_c)
     r.dx_pitch = tile_pitch(r.input_columns * RK_TRANSPOSED_VECTORS * r.kernels.lanes, r.item)
     dx_tile = aligned_empty(most * r.dx_pitch if dx is not None else 0, w.dtype)
     r.dx_tile = <char *><Py_ssize_t>address(dx_tile)
     # a pitch that spreads a row's places over the sets of L1
     r.group = tile_pitch(most * GROUP, r.item)
     x_groups = aligned_empty((r.I + GROUP - 1) // GROUP * r.group, w.dtype)
-    h_groups = aligned_empty((r.H + GROUP - 1) // GROUP * r.group, w.dtype)
+    h_groups = aligned_empty((r.P + GROUP - 1) // GROUP * r.group, w.dtype)
     r.x_groups = <char *><Py_ssize_t>address(x_groups)
     r.h_groups = <char *><Py_ssize_t>address(h_groups)
     zeros = aligned_zeros(RK_TRANSPOSED_VECTORS * r.kernels.lanes, w.dtype)
@@ -591,7 +666,7 @@ def backward(
     r.recurrent_gradient = gradients.recurrent
 
     # where rows lie
-    chunk, columns = np.arange(most), np.arange(max(r.I, r.H))
+    chunk, columns = np.arange(most), np.arange(max(r.I, r.P))
     offsets = [
         array.astype(np.intp)
         for array in (
@@ -603,7 +678,7 @@ def backward(
             chunk * r.dx_pitch,
             x_row,
             np.arange(r.I) * (r.cell.input.slots * r.units),
-            np.arange(r.H),
+            np.arange(r.P),
             columns // GROUP * r.group + columns % GROUP,
         )
     ]
@@ -619,7 +694,7 @@ def backward(
     r.group_a = <Py_ssize_t *><Py_ssize_t>address(offsets[9])
     cdef const Py_ssize_t *hidden_c[2]
     for phase in range(r.cell.phases):
-        offsets.append((np.arange(r.H) * (r.cell.recurrent[phase].slots * r.units)).astype(np.intp))
+        offsets.append((np.arange(r.P) * (r.cell.recurrent[phase].slots * r.units)).astype(np.intp))
         hidden_c[phase] = <Py_ssize_t *><Py_ssize_t>address(offsets[10 + phase])
     r.hidden_c = hidden_c
     lists = np.empty((5, most), np.intp)
@@ -642,7 +717,7 @@ def backward(
     cdef const Py_ssize_t[::1] bound = bounds
     tiles = bound.shape[0] - 1
     team = team_size(
-        6.0 * r.cell.gates * r.H * (r.I + r.H) * count, max(tiles, r.blocks), threads
+        6.0 * r.cell.gates * r.H * (r.I + r.P) * count, max(tiles, r.blocks), threads
     )
     t0 = r.T
     with nogil:
@@ -653,7 +728,7 @@ def backward(
             if r.alive != NULL:
                 list_rows(&r, t0, steps)
             r.rows = r.first[steps - 1] + (r.N if r.alive == NULL else r.alive[past - 1])
-            tasks = r.blocks
+            tasks = r.blocks + r.cell_columns
             if r.dx != NULL:
                 tasks = tasks + (r.rows + DX_ROWS - 1) // DX_ROWS
             if team == 1:
@@ -668,11 +743,11 @@ def backward(
                     share_gradients(&r, t0, steps, i)
 
     if rows is None:
-        np.asarray(dh0)[...] = dh[:, : r.H]
+        np.asarray(dh0)[...] = dh[:, : r.P]
         if dc0 is not None:
             dc0[...] = dc[:, : r.H]
         return
-    np.asarray(dh0)[order] = dh[:, : r.H]
+    np.asarray(dh0)[order] = dh[:, : r.P]
     if dc0 is not None:
         dc0[order] = dc[:, : r.H]
     if r.dx != NULL and rows.whole:

@@ -10,7 +10,7 @@ ctypedef fused real:
 cdef struct Run:
     const rk_kernels *kernels
     const rk_cell *cell
-    Py_ssize_t T, N, I, H, item, units, blocks
+    Py_ssize_t T, N, I, H, P, item, units, blocks
     Py_ssize_t first              # steps first..T are run
     Py_ssize_t chunk              # steps projected at once
     const char *x                 # x[t, n, i] at t * x_time + x_row[n] + i * x_unit
@@ -24,6 +24,7 @@ cdef struct Run:
     int storage                   # of the weights, and the scales of RK_INT8
     const char *input_scale
     const char **recurrent_scale
+    const char *projection        # or NULL
     const char *peepholes
     double cell_clip
     Py_ssize_t input_last_vectors

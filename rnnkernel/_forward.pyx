@@ -122,7 +122,7 @@ cdef void run_rows(const Run *r, Py_ssize_t begin, Py_ssize_t end) noexcept nogi
     cdef rk_step s
     cdef unsigned long long saved = fp_enter()
     s.rows = end - begin
-    s.hidden = r.H
+    s.hidden, s.projected = r.H, r.P
     s.block_begin = 0
     s.block_end = r.blocks
     s.operand_row = r.h_row
@@ -164,17 +164,21 @@ cdef void run_rows(const Run *r, Py_ssize_t begin, Py_ssize_t end) noexcept nogi
             for phase in range(r.cell.phases):
                 s.weights = r.recurrent[phase]
                 s.scale = r.recurrent_scale[phase]
-                if phase + 1 < r.cell.phases:
+                if phase + 1 < r.cell.phases or r.projection != NULL:
                     s.h = r.early + begin * r.pitch * r.item
                 else:
                     s.h = r.h + ((t + 1) & 1) * tile + begin * r.pitch * r.item
                 r.cell.forward[phase](&s)
                 s.operand = s.h
+            if r.projection != NULL:
+                s.weights = r.projection
+                s.h = r.h + ((t + 1) & 1) * tile + begin * r.pitch * r.item
+                r.cell.project(&s)
         t0 += steps
     if r.clears:
         for n in range(begin, end):
             clear_ends(
-                r.y + r.y_row[n] * r.item, r.y_time * r.item, r.H * r.item, r.start[n],
+                r.y + r.y_row[n] * r.item, r.y_time * r.item, r.P * r.item, r.start[n],
                 r.length[n], r.y_steps,
             )
     fp_leave(saved)
@@ -211,13 +215,13 @@ def team_size(double flops, Py_ssize_t tiles, int threads):
 cdef void set_weights(Run *r, PackedWeights w, Py_ssize_t N) noexcept:
     """What follows from the weights and the size of the batch."""
     r.kernels, r.cell = w.kernels, w.cell
-    r.N, r.I, r.H = N, w.input_size, w.hidden_size
+    r.N, r.I, r.H, r.P = N, w.input_size, w.hidden_size, w.projected_size
     r.item, r.units, r.blocks = w.item, w.units, w.blocks
     r.bias, r.input = w.bias, w.input
     r.recurrent = <const char **>w.recurrent
     r.storage, r.input_scale = w.storage, w.input_scale
     r.recurrent_scale = <const char **>w.recurrent_scale
-    r.peepholes, r.cell_clip = w.peepholes, w.cell_clip
+    r.projection, r.peepholes, r.cell_clip = w.projection, w.peepholes, w.cell_clip
     r.input_last_vectors = w.input_last_vectors()
     r.gates_block = N * r.cell.memory_slots * r.units
     r.gates_time = r.blocks * r.gates_block
@@ -274,7 +278,7 @@ def forward(
     int threads,
     rows=None,
 ):
-    """Runs T steps and writes y (T, N, H; units contiguous), h_n (N, H) and, for a cell with a
+    """Runs T steps and writes y (T, N, P; units contiguous), h_n (N, P) and, for a cell with a
     cell state, c_n (N, H).
 
     `c0` is what `pack_cells` returns, or None. `reserve`, from `allocate_reserve`, receives
@@ -311,7 +315,7 @@ def forward(
         bounds = ragged_tiles(rows.lengths, threads)
     cdef const Py_ssize_t[::1] bound = bounds
     tiles = bound.shape[0] - 1
-    team = team_size(2.0 * r.cell.gates * r.H * (r.I + r.H) * count, tiles, threads)
+    team = team_size(2.0 * r.cell.gates * r.H * (r.I + r.P) * count, tiles, threads)
     if team == 1 and tiles > 1:
         bounds = np.array([0, r.N], np.intp)
         bound = bounds
@@ -325,7 +329,7 @@ def forward(
     gates = reserve if keeps else aligned_empty(r.chunk * r.gates_time, w.dtype)
     r.gates = <char *><Py_ssize_t>address(gates)
     h = aligned_zeros(3 * r.N * r.pitch, w.dtype)
-    first_h = h[: r.N * r.pitch].reshape(r.N, r.pitch)[:, : r.H]
+    first_h = h[: r.N * r.pitch].reshape(r.N, r.pitch)[:, : r.P]
     first_h[...] = h0 if rows is None else np.asarray(h0)[rows.order]
     r.h = <char *><Py_ssize_t>address(h)
     r.early = r.h + 2 * r.N * r.pitch * r.item
@@ -373,12 +377,12 @@ def forward(
 
     if rows is not None:
         h = h[: 2 * r.N * r.pitch].reshape(2, r.N, r.pitch)
-        np.asarray(h_n)[rows.order] = h[rows.lengths & 1, np.arange(r.N), : r.H]
+        np.asarray(h_n)[rows.order] = h[rows.lengths & 1, np.arange(r.N), : r.P]
         if c_n is not None:
             unpack_last_cells(w, c_n, c0, gates, r.gates_steps, rows)
         return
     last = (r.T & 1) * r.N * r.pitch
-    np.asarray(h_n)[...] = h[last : last + r.N * r.pitch].reshape(r.N, r.pitch)[:, : r.H]
+    np.asarray(h_n)[...] = h[last : last + r.N * r.pitch].reshape(r.N, r.pitch)[:, : r.P]
     if c_n is not None:
         unpack_cells(w, c_n, gates, (r.T - 1) % r.gates_steps, r.gates_time)
 

@@ -31,7 +31,7 @@ cdef extern from "rnnkernel.h" nogil:
         Py_ssize_t block_begin, block_end
 
     ctypedef struct rk_step:
-        Py_ssize_t rows, hidden, block_begin, block_end
+        Py_ssize_t rows, hidden, projected, block_begin, block_end
         const void *operand
         const Py_ssize_t *operand_row
         const void *weights
@@ -68,12 +68,12 @@ cdef extern from "rnnkernel.h" nogil:
         void *dgates
         const Py_ssize_t *dgates_row
         Py_ssize_t dgates_block
-        void *reset_h
-        const Py_ssize_t *reset_h_row
-        const void *dreset_h
+        void *early
+        const Py_ssize_t *early_row
+        const void *dearly
 
     ctypedef struct rk_arrival:
-        Py_ssize_t rows, hidden
+        Py_ssize_t rows, hidden, projected
         void *dh
         void *dc
         Py_ssize_t pitch
@@ -123,6 +123,7 @@ cdef extern from "rnnkernel.h" nogil:
         const rk_window *recurrent
         rk_window peephole
         void (**forward)(const rk_step *) noexcept nogil
+        void (*project)(const rk_step *) noexcept nogil
         void (**backward)(const rk_step_backward *) noexcept nogil
 
     ctypedef struct rk_kernels:

@@ -4,6 +4,8 @@ csrc/README.md draws the layouts. Packing costs one pass over the weights and se
 steps of a call, or, held in a `PackedWeights`, all calls.
 """
 
+import math
+
 from cython.parallel cimport prange
 
 cimport numpy as cnp
@@ -59,10 +61,10 @@ cdef void pack_one(
 cdef class PackedWeights:
     """One layer and direction, packed.
 
-    Parameters are the cell's index in the C table, the canonical weights ((G*H, I), (G*H, H),
+    Parameters are the cell's index in the C table, the canonical weights ((G*H, I), (G*H, P),
     rows contiguous), the biases ((G*H,) or None), whether backward needs the transposed
-    copies, the number of threads to pack with, and for an LSTM with them the peepholes (3*H,)
-    and the limit of the cell.
+    copies, the number of threads to pack with, and for an LSTM with them the peepholes (3*H,),
+    the limit of the cell and the projection (P, H).
     """
 
     def __init__(
@@ -76,6 +78,7 @@ cdef class PackedWeights:
         int threads,
         weight_ch=None,
         cell_clip=None,
+        weight_hr=None,
     ):
         cdef int phase
         self.dtype = weight_ih.dtype
@@ -83,7 +86,8 @@ cdef class PackedWeights:
         self.cell = &self.kernels.cells[cell]
         self.cell_index = cell
         self.input_size = weight_ih.shape[1]
-        self.hidden_size = weight_hh.shape[1]
+        self.hidden_size = weight_hh.shape[0] // self.cell.gates
+        self.projected_size = weight_hh.shape[1]
         self.item = self.dtype.itemsize
         self.units = self.cell.unit_vectors * self.kernels.lanes
         self.blocks = (self.hidden_size + self.units - 1) // self.units
@@ -106,6 +110,8 @@ cdef class PackedWeights:
                 self.recurrent_transposed[phase] = self.pack_transposed(
                     weight_hh, &self.cell.recurrent[phase], threads
                 )
+        if weight_hr is not None:
+            self.pack_projection(weight_hr, transposed, threads)
 
     def keeps_gates(self):
         """Whether backward needs the gates of every step."""
@@ -200,6 +206,35 @@ cdef class PackedWeights:
             pack_blocks(self.kernels.pack_transposed, &job, blocks, threads)
         return packed
 
+    cdef int pack_projection(self, weight_hr, bint transposed, int threads) except -1:
+        """W_hr twice: P columns in blocks for h, and H columns in blocks for backward."""
+        cdef Py_ssize_t blocks = self.column_blocks(self.projected_size)
+        cdef Py_ssize_t columns = RK_TRANSPOSED_VECTORS * self.kernels.lanes
+        # one slot, as that of RNN, the first cell
+        cdef rk_packing job = self.job(weight_hr, &self.kernels.cells[0].input)
+        job.hidden = self.projected_size
+        job.unit_vectors = RK_TRANSPOSED_VECTORS
+        self.projection = self.keep(aligned_empty(blocks * job.k * columns, self.dtype))
+        job.packed = self.projection
+        with nogil:
+            pack_blocks(self.kernels.pack, &job, blocks, threads)
+        if not transposed:
+            return 0
+        blocks = self.column_blocks(self.hidden_size)
+        job.unit_vectors = 1
+        self.projection_transposed = self.keep(
+            aligned_empty(blocks * self.projected_rows() * columns, self.dtype)
+        )
+        job.packed = self.projection_transposed
+        with nogil:
+            pack_blocks(self.kernels.pack_transposed, &job, blocks, threads)
+        return 0
+
+    cdef Py_ssize_t projected_rows(self) noexcept nogil:
+        """P, padded as in projection_transposed."""
+        cdef Py_ssize_t lanes = self.kernels.lanes
+        return (self.projected_size + lanes - 1) // lanes * lanes
+
     cdef Py_ssize_t input_last_vectors(self) noexcept nogil:
         """Vectors of the input projection that the last unit block needs."""
         cdef Py_ssize_t units
@@ -231,15 +266,22 @@ cdef class PackedGradients:
         self.input = self.zeros(width * weights.cell.input.slots * weights.input_size)
         for phase in range(weights.cell.phases):
             self.recurrent[phase] = self.zeros(
-                width * weights.cell.recurrent[phase].slots * weights.hidden_size
+                width * weights.cell.recurrent[phase].slots * weights.projected_size
             )
+        if weights.projection != NULL:
+            columns = RK_TRANSPOSED_VECTORS * weights.kernels.lanes
+            shape = (weights.column_blocks(weights.hidden_size), weights.projected_size, columns)
+            self.projection_array = aligned_zeros(math.prod(shape), weights.dtype).reshape(shape)
+            self.projection = <char *><Py_ssize_t>address(self.projection_array)
 
     cdef char *zeros(self, Py_ssize_t count) except NULL:
         array = aligned_zeros(count, self.weights.dtype)
         self.arrays.append(array)
         return <char *><Py_ssize_t>address(array)
 
-    def unpack(self, weight_ih, weight_hh, bias_ih, bias_hh, int threads, weight_ch=None):
+    def unpack(
+        self, weight_ih, weight_hh, bias_ih, bias_hh, int threads, weight_ch=None, weight_hr=None
+    ):
         """Writes the canonical gradients into the arrays; those from the biases on may be None."""
         cdef int phase, gate
         cdef PackedWeights w = self.weights
@@ -261,6 +303,9 @@ cdef class PackedGradients:
         for gate in range(w.cell.peephole.slots):
             rows = w.cell.peephole.order[gate] * H
             weight_ch[rows : rows + H] = by_slot[w.cell.peephole.slot + gate]
+        if weight_hr is not None:
+            projection = self.projection_array.transpose(1, 0, 2)
+            weight_hr[...] = projection.reshape(w.projected_size, -1)[:, :H]
         if bias_ih is None:
             return
         for gate in range(w.cell.input.slots):

@@ -108,7 +108,7 @@ cdef class Stream:
             w = self.packed[k]
             r = &self.runs[k]
             set_weights(r, w, N)
-            flops += 2.0 * r.cell.gates * r.H * (r.I + r.H) * N
+            flops += 2.0 * r.cell.gates * r.H * (r.I + r.P) * N
             r.chunk, r.gates_steps = 1, 2
             for n in range(N):
                 self.offsets[2 + 2 * k, n] = n * r.cell.memory_slots * r.units
@@ -133,7 +133,7 @@ cdef class Stream:
             self.h.append(array.reshape(4, N, r.pitch)[:2])
         self.runs[0].chunk_x = &self.offsets[0, 0]
         self.runs[self.layers - 1].y_row = &self.offsets[1, 0]
-        self.outputs = frozen.hidden_size
+        self.outputs = w.projected_size
         self.own_y = _check.allocate("y", (N, self.outputs), self.dtype)
 
         self.bounds = batch_tiles(N, self.runs[0].kernels.full_rows, _threads.resolve(None))
@@ -306,7 +306,7 @@ cdef class Stream:
 
     @property
     def state(self):
-        hidden = [h[self.parity, :, : self.runs[k].H] for k, h in enumerate(self.h)]
+        hidden = [h[self.parity, :, : self.runs[k].P] for k, h in enumerate(self.h)]
         arrays = [np.stack(hidden)]
         if self.c:
             cells = [
@@ -323,7 +323,7 @@ cdef class Stream:
         self.hold()
         try:
             for k in range(self.layers):
-                self.h[k][self.parity, :, : self.runs[k].H] = arrays[0][k]
+                self.h[k][self.parity, :, : self.runs[k].P] = arrays[0][k]
                 if self.c:
                     cells = self.c[k][self.parity]
                     flat = np.zeros((self.batch_size, cells.shape[1] * cells.shape[2]), self.dtype)

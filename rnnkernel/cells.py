@@ -22,6 +22,8 @@ class Cell:
         What one step hands to the next.
     peepholes : tuple of str
         Gates that see the cell, in the order of their blocks in `weight_ch`; often none.
+    projects : bool
+        Whether h is a projection, narrower than c.
     equations : str
         `s` is the sigmoid, `h'` and `c'` are the states of the step before.
     """
@@ -32,6 +34,7 @@ class Cell:
     states: tuple[str, ...]
     equations: str
     peepholes: tuple[str, ...] = ()
+    projects: bool = False
 
 
 RNN_TANH = Cell("RNN (tanh)", 0, ("h",), ("h",), "h = tanh(W_ih x + b_ih + W_hh h' + b_hh)")
@@ -62,14 +65,14 @@ LSTM = Cell(
 )
 
 
-def lstm(*, peephole: bool, cell_clip: bool, coupled: bool) -> Cell:
+def lstm(*, peephole: bool, cell_clip: bool, coupled: bool, projection: bool) -> Cell:
     """The LSTM with these options; all gates keep their rows in the weights."""
-    if not (peephole or cell_clip or coupled):
+    if not (peephole or cell_clip or coupled or projection):
         return LSTM
     c = "f*c' + i*g"
     return Cell(
         "LSTM",
-        LSTM.index + peephole + 2 * cell_clip + 4 * coupled,
+        LSTM.index + peephole + 2 * cell_clip + 4 * coupled + 8 * projection,
         LSTM.gates,
         LSTM.states,
         "i, f, o = s(W_ih x + b_ih + W_hh h' + b_hh"
@@ -77,6 +80,7 @@ def lstm(*, peephole: bool, cell_clip: bool, coupled: bool) -> Cell:
         + "), g = tanh(W_ih x + b_ih + W_hh h' + b_hh)"
         + (" but f = 1 - i; " if coupled else "; ")
         + (f"c = clip({c})" if cell_clip else f"c = {c}")
-        + "; h = o*tanh(c)",
+        + ("; h = W_hr (o*tanh(c))" if projection else "; h = o*tanh(c)"),
         ("i", "f", "o") if peephole else (),
+        projection,
     )

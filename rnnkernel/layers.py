@@ -223,6 +223,8 @@ class _Layer:
             if self.bias:
                 shapes[f"bias_ih{suffix}"] = (rows,)
                 shapes[f"bias_hh{suffix}"] = (rows,)
+            if self._cell.projects:
+                shapes[f"weight_hr{suffix}"] = (P, self.hidden_size)
             if self._cell.peepholes:
                 shapes[f"weight_ch{suffix}"] = (len(self._cell.peepholes) * self.hidden_size,)
         return shapes
@@ -234,6 +236,7 @@ class _Layer:
             "batch_first": False,
             "dropout": 0.0,
             "bidirectional": False,
+            "proj_size": 0,
             "peephole": False,
             "cell_clip": None,
             "coupled": False,
@@ -390,6 +393,7 @@ class _Layer:
             threads,
             weights.get(f"weight_ch{suffix}"),
             self.options.get("cell_clip"),
+            np.ascontiguousarray(weights[f"weight_hr{suffix}"]) if self._cell.projects else None,
         )
 
     def _run(
@@ -619,6 +623,7 @@ class _Layer:
                     parameters.get(f"bias_hh{suffix}"),
                     threads,
                     parameters.get(f"weight_ch{suffix}"),
+                    parameters.get(f"weight_hr{suffix}"),
                 )
                 if dpart is not None:
                     dx = dpart if dx is None else np.add(dx, dpart, out=dx)
@@ -846,10 +851,13 @@ class LSTM(_Layer):
     """LSTM with a forget gate (Hochreiter & Schmidhuber 1997, Gers et al. 2000); gates i, f, g, o.
 
     i, f, o = s(W_ih x + b_ih + W_hh h' + b_hh), g = tanh(the same),
-    c = f*c' + i*g, h = o*tanh(c).
+    c = f*c' + i*g, h = o*tanh(c). The options combine freely.
 
     States are pairs (h, c). Parameters and errors are those of `RNN`, without `nonlinearity`, and
 
+    proj_size : int
+        P: with it h = W_hr (o*tanh(c)) with `weight_hr_l{k}` (P, H), and h, y and what the next
+        step and layer see have P units; 1 <= P < H. 0 is no projection.
     peephole : bool
         Whether the gates see the cell: i and f have p*c' among their arguments, o has p*c, with p
         from `weight_ch_l{k}` (3*H: i, f, o).
@@ -871,6 +879,7 @@ class LSTM(_Layer):
         hidden_size,
         num_layers=1,
         *,
+        proj_size=0,
         peephole=False,
         cell_clip=None,
         forget_bias=0.0,
@@ -882,6 +891,12 @@ class LSTM(_Layer):
         dtype=np.float32,
         rng=None,
     ):
+        hidden_size = _check.size("hidden_size", hidden_size)
+        self.proj_size = _check.size("proj_size", proj_size, 0)
+        if self.proj_size >= hidden_size:
+            raise ValueError(
+                f"proj_size: expected less than hidden_size={hidden_size}, got {self.proj_size}"
+            )
         self.peephole = _check.flag("peephole", peephole)
         self.cell_clip = None if cell_clip is None else _check.positive("cell_clip", cell_clip)
         self.coupled = _check.flag("coupled", coupled)
@@ -889,7 +904,10 @@ class LSTM(_Layer):
         if self.forget_bias and not _check.flag("bias", bias):
             raise ValueError(f"forget_bias: expected 0 with bias=False, got {self.forget_bias}")
         self._cell = cells.lstm(
-            peephole=self.peephole, cell_clip=self.cell_clip is not None, coupled=self.coupled
+            peephole=self.peephole,
+            cell_clip=self.cell_clip is not None,
+            coupled=self.coupled,
+            projection=self.proj_size > 0,
         )
         super().__init__(
             input_size,
@@ -903,11 +921,16 @@ class LSTM(_Layer):
             rng,
         )
         self.options |= {
+            "proj_size": self.proj_size,
             "peephole": self.peephole,
             "cell_clip": self.cell_clip,
             "forget_bias": self.forget_bias,
             "coupled": self.coupled,
         }
+
+    @property
+    def _widths(self):
+        return self.proj_size or self.hidden_size, self.hidden_size
 
     def _initial_parameters(self, rng):
         arrays = super()._initial_parameters(rng)

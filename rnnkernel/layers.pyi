@@ -160,6 +160,7 @@ class GRU(_Layer):
     ) -> tuple[_Array, _Array]: ...
 
 class LSTM(_Layer):
+    proj_size: int
     peephole: bool
     cell_clip: float | None
     forget_bias: float
@@ -171,6 +172,7 @@ class LSTM(_Layer):
         hidden_size: int,
         num_layers: int = 1,
         *,
+        proj_size: int = 0,
         peephole: bool = False,
         cell_clip: float | None = None,
         forget_bias: float = 0.0,

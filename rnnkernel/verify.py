@@ -57,7 +57,12 @@ class Result:
 
 
 def _cases() -> Iterator[Case]:
-    every: dict[str, Any] = {"peephole": True, "coupled": True, "cell_clip": 0.5}
+    every: dict[str, Any] = {
+        "proj_size": 3,
+        "peephole": True,
+        "coupled": True,
+        "cell_clip": 0.5,
+    }
     variants: tuple[tuple[str, str, dict[str, Any]], ...] = (
         ("RNN", "tanh", {"nonlinearity": "tanh"}),
         ("RNN", "relu", {"nonlinearity": "relu"}),

@@ -109,6 +109,25 @@ FAULTS = [
         "pass",
     ),
     Fault(
+        "LSTM with projection: dW_hr of c instead of o * tanh(c)",
+        OPTIONS,
+        "early_row[row] + unit, o * tanh_c);",
+        "early_row[row] + unit, c);",
+    ),
+    Fault(
+        "LSTM with projection: dW_hr of the gradient before clipping and dy",
+        BACKWARD,
+        "if r.projection_transposed != NULL: through_projection(r, s.early_row, begin, s.rows)",
+        "if r.projection_transposed != NULL and t < r.T - 1: "
+        "through_projection(r, s.early_row, begin, s.rows)",
+    ),
+    Fault(
+        "LSTM with projection: clipping takes c to be as wide as h",
+        ARRIVAL,
+        "if (dc) changed |= RK(clip_row)(dc, p->hidden,",
+        "if (dc) changed |= RK(clip_row)(dc, p->projected,",
+    ),
+    Fault(
         "GRU, reset after: r and z change places in W_hh",
         TABLE,
         ".recurrent = {{1, 3, {0, 1, 2}}}",
@@ -137,8 +156,8 @@ FAULTS = [
     Fault(
         "GRU, reset before: dW_hn of h instead of r * h",
         GRU,
-        "RK(vstore)((real *)s->reset_h + s->reset_h_row[row] + unit, r * h_prev);",
-        "RK(vstore)((real *)s->reset_h + s->reset_h_row[row] + unit, h_prev);",
+        "RK(vstore)((real *)s->early + s->early_row[row] + unit, r * h_prev);",
+        "RK(vstore)((real *)s->early + s->early_row[row] + unit, h_prev);",
     ),
     Fault(
         "RNN: relu passes the gradient on the wrong side",

@@ -40,8 +40,6 @@ def check_core():
             for n in range(1, 20):
                 check_values(draw(case, T=2, N=n, I=n, H=2 * n + 1, dtype=dtype))
     for case in LSTM_VARIANTS.values():
-        if case.options.get("proj_size"):
-            continue
         for dtype in (np.float32, np.float64):
             check_values(draw(case, T=4, N=3, I=7, H=11, dtype=dtype))
             check_values(draw(case, T=2, N=14, I=5, H=37, dtype=dtype, bias=False), num_threads=2)

@@ -1,4 +1,4 @@
-"""The LSTM's options: peepholes, a clipped cell, coupled gates, all combined; forget_bias."""
+"""The LSTM's options: peepholes, a clipped cell, coupled gates, projection; forget_bias."""
 
 import math
 from dataclasses import replace
@@ -21,13 +21,13 @@ from helpers import (
     run_forward,
 )
 from reference import LSTM_VARIANTS, lstm_case
+from rnnkernel import numpy_reference
 from tolerances import assert_outputs_close
 
-VARIANTS = [case for case in LSTM_VARIANTS.values() if not case.options.get("proj_size")]
-EVERYTHING = max(VARIANTS, key=lambda case: len(case.options))
+EVERYTHING = max(LSTM_VARIANTS.values(), key=lambda case: len(case.options))
 
 
-@pytest.fixture(params=VARIANTS, ids=lambda case: case.name)
+@pytest.fixture(params=LSTM_VARIANTS.values(), ids=LSTM_VARIANTS.keys())
 def case(request):
     return request.param
 
@@ -43,10 +43,22 @@ def test_core(case, dtype):
     check_values(draw(case, T=60, N=7, I=3, H=9, dtype=dtype, dstate=False))
 
 
-@pytest.mark.parametrize("options", [EVERYTHING.options, {"peephole": True}], ids=str)
 @pytest.mark.parametrize("H", range(1, 41))
-def test_every_hidden_size(dtype, H, options):
-    check_values(draw(lstm_case(**options), T=3, N=4, I=7 * H % 40 + 1, H=H, dtype=dtype))
+def test_every_hidden_and_projected_size(dtype, H):
+    """Every remainder of the vector width, of H beside P and I of all residues too."""
+    sizes = {"T": 3, "N": 4, "I": 7 * H % 40 + 1, "H": H}
+    check_values(draw(lstm_case(peephole=True, cell_clip=0.3), **sizes, dtype=dtype))
+    check_values(draw(lstm_case(coupled=True), **sizes, dtype=dtype))
+    for P in {11 * H % 40 + 1, H // 2, H - 1, 1}:
+        if 1 <= P < H:
+            case = lstm_case(**EVERYTHING.options | {"proj_size": P})
+            check_values(draw(case, **sizes, dtype=dtype))
+
+
+@pytest.mark.parametrize("P", [1, 2, 15, 16, 17, 33, 63, 64, 65, 127, 129])
+def test_projected_sizes_of_many_blocks(dtype, P):
+    check_values(draw(lstm_case(proj_size=P), T=3, N=9, I=5, H=130, dtype=dtype))
+    check_values(draw(lstm_case(proj_size=P), T=40, N=9, I=5, H=P + 70, dtype=dtype))
 
 
 @pytest.mark.parametrize("N", range(1, 14))
@@ -54,7 +66,7 @@ def test_every_remainder_of_rows(case, dtype, N):
     check_values(draw(case, T=3, N=N, I=6, H=19, dtype=dtype), num_threads=1 + N % 3)
 
 
-LARGER = [(4, 6, 37, 100), (3, 17, 20, 130), (300, 3, 5, 13), (45, 33, 12, 16), (1, 1, 1, 1)]
+LARGER = [(4, 6, 37, 100), (3, 17, 20, 130), (300, 3, 5, 13), (45, 33, 12, 16), (1, 1, 1, 4)]
 
 
 @pytest.mark.parametrize("sizes", LARGER, ids=str)
@@ -101,6 +113,50 @@ def test_clipped_bptt_equals_the_reference(case, dtype, sizes, clip):
     np.testing.assert_allclose(grads.flow.dc_norm[0], flow.dc_norm, rtol=rtol)
 
 
+def assert_near(actual, expected, dtype, terms, name):
+    """Two layers of cells, each within the table's bound; float64 as in the table."""
+    eps = tolerances.FLOAT32 * np.finfo(np.float32).eps * np.sqrt(terms)
+    bound = 2 * eps if dtype == np.float32 else 10 * tolerances.FLOAT64
+    error = np.abs(actual - expected).max(initial=0)
+    assert actual.shape == expected.shape, name
+    assert error <= bound * max(1.0, np.abs(expected).max(initial=0)), (name, error)
+
+
+@pytest.mark.parametrize("ragged", [False, True], ids=["whole", "lengths_and_resets"])
+def test_stacks_of_both_directions(case, dtype, ragged):
+    """Two layers, both directions, clipped: y, states, flow and all gradients."""
+    T, N, I, H = 9, 6, 5, 21  # noqa: E741
+    layer = rk.LSTM(I, H, 2, bidirectional=True, dtype=dtype, rng=2, **case.options)
+    rng = np.random.default_rng(4)
+    P = layer.parameters["weight_hh_l0"].shape[1]
+    x, dy = rng.standard_normal((T, N, I)), rng.standard_normal((T, N, 2 * P))
+    states = [[rng.standard_normal((4, N, width)) for width in (P, H)] for _ in range(2)]
+    how = {}
+    if ragged:
+        how = {"lengths": np.array([9, 0, 4, 7, 1, 9]), "reset": rng.random((T, N)) < 0.2}
+    given = [a.astype(dtype) for a in (x, dy, *states[0], *states[1])]
+    out = layer.forward(given[0], tuple(given[2:4]), training=True, **how)
+    clip = rk.Clip(value=0.8, norm=3.0)
+    grads = layer.backward(out, given[1], tuple(given[4:]), clip=clip, flow=True)
+
+    twin = rk.LSTM(I, H, 2, bidirectional=True, dtype=np.float64, **case.options)
+    twin.load_state_dict({n: w.astype(np.float64) for n, w in layer.parameters.items()})
+    exact = [a.astype(np.float64) for a in given]
+    y, final, tape = numpy_reference.forward(twin, exact[0], tuple(exact[2:4]), **how)
+    expected = numpy_reference.backward(tape, exact[1], tuple(exact[4:]), clip=clip)
+    terms = 5 * H + 2 * P
+    assert_near(out.y, y, dtype, terms, "y")
+    assert_near(grads.x, expected.x, dtype, terms, "dx")
+    for k, name in enumerate("hc"):
+        assert_near(out.state[k], final[k], dtype, terms, name)
+        assert_near(grads.state[k], expected.state[k], dtype, terms, f"d{name}0")
+    for name, gradient in expected.parameters.items():
+        assert_near(grads.parameters[name], gradient, dtype, terms + T * N, name)
+    np.testing.assert_array_equal(grads.flow.clipped, expected.clipped)
+    assert_near(grads.flow.dh_norm, expected.dh_norm, dtype, terms, "dh_norm")
+    assert_near(grads.flow.dc_norm, expected.dc_norm, dtype, terms, "dc_norm")
+
+
 def test_the_clip_acts_in_the_tests(dtype):
     """On some of the cells, not on all of them."""
     problem = draw(EVERYTHING, T=5, N=3, I=7, H=11, dtype=dtype)
@@ -122,12 +178,45 @@ def test_a_clip_that_nothing_reaches_changes_no_bit(dtype):
 
 
 def test_the_clip_leaves_the_initial_cell_alone(dtype):
-    """It acts on what a step computes: with f = 1 and peepholes, c0 comes in as it is."""
+    """It acts on what a step computes: f and the peepholes see c0 as it came."""
     case = lstm_case(cell_clip=0.5, peephole=True)
     problem = draw(case, T=0, N=3, I=4, H=5, dtype=dtype)
     outputs, _ = layer_outputs(problem)
     assert np.abs(outputs["c"]).max() > 0.5
     check_values(draw(case, T=1, N=3, I=4, H=5, dtype=dtype))
+
+
+def test_no_steps_or_no_rows(case, dtype):
+    """The states pass through, as wide as they are, and so do their gradients."""
+    for T, N in ((0, 3), (3, 0), (0, 0)):
+        problem = draw(case, T, N, I=4, H=5, dtype=dtype)
+        outputs, _ = layer_outputs(problem)
+        assert outputs["y"].shape == (T, N, case.widths(5)[0])
+        for name, s, ds in zip("hc", problem.states, problem.dstates, strict=True):
+            assert_same_bits(outputs[name], s)
+            assert_same_bits(outputs[f"d{name}0"], ds)
+        for name, w in problem.weights.items():
+            assert_same_bits(outputs[f"d_{name}"], np.zeros_like(w))
+
+
+def test_projection_by_a_permuted_identity_is_a_choice_of_units(dtype):
+    """W_hr of rows of the identity: y is some units of o * tanh(c), as without projection where
+    these alone are seen by the next step."""
+    H, units = 9, [7, 0, 4]
+    projected = draw(lstm_case(proj_size=3), T=5, N=4, I=6, H=H, dtype=dtype)
+    projected.weights["weight_hr"][...] = np.eye(H, dtype=dtype)[units]
+    plain = draw(lstm_case(), T=5, N=4, I=6, H=H, dtype=dtype)
+    for name in ("weight_ih", "bias_ih", "bias_hh"):
+        plain.weights[name][...] = projected.weights[name]
+    plain.weights["weight_hh"][...] = 0
+    plain.weights["weight_hh"][:, units] = projected.weights["weight_hh"]
+    plain.states[0][:, units] = projected.states[0]
+    plain = replace(plain, x=projected.x, states=(plain.states[0], projected.states[1]))
+    narrow, _ = layer_outputs(projected)
+    wide, _ = layer_outputs(plain)
+    rtol = 1e-12 if dtype == np.float64 else 1e-5
+    np.testing.assert_allclose(narrow["y"], wide["y"][:, :, units], rtol=rtol, atol=rtol)
+    np.testing.assert_allclose(narrow["c"], wide["c"], rtol=rtol, atol=rtol)
 
 
 def test_nan_passes_the_clip_of_the_cell(case, dtype):
@@ -209,6 +298,25 @@ def test_bits_of_rows_threads_and_pieces(case, dtype, sizes):
     assert_same_bits(frozen, y)
 
 
+@pytest.mark.parametrize("N", [1, 5])
+def test_a_stream_has_the_bits_of_the_whole(case, dtype, N):
+    layer = rk.LSTM(4, 21, 2, dtype=dtype, rng=1, **case.options)
+    rng = np.random.default_rng(0)
+    P = case.widths(21)[0]
+    x = rng.standard_normal((6, N, 4)).astype(dtype)
+    state = tuple(rng.standard_normal((2, N, width)).astype(dtype) for width in (P, 21))
+    y, final = layer(x, state)
+    stream = layer.stream(batch_size=N)
+    stream.state = state
+    for t in range(6):
+        assert_same_bits(stream.step(x[t]), y[t])
+    for got, expected in zip(stream.state, final, strict=True):
+        assert_same_bits(got, expected)
+    stream.reset()
+    again, _ = layer(x)
+    assert_same_bits(stream.step(x[0]), again[0])
+
+
 @pytest.mark.parametrize("arguments", [{}, {"clip": rk.Clip(value=0.8, norm=2.0)}], ids=str)
 def test_bits_of_gradients_for_any_number_of_threads(case, dtype, arguments):
     problem = draw(case, 40, 21, 3, 67, dtype=dtype)
@@ -243,26 +351,67 @@ def test_trace(case, dtype):
     assert_same_bits(trace.h, layer(problem.x, state)[0])
 
 
+@pytest.mark.parametrize("ragged", [False, True], ids=["whole", "lengths_and_resets"])
+def test_checkpoints_change_no_bit(case, dtype, ragged):
+    T, N, H = 11, 5, 21
+    layer = rk.LSTM(4, H, 2, dtype=dtype, rng=1, **case.options)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((T, N, 4)).astype(dtype)
+    dy = rng.standard_normal((T, N, case.widths(H)[0])).astype(dtype)
+    how = {}
+    if ragged:
+        how = {"lengths": np.array([11, 0, 4, 7, 1]), "reset": rng.random((T, N)) < 0.2}
+    out = layer.forward(x, training=True, **how)
+    expected = layer.backward(out, dy)
+    again = layer.forward(x, training=True, checkpoint_every=3, **how)
+    actual = layer.backward(again, dy)
+    assert_same_bits(again.y, out.y)
+    assert_same_bits(actual.x, expected.x)
+    for name, gradient in expected.parameters.items():
+        assert_same_bits(actual.parameters[name], gradient, name)
+
+
+@pytest.mark.parametrize("clip", [None, rk.Clip(value=0.5, norm=1.0)], ids=["free", "clipped"])
+def test_gradcheck(case, clip):
+    layer = rk.LSTM(3, 5, rng=1, **case.options)
+    report = rk.gradcheck(layer, clip=clip, rng=3)
+    assert set(report.errors) == {"x", "h", "c", *layer.parameters}
+
+
 # Parameters and arguments.
+
+
+def test_saved_and_loaded(case, dtype, tmp_path):
+    layer = rk.LSTM(3, 5, 2, bidirectional=True, dtype=dtype, rng=1, **case.options)
+    rk.save(layer, tmp_path / "layer.safetensors")
+    loaded = rk.load(tmp_path / "layer.safetensors")
+    assert loaded.options == layer.options
+    x = np.ones((3, 2, 3), dtype)
+    assert_same_bits(loaded(x)[0], layer(x)[0])
 
 
 def test_names_and_shapes(case, dtype):
     layer = rk.LSTM(3, 5, 2, bidirectional=True, dtype=dtype, **case.options)
+    P = case.options.get("proj_size", 5)
+    expected = {}
     for k in range(2):
         for suffix in (f"_l{k}", f"_l{k}_reverse"):
-            assert layer.parameters[f"weight_ih{suffix}"].shape == (20, 3 if k == 0 else 10)
-            assert layer.parameters[f"weight_hh{suffix}"].shape == (20, 5)
-            if case.options.get("peephole"):
-                assert layer.parameters[f"weight_ch{suffix}"].shape == (15,)
-    count = 5 if case.options.get("peephole") else 4
-    assert len(layer.parameters) == 4 * count
+            expected[f"weight_ih{suffix}"] = (20, 3 if k == 0 else 2 * P)
+            expected[f"weight_hh{suffix}"] = (20, P)
+            expected |= {f"bias_ih{suffix}": (20,), f"bias_hh{suffix}": (20,)}
+            if "proj_size" in case.options:
+                expected[f"weight_hr{suffix}"] = (P, 5)
+            if "peephole" in case.options:
+                expected[f"weight_ch{suffix}"] = (15,)
+    assert {name: values.shape for name, values in layer.parameters.items()} == expected
+    assert list(layer.state_dict()) == list(expected)  # PyTorch's order
     for values in layer.parameters.values():
         assert 0 < np.abs(values).max() <= 5**-0.5
 
 
 def test_options_are_attributes_and_in_the_repr(case):
     layer = rk.LSTM(3, 5, **case.options)
-    for name in ("peephole", "cell_clip", "coupled"):
+    for name in ("peephole", "cell_clip", "coupled", "proj_size"):
         value = case.options.get(name, rk.LSTM(3, 5).options[name])
         assert getattr(layer, name) == layer.options[name] == value
         assert (f"{name}={value!r}" in repr(layer)) == (name in case.options)
@@ -278,6 +427,37 @@ def test_cell_clip_is_positive_and_finite(value):
 def test_cell_clip_is_a_number(value):
     with pytest.raises(TypeError, match=r"\bcell_clip\b"):
         rk.LSTM(3, 5, cell_clip=value)
+
+
+@pytest.mark.parametrize("value", [5, 6, -1, 2**70])
+def test_proj_size_is_smaller_than_hidden_size(value):
+    with pytest.raises(ValueError, match=r"\bproj_size\b"):
+        rk.LSTM(3, 5, proj_size=value)
+
+
+@pytest.mark.parametrize("value", ["1", 2.0, None, True], ids=repr)
+def test_proj_size_is_an_integer(value):
+    with pytest.raises(TypeError, match=r"\bproj_size\b"):
+        rk.LSTM(3, 5, proj_size=value)
+
+
+def test_states_of_another_width_are_errors(dtype):
+    """h is (L*D, N, P), c (L*D, N, H); y, dy and out= are as wide as h."""
+    layer = rk.LSTM(3, 5, proj_size=2, dtype=dtype)
+    x = np.ones((4, 3, 3), dtype)
+    h, c = np.zeros((1, 3, 2), dtype), np.zeros((1, 3, 5), dtype)
+    out = layer.forward(x, (h, c), training=True)
+    assert out.y.shape == (4, 3, 2)
+    with pytest.raises(ValueError, match=r"state \(h\).*P=2.*\(1, 3, 5\)"):
+        layer(x, (c, c))
+    with pytest.raises(ValueError, match=r"state \(c\).*H=5.*\(1, 3, 2\)"):
+        layer(x, (h, h))
+    with pytest.raises(ValueError, match=r"dstate \(h\)"):
+        layer.backward(out, dstate=(c, c))
+    with pytest.raises(ValueError, match=r"\bdy\b.*D\*P=2"):
+        layer.backward(out, np.ones((4, 3, 5), dtype))
+    with pytest.raises(ValueError, match=r"\bout\b.*D\*P=2"):
+        layer.forward(x, out=np.ones((4, 3, 5), dtype))
 
 
 @pytest.mark.parametrize("name", ["peephole", "coupled"])
@@ -305,13 +485,14 @@ def test_peepholes_are_checked_at_the_call(dtype, spoil, error):
         layer(np.ones((2, 3, 3), dtype))
 
 
-def test_peepholes_of_any_strides(dtype):
-    problem = draw(lstm_case(peephole=True), T=4, N=3, I=5, H=9, dtype=dtype)
+def test_parameters_of_any_strides(dtype):
+    problem = draw(lstm_case(peephole=True, proj_size=4), T=4, N=3, I=5, H=9, dtype=dtype)
     layer = make_layer(problem)
     expected, _ = layer_outputs(problem, layer)
     wide = np.zeros((27, 2), dtype)
     wide[:, 1] = layer.parameters["weight_ch_l0"]
     layer.parameters["weight_ch_l0"] = wide[:, 1]
+    layer.parameters["weight_hr_l0"] = np.asfortranarray(layer.parameters["weight_hr_l0"])
     actual, _ = layer_outputs(problem, layer)
     assert_same_outputs(actual, expected)
 

@@ -75,7 +75,7 @@ def combinations(cases):
         kept=st.sampled_from((None, "trace", 1, 2, 4)),
         num_threads=st.integers(1, 3),
         seed=st.integers(0, 2**32 - 1),
-    )
+    ).filter(lambda c: c.case.options.get("proj_size", 0) < c.H)
 
 
 @dataclass
@@ -309,6 +309,7 @@ LSTM_OPTIONS = st.builds(
     peephole=st.booleans(),
     cell_clip=st.sampled_from((None, 0.2, 0.6)),
     coupled=st.booleans(),
+    proj_size=st.sampled_from((0, 1, 2, 7)),
 )
 FAMILIES = {name: st.just(case) for name, case in CASES.items()}
 FAMILIES |= {"lstm_options": LSTM_OPTIONS, "more_lstm_options": LSTM_OPTIONS}

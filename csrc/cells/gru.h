@@ -121,7 +121,7 @@ static void RK(gru_before_backward)(const rk_step_backward *s)
         RK(vstore)(dgate, dh * (1 - z) * (1 - n * n));
         RK(vstore)(dgate + 2 * slot, dh * (h_prev - n) * (z * (1 - z)));
         RK(vstore)(dh_at, dh * z);
-        RK(vstore)((real *)s->reset_h + s->reset_h_row[row] + unit, r * h_prev);
+        RK(vstore)((real *)s->early + s->early_row[row] + unit, r * h_prev);
     }
 }
 
@@ -136,7 +136,7 @@ static void RK(gru_before_reset_backward)(const rk_step_backward *s)
         real *dh_at = (real *)s->dh + row * s->dh_pitch + unit;
         vec r = RK(vload)(gate + slot);
         vec h_prev = RK(vload_part)((const real *)s->h_prev + s->h_prev_row[row] + unit, valid);
-        vec dreset_h = RK(vload)((const real *)s->dreset_h + row * s->dh_pitch + unit);
+        vec dreset_h = RK(vload)((const real *)s->dearly + row * s->dh_pitch + unit);
         RK(vstore)(dgate + slot, dreset_h * h_prev * (r * (1 - r)));
         RK(vstore)(dh_at, RK(vfma)(dreset_h, r, RK(vload)(dh_at)));
     }

@@ -7,6 +7,8 @@
  *         where ' marks the gradient of the argument
  *     clipped cell: c_t = what it was, limited to +-cell_clip; dc_t = 0 where that acted
  *     coupled gates (Greff et al. 2017): f_t = 1 - i_t, slots i g o; di_t = dc_t (g_t - c_{t-1})
+ *     projection (Sak et al. 2014): m_t = o_t tanh(c_t) goes to the second phase, h_t = W_hr m_t;
+ *         dm_t = W_hr' dh_t stands for dh_t below, and dW_hr = sum dh_t m_t'
  *
  * The terms of the sums over p stand behind the slots of a row of dgates, for the bias sums to add
  * up on their way. Options are compile-time constants: what is off is not there.
@@ -42,8 +44,13 @@ RK_INLINE void RK(lstm_options_output)(const rk_step *s, ptrdiff_t block, ptrdif
                        o[m]);
         }
     }
-    RK_FOR (m, rows)
-        RK(store_h)(s, row + m, block * LANES, s->hidden - block * LANES, o[m] * x[waiting + m]);
+    RK_FOR (m, rows) {
+        const vec h = o[m] * x[waiting + m];
+        if (options & RK_LSTM_PROJECTED)
+            RK(vstore)((real *)s->h + (row + m) * s->h_pitch + block * LANES, h);
+        else
+            RK(store_h)(s, row + m, block * LANES, s->hidden - block * LANES, h);
+    }
 }
 
 RK_INLINE void RK(lstm_options_epilogue)(const rk_step *s, ptrdiff_t block0, ptrdiff_t blocks,
@@ -102,7 +109,10 @@ RK_INLINE void RK(lstm_options_backward)(const rk_step_backward *s, const int op
         const vec g = RK(vload)(gate + (slots - 2) * LANES);
         const vec o = RK(vload)(gate + (slots - 1) * LANES);
         const vec c = RK(vload)(gate + slots * LANES), tanh_c = RK(vtanh)(c);
-        const vec dh = RK(vload)((const real *)s->dh + row * s->dh_pitch + unit);
+        const real *dh_at = options & RK_LSTM_PROJECTED ? s->dearly : s->dh;
+        const vec dh = RK(vload)(dh_at + row * s->dh_pitch + unit);
+        if (options & RK_LSTM_PROJECTED)
+            RK(vstore)((real *)s->early + s->early_row[row] + unit, o * tanh_c);
         const vec da_o = dh * tanh_c * (o * (1 - o));
         vec dc = RK(vfma)(dh * o, 1 - tanh_c * tanh_c, RK(vload)(dc_at));
         if (peephole) dc = RK(vfma)(RK(vload)(p + 2 * LANES), da_o, dc);
@@ -144,6 +154,36 @@ static __attribute__((noinline)) void RK(lstm_options_step)(const rk_step *s, in
         RK(forward_step)(s, 1, 0, 4, epilogue);
 }
 
+/* The phase of the projection: h = W_hr m, into the tile and the caller's output. */
+static void RK(lstm_project)(const rk_step *s)
+{
+    static const real zeros[RK_TRANSPOSED_VECTORS * RK(LANES)];
+    const ptrdiff_t columns = RK_TRANSPOSED_VECTORS * LANES;
+    const ptrdiff_t blocks = (s->projected + columns - 1) / columns;
+    const rk_product p = {
+        .rows = s->rows,
+        .blocks = blocks,
+        .vectors = RK_TRANSPOSED_VECTORS,
+        .last_vectors = (s->projected - (blocks - 1) * columns + LANES - 1) / LANES,
+        .outer = 1,
+        .inner = s->hidden,
+        .a = s->operand,
+        .a_row = s->operand_row,
+        .a_inner = 1,
+        .b = s->weights,
+        .b_block = s->hidden * columns,
+        .b_inner = columns,
+        .c = s->h,
+        .c_row = s->operand_row,
+        .c_block = columns,
+        .init = zeros,
+    };
+    RK(product)(&p);
+    for (ptrdiff_t row = 0; row < s->rows; row++)
+        __builtin_memcpy((real *)s->y + s->y_row[row], (const real *)s->h + row * s->h_pitch,
+                         (size_t)s->projected * sizeof(real));
+}
+
 #define RK_LSTM_OPTIONS(options)                                                                   \
     static void RK(lstm_epilogue_##options)(const void *s, ptrdiff_t block, ptrdiff_t blocks,      \
                                             ptrdiff_t row, ptrdiff_t rows)                         \
@@ -165,4 +205,12 @@ RK_LSTM_OPTIONS(4)
 RK_LSTM_OPTIONS(5)
 RK_LSTM_OPTIONS(6)
 RK_LSTM_OPTIONS(7)
+RK_LSTM_OPTIONS(8)
+RK_LSTM_OPTIONS(9)
+RK_LSTM_OPTIONS(10)
+RK_LSTM_OPTIONS(11)
+RK_LSTM_OPTIONS(12)
+RK_LSTM_OPTIONS(13)
+RK_LSTM_OPTIONS(14)
+RK_LSTM_OPTIONS(15)
 #undef RK_LSTM_OPTIONS
