@@ -2,7 +2,6 @@
 
 import functools
 import os
-from pathlib import Path
 
 from rnnkernel import _check
 
@@ -12,6 +11,11 @@ MOST = 4096
 _requested: int | None = None
 
 
+def _read(path: str) -> str:
+    with open(path, encoding="ascii") as file:
+        return file.read()
+
+
 @functools.cache
 def _quota() -> int | None:
     """Cores that the container's CPU quota allows, rounded up; None without a quota.
@@ -19,16 +23,15 @@ def _quota() -> int | None:
     Read once: opening these files takes as long as a small call.
     """
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        quota, period = _read("/sys/fs/cgroup/cpu.max").split()
         if quota == "max":
             return None
         return max(1, -(-int(quota) // int(period)))
     except (OSError, ValueError):
         pass
     try:
-        root = Path("/sys/fs/cgroup/cpu")
-        quota = int((root / "cpu.cfs_quota_us").read_text())
-        period = int((root / "cpu.cfs_period_us").read_text())
+        quota = int(_read("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"))
+        period = int(_read("/sys/fs/cgroup/cpu/cpu.cfs_period_us"))
         return max(1, -(-quota // period)) if quota > 0 and period > 0 else None
     except (OSError, ValueError):
         return None
