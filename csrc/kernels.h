@@ -24,6 +24,7 @@
 
 #include "arrival.h"
 #include "dropout.h"
+#include "lookup.h"
 #include "pack.h"
 #include "step.h"
 
@@ -143,6 +144,8 @@ static const rk_kernels
 #if !RK_DOUBLE
             .small_product = RK(small_product),
 #endif
+            .gather = RK(gather),
+            .scatter = RK(scatter),
             .pack = RK(pack),
             .unpack = RK(unpack),
             .pack_transposed = RK(pack_transposed),

@@ -53,6 +53,22 @@ typedef struct {
     ptrdiff_t scale_block;
 } rk_small_product;
 
+/* -- Rows of a table: gather C[r] = init + table[r]; scatter table[r] += C[r], last r first ---- */
+typedef struct {
+    ptrdiff_t rows;
+    ptrdiff_t blocks;
+    ptrdiff_t vectors;          /* vectors of columns in a block */
+    ptrdiff_t last_vectors;     /* how many of them to do in the last block */
+    void *table;                /* [block][..][vectors] */
+    const ptrdiff_t *table_row; /* (rows) offset of the table's row that belongs to each */
+    ptrdiff_t table_block;
+    void *c;
+    const ptrdiff_t *c_row; /* (rows) offsets */
+    ptrdiff_t c_block;
+    const void *init; /* gather: one row to add, or NULL */
+    ptrdiff_t init_block;
+} rk_lookup;
+
 /* -- Packing: canonical weights (G*H, K) <-> panels [block][K][gates][U] ----------------------- */
 typedef struct {
     ptrdiff_t hidden;                  /* H: units; those of the last block past H are zero */
@@ -219,6 +235,8 @@ typedef struct {
     void (*product)(const rk_product *);
     void (*fill)(const rk_product *); /* C[r][j] = init[j] and no more */
     void (*small_product)(const rk_small_product *); /* NULL for double */
+    void (*gather)(const rk_lookup *);
+    void (*scatter)(const rk_lookup *);
     void (*pack)(const rk_packing *);
     void (*unpack)(const rk_packing *);
     /* transposed panels [column block][unit block][gates][U][4 vectors of columns] */

@@ -22,6 +22,7 @@ from rnnkernel._kernels cimport (
     rk_arrival,
     rk_cell,
     rk_kernels,
+    rk_lookup,
     rk_product,
     rk_row_sums,
     rk_step_backward,
@@ -100,7 +101,7 @@ cdef struct Run:
     char *bias_gradient                 # packed, as in PackedGradients
     char *input_gradient
     char **recurrent_gradient
-    char *x_groups                      # [I / GROUP][rows of the chunk][GROUP]
+    char *x_groups                      # [I / GROUP][rows of the chunk][GROUP]; NULL if one-hot
     char *h_groups                      # likewise h_{t-1}
     Py_ssize_t group                    # from one group to the next
     const Py_ssize_t *group_a           # rows of the weight gradients: inputs or units, in groups
@@ -115,16 +116,26 @@ cdef struct Run:
     const unsigned char *resets         # (T): whether any row
     char *c_reset                       # [block][N][U]
     char *h_reset                       # (N, pitch)
+    # x as rows of a table, or NULL
+    const Py_ssize_t *index             # row of step t: index[t * index_time + index_row[n]]
+    Py_ssize_t index_time
+    const Py_ssize_t *index_row
+    Py_ssize_t table_rows
+    char *table_gradient                # [block][table rows][gates][U]: sums of dgates
+    Py_ssize_t *table_at                # by row of the chunk: its place there
+    const Py_ssize_t *table_row         # by row of the table: likewise
+    char *dtable                        # (table rows, dx_pitch), or NULL
 
 
 cdef void through_weights(
     const Run *r, const rk_window *window, const char *weights, Py_ssize_t columns,
-    Py_ssize_t last, const Py_ssize_t *dgates_row, Py_ssize_t rows, char *out,
-    const Py_ssize_t *out_row, bint add,
+    Py_ssize_t last, const char *dgates, const Py_ssize_t *dgates_row, Py_ssize_t dgates_block,
+    Py_ssize_t rows, char *out, const Py_ssize_t *out_row, bint add,
 ) noexcept nogil:
-    """out (+)= dgates W over one window, for some rows of the chunk, given by their offsets.
+    """out (+)= dgates W over one window, for some rows, given by their offsets.
 
-    `weights` are transposed panels, `columns` blocks with `last` vectors in the last.
+    `dgates` has the window's slots; `weights` are transposed panels, `columns` blocks with `last`
+    vectors in the last.
     """
     cdef rk_product p
     p.rows = rows
@@ -133,9 +144,9 @@ cdef void through_weights(
     p.last_vectors = last
     p.outer = r.blocks
     p.inner = window.slots * r.units
-    p.a = r.dgates + window.slot * r.units * r.item
+    p.a = dgates
     p.a_row = dgates_row
-    p.a_outer = r.dgates_block
+    p.a_outer = dgates_block
     p.a_inner = 1
     p.b = weights
     p.b_inner = RK_TRANSPOSED_VECTORS * r.kernels.lanes
@@ -156,7 +167,7 @@ cdef void through_weights(
     if p.outer > 0:
         r.kernels.product(&p)
         p.init = NULL
-    p.a = <const char *>p.a + p.outer * r.dgates_block * r.item
+    p.a = <const char *>p.a + p.outer * dgates_block * r.item
     p.b = <const char *>p.b + p.outer * p.b_outer * r.item
     p.inner = r.H - p.outer * r.units
     p.outer = 1
@@ -167,9 +178,11 @@ cdef void carry_back(
     const Run *r, int phase, const Py_ssize_t *dgates_row, Py_ssize_t rows, char *out, bint add
 ) noexcept nogil:
     """out (+)= dgates W_hh of one phase, for rows of one step and of a tile."""
+    cdef const rk_window *window = &r.cell.recurrent[phase]
     through_weights(
-        r, &r.cell.recurrent[phase], r.recurrent_transposed[phase], r.hidden_columns, r.hidden_last,
-        dgates_row, rows, out, r.tile_row, add,
+        r, window, r.recurrent_transposed[phase], r.hidden_columns, r.hidden_last,
+        r.dgates + window.slot * r.units * r.item, dgates_row, r.dgates_block, rows, out,
+        r.tile_row, add,
     )
 
 
@@ -205,7 +218,7 @@ cdef void through_projection(
 cdef void list_rows(Run *r, Py_ssize_t t0, Py_ssize_t steps) noexcept nogil:
     """Where the rows of a chunk lie, in the order that the weight gradients sum them in: by step
     and batch row, so that a ragged batch sums as the padded one does."""
-    cdef Py_ssize_t t, n, p, at, k = 0
+    cdef Py_ssize_t t, n, p, at, row, k = 0
     for t in range(steps):
         r.first[t] = k
         at = k
@@ -220,6 +233,9 @@ cdef void list_rows(Run *r, Py_ssize_t t0, Py_ssize_t steps) noexcept nogil:
             r.group_row[at + p] = k * GROUP
             r.dx_at[k] = t * r.dx_time
             r.dx_at[k] += n * r.dx_batch if r.alive == NULL else r.dx_from[p]
+            if r.index != NULL:
+                row = r.index[(t0 + t) * r.index_time + r.index_row[p]]
+                r.table_at[k] = row * r.cell.input.slots * r.units
             k += 1
     r.rows = k
 
@@ -259,10 +275,14 @@ cdef void keep_operands(
 ) noexcept nogil:
     """x and h_{t-1} of some rows of a step into the chunk's groups: in x and y themselves the rows
     that a tile of the weight gradients goes through would compete for a few sets of L1."""
-    cdef Py_ssize_t n, k
+    cdef Py_ssize_t n, k, x
     for n in range(rows):
         k = r.group_row[at + n] * r.item
-        into_groups(r, r.x + (t * r.x_time + r.x_row[begin + n]) * r.item, r.I, r.x_groups + k)
+        if r.x_groups != NULL:
+            x = t * r.x_time + r.x_row[begin + n]
+            if r.index != NULL:
+                x = r.index[t * r.index_time + r.index_row[begin + n]] * r.x_time
+            into_groups(r, r.x + x * r.item, r.I, r.x_groups + k)
         into_groups(r, h_prev + h_prev_row[n] * r.item, r.P, r.h_groups + k)
 
 
@@ -405,6 +425,7 @@ cdef void weight_gradients(
 ) noexcept nogil:
     """Adds a chunk's share of every weight gradient of one unit block."""
     cdef rk_product p
+    cdef rk_lookup look
     cdef rk_row_sums sums
     cdef const rk_window *window
     cdef int phase
@@ -423,7 +444,8 @@ cdef void weight_gradients(
     p.a_row, p.c_row = r.group_a, r.input_c
     p.c = r.input_gradient + block * r.I * width * r.item
     b = dgates + window.slot * r.units * r.item
-    add_outer(r, &p, r.x_groups, GROUP, b)
+    if r.x_groups != NULL:
+        add_outer(r, &p, r.x_groups, GROUP, b)
 
     p.rows = r.P
     for phase in range(r.cell.phases):
@@ -439,6 +461,20 @@ cdef void weight_gradients(
         else:
             p.a_row = r.group_a
             add_outer(r, &p, r.h_groups, GROUP, b)
+
+    if r.table_gradient != NULL:
+        window = &r.cell.input
+        width = window.slots * r.units
+        look.rows = r.rows
+        look.blocks = 1
+        look.vectors = look.last_vectors = window.slots * r.cell.unit_vectors
+        look.table = r.table_gradient + block * r.table_rows * width * r.item
+        look.table_row = r.table_at
+        look.c = <char *>dgates + window.slot * r.units * r.item
+        look.c_row = r.flat_row
+        look.table_block = look.c_block = look.init_block = 0
+        look.init = NULL
+        r.kernels.scatter(&look)
 
     sums.rows = r.rows
     sums.vectors = r.gradient_slots * r.cell.unit_vectors
@@ -482,7 +518,8 @@ cdef void input_gradient(
     cdef unsigned long long saved = fp_enter()
     through_weights(
         r, &r.cell.input, r.input_transposed, r.input_columns, r.input_last,
-        r.flat_row + begin, end - begin, r.dx_tile, r.dx_row + begin, False,
+        r.dgates + r.cell.input.slot * r.units * r.item, r.flat_row + begin, r.dgates_block,
+        end - begin, r.dx_tile, r.dx_row + begin, False,
     )
     for row in range(begin, end):
         memcpy(
@@ -490,6 +527,19 @@ cdef void input_gradient(
             r.dx_tile + row * r.dx_pitch * r.item,
             r.I * r.item,
         )
+    fp_leave(saved)
+
+
+cdef void table_gradient(const Run *r, Py_ssize_t begin) noexcept nogil:
+    """The gradient of some rows of the table."""
+    cdef unsigned long long saved = fp_enter()
+    cdef Py_ssize_t end = min(begin + DX_ROWS, r.table_rows)
+    through_weights(
+        r, &r.cell.input, r.input_transposed, r.input_columns, r.input_last,
+        r.table_gradient, r.table_row + begin,
+        r.table_rows * r.cell.input.slots * r.units, end - begin,
+        r.dtable + begin * r.dx_pitch * r.item, r.dx_row, False,
+    )
     fp_leave(saved)
 
 
@@ -506,6 +556,11 @@ cdef void share_gradients(
     else:
         begin = (task - r.blocks - r.cell_columns) * DX_ROWS
         input_gradient(r, t0, begin, min(begin + DX_ROWS, r.rows))
+
+
+def sums_of_dgates(PackedWeights w, Py_ssize_t table_rows):
+    """Zeros for the sum of dgates of each row of a table, flat."""
+    return aligned_zeros(w.blocks * table_rows * w.cell.input.slots * w.units, w.dtype)
 
 
 def backward(
@@ -527,6 +582,10 @@ def backward(
     dc0,
     int threads,
     rows=None,
+    index=None,
+    dtable=None,
+    sums=None,
+    bint finish=True,
 ):
     """BPTT over what `forward` left in `y` and `reserve`.
 
@@ -534,12 +593,18 @@ def backward(
     (T, N): norms of dh and dc (float64) and rows clipped (uint8). Writes `dx` (T, N, I; or None),
     `dh0` and `dc0`, and adds to `gradients`. With `rows` (a Rows) the norms are by own step and
     position.
+
+    With `index` x is a table, as forward has it. W_ih's gradient is summed over the steps as for
+    the x that the table stands for, with its bits; for one-hot vectors these sums are rows of
+    dgates. `dtable` (R, I), or None, receives the gradient of the table. A sequence in segments
+    adds to one `sums_of_dgates`, and only the last call is to `finish`.
     """
     cdef Run r
     cdef Py_ssize_t i, t0, past, steps, tiles, tasks
     cdef int team, phase
+    cdef bint one_hot = index is not None and x.shape[0] == 0
     r.T, r.N, r.I, r.H, r.P = (
-        x.shape[0], x.shape[1], x.shape[2], w.hidden_size, w.projected_size
+        y.shape[0], y.shape[1], x.shape[2], w.hidden_size, w.projected_size
     )
     if rows is not None and len(rows.alive) == 0:
         if dx is not None:
@@ -549,6 +614,8 @@ def backward(
         np.asarray(dh0)[...] = 0 if dh_n is None else dh_n
         if dc0 is not None:
             dc0[...] = 0 if dc_n is None else dc_n
+        if dtable is not None:
+            dtable[...] = 0
         return
     r.kernels, r.cell = w.kernels, w.cell
     r.item, r.units, r.blocks = w.item, w.units, w.blocks
@@ -660,6 +727,27 @@ def backward(
     h_groups = aligned_empty((r.P + GROUP - 1) // GROUP * r.group, w.dtype)
     r.x_groups = <char *><Py_ssize_t>address(x_groups)
     r.h_groups = <char *><Py_ssize_t>address(h_groups)
+    r.index = NULL
+    r.table_gradient = r.dtable = NULL
+    if index is not None:
+        r.table_rows = r.I if one_hot else x.shape[0]
+        width = r.cell.input.slots * r.units
+        if one_hot:
+            r.table_gradient = gradients.input
+            r.x_groups = NULL
+        if dtable is not None:
+            if sums is None:
+                sums = sums_of_dgates(w, r.table_rows)
+            r.table_gradient = <char *><Py_ssize_t>address(sums)
+            wide_dtable = aligned_empty(r.table_rows * r.dx_pitch, w.dtype)
+            r.dtable = <char *><Py_ssize_t>address(wide_dtable)
+        table_row = (np.arange(r.table_rows) * width).astype(np.intp)
+        r.table_row = <Py_ssize_t *><Py_ssize_t>address(table_row)
+        r.index = <Py_ssize_t *><Py_ssize_t>address(index)
+        r.index_time = index.strides[0] // sizeof(Py_ssize_t)
+        index_row = rows.order * (index.strides[1] // sizeof(Py_ssize_t))
+        index_row = (index_row + rows.start * r.index_time).astype(np.intp)
+        r.index_row = <Py_ssize_t *><Py_ssize_t>address(index_row)
     zeros = aligned_zeros(RK_TRANSPOSED_VECTORS * r.kernels.lanes, w.dtype)
     r.zeros = <const char *><Py_ssize_t>address(zeros)
     r.bias_gradient, r.input_gradient = gradients.bias, gradients.input
@@ -697,11 +785,11 @@ def backward(
         offsets.append((np.arange(r.P) * (r.cell.recurrent[phase].slots * r.units)).astype(np.intp))
         hidden_c[phase] = <Py_ssize_t *><Py_ssize_t>address(offsets[10 + phase])
     r.hidden_c = hidden_c
-    lists = np.empty((5, most), np.intp)
+    lists = np.empty((6, most), np.intp)
     cdef Py_ssize_t[:, ::1] listed = lists
     r.first, r.dgates_row = &listed[0, 0], &listed[1, 0]
     r.tile_chunk_row, r.dx_at = &listed[2, 0], &listed[3, 0]
-    r.group_row = &listed[4, 0]
+    r.group_row, r.table_at = &listed[4, 0], &listed[5, 0]
 
     if rows is None:
         bounds = batch_tiles(r.N, r.kernels.full_rows, threads)
@@ -741,7 +829,18 @@ def backward(
                     run_rows(&r, t0, steps, bound[i], bound[i + 1])
                 for i in prange(tasks, num_threads=team, schedule="dynamic", chunksize=1):
                     share_gradients(&r, t0, steps, i)
+        tasks = 0
+        if finish and r.dtable != NULL:
+            tasks = (r.table_rows + DX_ROWS - 1) // DX_ROWS
+        if team == 1:
+            for i in range(tasks):
+                table_gradient(&r, i * DX_ROWS)
+        else:
+            for i in prange(tasks, num_threads=team, schedule="static"):
+                table_gradient(&r, i * DX_ROWS)
 
+    if dtable is not None and finish:
+        dtable[...] = wide_dtable.reshape(r.table_rows, r.dx_pitch)[:, : r.I]
     if rows is None:
         np.asarray(dh0)[...] = dh[:, : r.P]
         if dc0 is not None:

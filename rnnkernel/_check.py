@@ -219,6 +219,28 @@ def lengths(name: str, value, T: int, N: int, batched: bool) -> np.ndarray:
     return value.astype(np.intp)
 
 
+def ids(
+    name: str, value: np.ndarray, count: int, lengths: np.ndarray | None, position
+) -> np.ndarray:
+    """Token ids (T, N) from 0 to count - 1, as intp; past the lengths, where none are looked at,
+    one of the others.
+
+    `position(t, n)` is where the caller has an id.
+    """
+    wrong = (value < 0) | (value >= count)
+    if lengths is not None:
+        past = np.arange(len(value))[:, None] >= lengths
+        wrong &= ~past
+        if past.any():  # something that occurs
+            value = np.where(past, 0 if past.all() else value[~past][0], value)
+    if wrong.any():
+        t, n = np.argwhere(wrong)[0]
+        raise IndexError(
+            f"{name}: expected ids from 0 to {count - 1}, got {value[t, n]} at {position(t, n)}"
+        )
+    return value.astype(np.intp)
+
+
 def borders(name: str, value, dims: tuple[str, ...], sizes: tuple[int, ...]) -> np.ndarray:
     """A bool array of this shape."""
     return array(name, any_array(name, value), np.dtype(bool), dims, sizes, "")

@@ -27,8 +27,9 @@ def forward(one: Any, h_n: np.ndarray, c_n: np.ndarray | None, threads: int) -> 
     """`_forward.forward` of a pass, which fills its checkpoints."""
     if one.checkpoints is None:
         _forward.forward(
-            one.weights, one.x, one.h0, one.c0, one.y, h_n, c_n, one.reserve, threads, one.rows
-        )
+            one.weights, one.x, one.h0, one.c0, one.y, h_n, c_n, one.reserve, threads, one.rows,
+            one.index,
+        )  # fmt: skip
         return
     if one.rows is not None:
         one.y[...] = 0  # past the ends
@@ -40,7 +41,7 @@ def forward(one: Any, h_n: np.ndarray, c_n: np.ndarray | None, threads: int) -> 
             c = None if c_n is None else _forward.pack_cells(one.weights, c_n[order])
             one.checkpoints.states.append((h, c))
         x, y = _cut(one.x, part, rows), _cut(one.y, part, rows)
-        _forward.forward(one.weights, x, h, c, y, h_n, c_n, None, threads, rows)
+        _forward.forward(one.weights, x, h, c, y, h_n, c_n, None, threads, rows, one.index)
 
 
 def backward(
@@ -55,12 +56,13 @@ def backward(
     dh0: np.ndarray,
     dc0: np.ndarray | None,
     threads: int,
+    dtable: np.ndarray | None,
 ) -> None:
     """`_backward.backward` of a pass, with the same arguments."""
     if one.checkpoints is None:
         _backward.backward(
             one.weights, gradients, one.x, one.h0, one.c0, one.y, one.reserve, dy, dh_n, dc_n,
-            *limits, flow, dx, dh0, dc0, threads, one.rows,
+            *limits, flow, dx, dh0, dc0, threads, one.rows, one.index, dtable,
         )  # fmt: skip
         return
     if one.rows is not None and dx is not None:
@@ -71,14 +73,16 @@ def backward(
     # y stands already: all steps write to one
     nowhere = np.empty((N, P), one.y.dtype)
     states = [(one.h0, one.c0), *one.checkpoints.states]
+    sums = None if one.index is None else _backward.sums_of_dgates(one.weights, len(one.x))
     for (part, rows), (h, c) in reversed(list(zip(_segments(one), states, strict=True))):
         x, y = _cut(one.x, part, rows), _cut(one.y, part, rows)
         again = np.lib.stride_tricks.as_strided(nowhere, (len(y), N, P), (0, *nowhere.strides))
-        _forward.forward(one.weights, x, h, c, again, h_n, c_n, reserve, threads, rows)
+        _forward.forward(one.weights, x, h, c, again, h_n, c_n, reserve, threads, rows, one.index)
         _backward.backward(
             one.weights, gradients, x, h, c, y, reserve, _cut(dy, part, rows), dh_n, dc_n,
             *limits, None if flow is None else tuple(record[part] for record in flow),
-            _cut(dx, part, rows), dh0, dc0, threads, rows,
+            _cut(dx, part, rows), dh0, dc0, threads, rows, one.index, dtable, sums,
+            part.start == 0,
         )  # fmt: skip
         dh_n, dc_n = dh0, dc0
 

@@ -49,6 +49,15 @@ cdef struct Run:
     const unsigned char *reset    # (T, N)
     const unsigned char *resets   # (T): whether any row
     char *c_reset                 # [block][N][U]
+    # x as rows of a table, or NULL
+    const Py_ssize_t *index       # row of step t: index[t * index_time + index_row[n]]
+    Py_ssize_t index_time
+    const Py_ssize_t *index_row
+    Py_ssize_t table_rows
+    bint one_hot                  # the table is W_ih itself, without biases
+    char *table                   # [block][table rows][gates][U]
+    const Py_ssize_t *table_x     # its rows in x
+    const Py_ssize_t *table_row   # and in the table
 
 
 cdef void set_weights(Run *r, PackedWeights w, Py_ssize_t N) noexcept

@@ -14,6 +14,7 @@ from rnnkernel._kernels cimport (
     RK_WHOLE,
     fp_enter,
     fp_leave,
+    rk_lookup,
     rk_product,
     rk_small_product,
     rk_step,
@@ -29,6 +30,9 @@ from rnnkernel._memory import aligned_empty, aligned_zeros, tile_pitch
 # the gates of inference stay in L2.
 cdef Py_ssize_t PROJECTED_ROWS = 128
 
+# Rows of a table that are projected in one piece of work.
+cdef Py_ssize_t TABLE_ROWS = 64
+
 # Below this much arithmetic a call stays on one thread: opening a team costs more.
 cdef double SERIAL_FLOPS = 400e3
 
@@ -40,14 +44,74 @@ cdef inline char *gates_at(const Run *r, Py_ssize_t t) noexcept nogil:
 cdef Py_ssize_t list_rows(
     const Run *r, Py_ssize_t t0, Py_ssize_t steps, Py_ssize_t begin, Py_ssize_t end
 ) noexcept nogil:
-    """Where the rows lie that are alive in some steps, in x and in the gates; how many."""
-    cdef Py_ssize_t t, n, k = begin * r.chunk, row_gates = r.cell.memory_slots * r.units
+    """Where the rows lie that are alive in some steps, in x or its table, and in the gates; how
+    many."""
+    cdef Py_ssize_t t, n, row, k = begin * r.chunk, row_gates = r.cell.memory_slots * r.units
     for t in range(steps):
         for n in range(begin, min(end, r.alive[t0 + t])):
-            r.chunk_x[k] = t * r.x_time + r.x_row[n]
+            if r.index != NULL:
+                row = r.index[(t0 + t) * r.index_time + r.index_row[n]]
+                r.chunk_x[k] = row * r.cell.input.slots * r.units
+            else:
+                r.chunk_x[k] = t * r.x_time + r.x_row[n]
             r.chunk_gates[k] = t * r.gates_time + n * row_gates
             k += 1
     return k - begin * r.chunk
+
+
+cdef void input_product(const Run *r, const rk_product *p) noexcept nogil:
+    """A product with W_ih, however it is stored."""
+    cdef rk_small_product small
+    if r.storage == RK_WHOLE:
+        r.kernels.product(p)
+        return
+    small.product = p[0]
+    small.storage = r.storage
+    small.scale = r.input_scale
+    small.scale_block = p.b_inner
+    r.kernels.small_product(&small)
+
+
+cdef void look_up(const Run *r, const rk_product *p) noexcept nogil:
+    """What this product would give, from the table."""
+    cdef rk_lookup look
+    look.rows, look.blocks = p.rows, p.blocks
+    look.vectors, look.last_vectors = p.vectors, p.last_vectors
+    look.table, look.table_row = r.table, p.a_row
+    look.table_block = r.table_rows * r.cell.input.slots * r.units
+    look.c, look.c_row, look.c_block = p.c, p.c_row, p.c_block
+    look.init = NULL
+    if r.one_hot:
+        look.init = p.init
+    look.init_block = p.init_block
+    r.kernels.gather(&look)
+
+
+cdef void project_table(const Run *r, Py_ssize_t begin) noexcept nogil:
+    """bias + W_ih x of some rows of the table."""
+    cdef rk_product p
+    cdef unsigned long long saved = fp_enter()
+    p.rows = min(TABLE_ROWS, r.table_rows - begin)
+    p.blocks = r.blocks
+    p.vectors = r.cell.input.slots * r.cell.unit_vectors
+    p.last_vectors = r.input_last_vectors
+    p.outer = 1
+    p.inner = r.I
+    p.a = r.x
+    p.a_row = r.table_x + begin
+    p.a_outer = 0
+    p.a_inner = r.x_unit
+    p.b = r.input
+    p.b_inner = r.cell.input.slots * r.units
+    p.b_block = r.I * p.b_inner
+    p.b_outer = 0
+    p.c = r.table
+    p.c_row = r.table_row + begin
+    p.c_block = r.table_rows * p.b_inner
+    p.init = r.bias + r.cell.input.slot * r.units * r.item
+    p.init_block = r.cell.slots * r.units
+    input_product(r, &p)
+    fp_leave(saved)
 
 
 cdef void project(
@@ -55,7 +119,6 @@ cdef void project(
 ) noexcept nogil:
     """bias + W_ih x into the gates of some steps and batch rows."""
     cdef rk_product p
-    cdef rk_small_product small
     cdef int first = r.cell.input.slot, past = first + r.cell.input.slots
     cdef Py_ssize_t slot_width = r.units
     p.rows = steps * (end - begin)
@@ -79,14 +142,10 @@ cdef void project(
     p.c_block = r.gates_block
     p.init = r.bias + first * slot_width * r.item
     p.init_block = r.cell.slots * slot_width
-    if r.storage == RK_WHOLE:
-        r.kernels.product(&p)
+    if r.index != NULL:
+        look_up(r, &p)
     else:
-        small.product = p
-        small.storage = r.storage
-        small.scale = r.input_scale
-        small.scale_block = p.b_inner
-        r.kernels.small_product(&small)
+        input_product(r, &p)
     if past < r.cell.slots:
         # slots that only the recurrent product adds to
         p.vectors = (r.cell.slots - past) * r.cell.unit_vectors
@@ -230,6 +289,7 @@ cdef void set_weights(Run *r, PackedWeights w, Py_ssize_t N) noexcept:
     r.alive = NULL
     r.clears = False
     r.reset = r.resets = NULL
+    r.index = NULL
 
 
 def pack_cells(PackedWeights w, c):
@@ -277,6 +337,7 @@ def forward(
     reserve,
     int threads,
     rows=None,
+    index=None,
 ):
     """Runs T steps and writes y (T, N, P; units contiguous), h_n (N, P) and, for a cell with a
     cell state, c_n (N, H).
@@ -284,11 +345,14 @@ def forward(
     `c0` is what `pack_cells` returns, or None. `reserve`, from `allocate_reserve`, receives
     what backward needs; with None only the gates of a few steps exist at any time. With `rows`
     (a Rows) c0 and the gates are by position.
+
+    With `index` (T, N), and `rows`, x is a table (R, 1, I) and step t of row n sees its row
+    index[t, n]; a table without rows stands for the one-hot vectors of I classes.
     """
     cdef Run r
-    cdef Py_ssize_t tile, tiles, n, t, k, i
+    cdef Py_ssize_t tile, tiles, n, t, k, i, pieces = 0
     cdef int team
-    r.T, r.N = x.shape[0], x.shape[1]
+    r.T, r.N = y.shape[0], y.shape[1]
     if rows is not None and len(rows.alive) == 0:
         np.asarray(y)[...] = 0
         r.T = 0
@@ -315,7 +379,17 @@ def forward(
         bounds = ragged_tiles(rows.lengths, threads)
     cdef const Py_ssize_t[::1] bound = bounds
     tiles = bound.shape[0] - 1
-    team = team_size(2.0 * r.cell.gates * r.H * (r.I + r.P) * count, tiles, threads)
+    cdef Py_ssize_t projected = count
+    if index is not None:
+        r.one_hot = x.shape[0] == 0
+        r.table_rows = r.I if r.one_hot else x.shape[0]
+        projected = x.shape[0]
+        pieces = (projected + TABLE_ROWS - 1) // TABLE_ROWS
+    team = team_size(
+        2.0 * r.cell.gates * r.H * (<double>r.I * projected + <double>r.P * count),
+        max(tiles, pieces),
+        threads,
+    )
     if team == 1 and tiles > 1:
         bounds = np.array([0, r.N], np.intp)
         bound = bounds
@@ -366,12 +440,32 @@ def forward(
             r.resets = <unsigned char *><Py_ssize_t>address(rows.resets)
             c_reset = aligned_empty(r.blocks * r.N * r.units if c0 is not None else 0, w.dtype)
             r.c_reset = <char *><Py_ssize_t>address(c_reset)
+    if index is not None:
+        r.index = <Py_ssize_t *><Py_ssize_t>address(index)
+        r.index_time = index.strides[0] // sizeof(Py_ssize_t)
+        index_row = rows.order * (index.strides[1] // sizeof(Py_ssize_t))
+        index_row = (index_row + rows.start * r.index_time).astype(np.intp)
+        r.index_row = <Py_ssize_t *><Py_ssize_t>address(index_row)
+        r.table = <char *>r.input
+        if not r.one_hot:
+            width = r.cell.input.slots * r.units
+            table = aligned_empty(r.blocks * r.table_rows * width, w.dtype)
+            r.table = <char *><Py_ssize_t>address(table)
+            table_x = (np.arange(r.table_rows) * r.x_time).astype(np.intp)
+            table_row = (np.arange(r.table_rows) * width).astype(np.intp)
+            r.table_x = <Py_ssize_t *><Py_ssize_t>address(table_x)
+            r.table_row = <Py_ssize_t *><Py_ssize_t>address(table_row)
 
     with nogil:
         if team == 1:
+            for i in range(pieces):
+                project_table(&r, i * TABLE_ROWS)
             for i in range(tiles):
                 run_rows(&r, bound[i], bound[i + 1])
         else:
+            if pieces > 0:
+                for i in prange(pieces, num_threads=team, schedule="static"):
+                    project_table(&r, i * TABLE_ROWS)
             for i in prange(tiles, num_threads=team, schedule="static", chunksize=1):
                 run_rows(&r, bound[i], bound[i + 1])
 

@@ -21,6 +21,17 @@ cdef extern from "rnnkernel.h" nogil:
         const void *scale
         Py_ssize_t scale_block
 
+    ctypedef struct rk_lookup:
+        Py_ssize_t rows, blocks, vectors, last_vectors
+        void *table
+        const Py_ssize_t *table_row
+        Py_ssize_t table_block
+        void *c
+        const Py_ssize_t *c_row
+        Py_ssize_t c_block
+        const void *init
+        Py_ssize_t init_block
+
     ctypedef struct rk_packing:
         Py_ssize_t hidden, k, gates
         const int *order
@@ -133,6 +144,8 @@ cdef extern from "rnnkernel.h" nogil:
         void (*product)(const rk_product *) noexcept nogil
         void (*fill)(const rk_product *) noexcept nogil
         void (*small_product)(const rk_small_product *) noexcept nogil
+        void (*gather)(const rk_lookup *) noexcept nogil
+        void (*scatter)(const rk_lookup *) noexcept nogil
         void (*pack)(const rk_packing *) noexcept nogil
         void (*unpack)(const rk_packing *) noexcept nogil
         void (*pack_transposed)(const rk_packing *) noexcept nogil

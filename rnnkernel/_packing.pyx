@@ -64,7 +64,8 @@ cdef class PackedWeights:
     Parameters are the cell's index in the C table, the canonical weights ((G*H, I), (G*H, P),
     rows contiguous), the biases ((G*H,) or None), whether backward needs the transposed
     copies, the number of threads to pack with, and for an LSTM with them the peepholes (3*H,),
-    the limit of the cell and the projection (P, H).
+    the limit of the cell and the projection (P, H). Without `through_input` there is no transposed
+    copy of W_ih.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ cdef class PackedWeights:
         weight_ch=None,
         cell_clip=None,
         weight_hr=None,
+        bint through_input=True,
     ):
         cdef int phase
         self.dtype = weight_ih.dtype
@@ -105,7 +107,8 @@ cdef class PackedWeights:
         for phase in range(self.cell.phases):
             self.recurrent[phase] = self.pack(weight_hh, &self.cell.recurrent[phase], threads)
         if transposed:
-            self.input_transposed = self.pack_transposed(weight_ih, &self.cell.input, threads)
+            if through_input:
+                self.input_transposed = self.pack_transposed(weight_ih, &self.cell.input, threads)
             for phase in range(self.cell.phases):
                 self.recurrent_transposed[phase] = self.pack_transposed(
                     weight_hh, &self.cell.recurrent[phase], threads

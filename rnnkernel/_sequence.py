@@ -1,9 +1,12 @@
-"""What a batch asks of the time loops beside steps and rows: unequal lengths, and resets.
+"""What a batch asks of the time loops beside steps and rows: unequal lengths, resets, token ids.
 
 The loops count the steps of a row from its own first, and take the rows by position, the longest
 first: so the rows that are alive at a step are the first ones. The second direction sees time
 reversed, and a row that is shorter than the batch begins there some steps later. Nothing of the
 arrays moves for it: rows are found through offsets.
+
+Where steps share their input, as tokens and constant inputs do, x is a table that is projected
+once, and every step has the number of its row there.
 """
 
 from dataclasses import dataclass
@@ -108,3 +111,50 @@ class Sequence:
         return Rows(
             self.T, self.order.astype(np.intp), self.lengths, start, self.alive, reset, resets
         )
+
+
+@dataclass(frozen=True)
+class Table:
+    """x as rows of a table.
+
+    Attributes
+    ----------
+    rows : (R, I) array, or None
+        None is the one-hot vectors of R classes: their table is W_ih itself.
+    index : (T, N) intp
+        The row that each step sees; anything where a batch row has no such step.
+    ids : (R,) intp, or None
+        Of tokens: the id that each row stands for, ascending; None is all ids.
+    """
+
+    rows: np.ndarray | None
+    index: np.ndarray
+    ids: np.ndarray | None
+
+    def x(self, input_size: int, dtype: np.dtype) -> np.ndarray:
+        """What the loops take for x: (R, 1, I), or no rows at all of one-hot vectors."""
+        if self.rows is None:
+            classes = input_size if self.ids is None else len(self.ids)
+            return np.empty((0, 1, classes), dtype)
+        return self.rows[:, None]
+
+
+def constant(x: np.ndarray) -> Table:
+    """An x (T, N, I) that is the same at every step."""
+    T, N = x.shape[:2]
+    return Table(np.array(x[0], order="C"), np.broadcast_to(np.arange(N), (T, N)), None)
+
+
+def tokens(ids: np.ndarray, count: int, embedding: np.ndarray | None) -> Table:
+    """Ids (T, N) below `count`: only those that occur have a row."""
+    if count <= 16 * ids.size:
+        seen = np.zeros(count, bool)
+        seen[ids] = True
+        occurring = np.flatnonzero(seen)
+        place = np.empty(count, np.intp)
+        place[occurring] = np.arange(len(occurring))
+        index = place[ids]
+    else:  # without looking at all that could occur
+        occurring, index = np.unique(ids, return_inverse=True)
+        index = index.reshape(ids.shape).astype(np.intp)
+    return Table(None if embedding is None else embedding[occurring], index, occurring)

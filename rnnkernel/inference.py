@@ -81,9 +81,18 @@ class Frozen:
         layer.parameters = dict(self.parameters)
         return type(self), (layer, self._weights)
 
-    def __call__(self, x, state=None, *, lengths=None, reset=None, num_threads=None):
+    def __call__(
+        self, x, state=None, *, lengths=None, reset=None, embedding=None, num_threads=None
+    ):
         """Inference: `y, state` of `forward`."""
-        out = self.forward(x, state, lengths=lengths, reset=reset, num_threads=num_threads)
+        out = self.forward(
+            x,
+            state,
+            lengths=lengths,
+            reset=reset,
+            embedding=embedding,
+            num_threads=num_threads,
+        )
         return out.y, out.state
 
     def forward(
@@ -93,6 +102,7 @@ class Frozen:
         *,
         lengths=None,
         reset=None,
+        embedding=None,
         training=False,
         trace=False,
         out=None,
@@ -117,8 +127,10 @@ class Frozen:
             state,
             lengths=lengths,
             reset=reset,
+            embedding=embedding,
             trace=trace,
             out=out,
+            one_hot="packed" if self._weights is None else "vectors",
         )
 
     def stream(self, batch_size=1):

@@ -14,7 +14,7 @@ import numpy as np
 from rnnkernel import _check, _checkpoints, _dropout, _forward, _threads, cells
 from rnnkernel._checkpoints import Checkpoints
 from rnnkernel._packing import PackedGradients, PackedWeights
-from rnnkernel._sequence import Rows, Sequence
+from rnnkernel._sequence import Rows, Sequence, Table, constant, tokens
 from rnnkernel.clipping import Clip
 from rnnkernel.inference import Frozen, Stream
 from rnnkernel.trace import Trace
@@ -66,19 +66,19 @@ class Gradients:
 
     Attributes
     ----------
-    x : like x, or None with `input_grad=False`
+    x : like x, or None with `input_grad=False` or token ids
     state : like state
         Gradient of the initial state.
     parameters : dict of str to array
         Like `layer.parameters`.
-    embedding : None
+    embedding : (V, I) array, or None without `embedding`
     flow : Flow, or None without `flow=True`
     """
 
     x: np.ndarray | None
     state: np.ndarray | tuple[np.ndarray, np.ndarray]
     parameters: dict[str, np.ndarray]
-    embedding: None = None
+    embedding: np.ndarray | None = None
     flow: Flow | None = None
 
 
@@ -94,6 +94,7 @@ class _Pass:
     reserve: np.ndarray | None
     rows: Rows | None  # with lengths or resets: then c0 and reserve are by own step and position
     checkpoints: Checkpoints | None  # then there is no reserve
+    index: np.ndarray | None  # (T, N): where x is a table, the row that each step sees
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,8 @@ class _Tape:
     batched: bool
     shape: tuple[int, int]
     dropped: _Dropped | None
+    table: Table | None
+    vocabulary: int | None  # V, with an embedding
 
 
 # Guards the counters of dropout; released in a forked child whoever held it.
@@ -290,9 +293,18 @@ class _Layer:
 
     # -- forward ------------------------------------------------------------------------------
 
-    def __call__(self, x, state=None, *, lengths=None, reset=None, num_threads=None):
+    def __call__(
+        self, x, state=None, *, lengths=None, reset=None, embedding=None, num_threads=None
+    ):
         """Inference: `y, state` of `forward`."""
-        out = self.forward(x, state, lengths=lengths, reset=reset, num_threads=num_threads)
+        out = self.forward(
+            x,
+            state,
+            lengths=lengths,
+            reset=reset,
+            embedding=embedding,
+            num_threads=num_threads,
+        )
         return out.y, out.state
 
     def forward(
@@ -302,6 +314,7 @@ class _Layer:
         *,
         lengths=None,
         reset=None,
+        embedding=None,
         training=False,
         trace=False,
         checkpoint_every=None,
@@ -313,7 +326,9 @@ class _Layer:
         Parameters
         ----------
         x : (T, N, I) array; (N, T, I) with `batch_first`; or (T, I), unbatched
-            Of the layer's dtype, with any strides; never written.
+            Of the layer's dtype, with any strides; never written. An x that is broadcast along time
+            (stride 0) is projected once. Integers (T, N), (N, T) or (T,) are token ids: rows of
+            `embedding`, or without one the one-hot vectors of I classes.
         state : (L*D, N, H) array, or for LSTM a pair h (L*D, N, P), c (L*D, N, H)
             Initial states, without N where x has none; None is zeros.
         lengths : (N,) integers, optional
@@ -325,6 +340,8 @@ class _Layer:
             Where True at t, a segment begins at t: no state, and no gradient, crosses the border
             between t-1 and t in either direction. At t = 0 the forward direction drops its
             initial state.
+        embedding : (V, I) array, optional
+            Of the layer's dtype: what the ids in x stand for.
         training : bool
             Keeps what `backward` needs, in memory of its own: 5 H numbers per step and row for
             LSTM, 4 H for GRU, none for RNN, and a copy of x. Dropout acts, and keeps a copy of
@@ -344,8 +361,9 @@ class _Layer:
 
         Raises
         ------
-        TypeError, ValueError
-            For a bad argument, named in the message; nothing was changed.
+        TypeError, ValueError, IndexError
+            For a bad argument, named in the message, as an id out of range with its position;
+            nothing was changed.
         MemoryError
             Where y or what training keeps does not fit.
 
@@ -367,25 +385,32 @@ class _Layer:
         threads = _threads.resolve(num_threads)
         weights = _check.parameters("parameters", self.parameters, self._shapes(), self.dtype)
         return self._run(
-            lambda index: self._pack(weights, index, training, threads),
+            lambda index, columns=None: self._pack(weights, index, training, threads, columns),
             weights,
             threads,
             x,
             state,
             lengths=lengths,
             reset=reset,
+            embedding=embedding,
             training=training,
             trace=trace,
             checkpoint_every=checkpoint_every,
             out=out,
         )
 
-    def _pack(self, weights, index: int, transposed: bool, threads: int) -> PackedWeights:
-        """The weights of one layer and direction as the kernels read them."""
+    def _pack(
+        self, weights, index: int, transposed: bool, threads: int, columns=None
+    ) -> PackedWeights:
+        """The weights of one layer and direction as the kernels read them.
+
+        With `columns` W_ih has only these, and x no gradient.
+        """
         suffix = self._suffixes()[index]
+        weight_ih = weights[f"weight_ih{suffix}"]
         return PackedWeights(
             self._cell.index,
-            np.ascontiguousarray(weights[f"weight_ih{suffix}"]),
+            np.ascontiguousarray(weight_ih if columns is None else weight_ih[:, columns]),
             np.ascontiguousarray(weights[f"weight_hh{suffix}"]),
             weights.get(f"bias_ih{suffix}"),
             weights.get(f"bias_hh{suffix}"),
@@ -394,6 +419,7 @@ class _Layer:
             weights.get(f"weight_ch{suffix}"),
             self.options.get("cell_clip"),
             np.ascontiguousarray(weights[f"weight_hr{suffix}"]) if self._cell.projects else None,
+            columns is None,
         )
 
     def _run(
@@ -406,24 +432,40 @@ class _Layer:
         *,
         lengths=None,
         reset=None,
+        embedding=None,
         training=False,
         trace=False,
         checkpoint_every=None,
         out=None,
+        one_hot="columns",
     ):
         """What `forward` does with weights packed: `packed_weights(index)` for each layer and
-        direction. `weights` are the arrays that `out` must not overlap.
+        direction, or `packed_weights(index, columns)` for some columns of W_ih. `weights` are the
+        arrays that `out` must not overlap. `one_hot` says what ids are without an embedding:
+        "columns" of W_ih to be packed, rows of all of it "packed", or "vectors".
         """
         x, batched = self._check_x(x)
         T, N = x.shape[:2]
         initial = self._check_state("state", state, N, batched)
-        rows = [None, None]
         if lengths is not None or reset is not None:
-            rows = self._check_rows(lengths, reset, T, N, batched)
+            lengths, reset = self._check_rows(lengths, reset, T, N, batched)
+        table = None
+        if x.ndim == 2:
+            table = self._check_tokens(x, embedding, lengths, batched, one_hot)
+        elif embedding is not None:
+            raise ValueError(f"embedding: expected None with an x of {x.dtype}, got an embedding")
+        elif T > 1 and x.strides[0] == 0:
+            table = constant(x)
+        rows = [None, None]
+        if T > 0 and N > 0 and (lengths is not None or reset is not None or table is not None):
+            sequence = Sequence(T, N, lengths, reset)
+            rows = [sequence.rows(d == 1) for d in range(self._directions)]
         P, D, L, states = self._widths[0], self._directions, self.num_layers, self._cell.states
         if out is not None:
             reads = {"x": x, **{f"state ({s})": a for s, a in zip(states, initial, strict=True)}}
             reads |= {f"parameters[{name!r}]": array for name, array in weights.items()}
+            if embedding is not None:
+                reads["embedding"] = np.asarray(embedding)
             dims = ("T", "N", "D*P")
             sizes = (T, N, D * P)
             if self.batch_first and batched:
@@ -435,7 +477,12 @@ class _Layer:
         finals = [_check.allocate("state", (L * D, N, w), self.dtype) for w in self._widths]
         passes, traces, keeps = [], [], training or trace
         dropped = self._draw(T) if training and self.dropout and L > 1 else None
-        layer_x = _own_copy(x) if training else x
+        layer_x, columns = x, None
+        if table is not None:
+            layer_x = table.x(self.input_size, self.dtype)
+            columns = table.ids if table.rows is None else None
+        elif training:
+            layer_x = np.array(x, order="C")
         for k in range(L):
             y = self._allocate_y(T, N, batched, D * P)
             if k == L - 1 and out is not None and not keeps and _writes_direct(out):
@@ -443,7 +490,11 @@ class _Layer:
             for d in range(D):
                 index = k * D + d
                 step = -1 if d else 1
-                packed = packed_weights(index)
+                if columns is None or k > 0:
+                    packed = packed_weights(index)
+                else:
+                    packed = packed_weights(index, columns)
+                looked_up = table is not None and k == 0
                 c0 = None
                 if len(states) == 2:
                     c0 = initial[1][index] if rows[d] is None else initial[1][index][rows[d].order]
@@ -454,7 +505,7 @@ class _Layer:
                         checkpoints = Checkpoints(checkpoint_every)
                 one = _Pass(
                     packed,
-                    layer_x[::step],
+                    layer_x if looked_up else layer_x[::step],
                     np.array(initial[0][index], order="C"),
                     c0,
                     y[::step, :, d * P : (d + 1) * P],
@@ -463,6 +514,7 @@ class _Layer:
                     else None,
                     rows[d],
                     checkpoints,
+                    table.index[::step] if looked_up else None,
                 )
                 _checkpoints.forward(
                     one,
@@ -486,7 +538,10 @@ class _Layer:
             if not np.shares_memory(result, out):
                 out[...] = result
             result = out
-        tape = _Tape(self, passes, batched, (T, N), dropped) if training else None
+        tape = None
+        if training:
+            V = None if embedding is None else len(embedding)
+            tape = _Tape(self, passes, batched, (T, N), dropped, table, V)
         return Output(
             result, self._caller_state(finals, batched), tuple(traces) if trace else None, tape
         )
@@ -582,6 +637,17 @@ class _Layer:
             np.inf if limit is None else limit
             for limit in ((None, None) if clip is None else (clip.value, clip.norm))
         )
+        table, dembedding = tape.table, None
+        is_tokens = table is not None and table.ids is not None
+        if is_tokens:
+            input_grad = False
+            if table.rows is None:  # most columns have no gradient
+                for suffix in self._suffixes()[:D]:
+                    name = f"weight_ih{suffix}"
+                    parameters[name] = np.zeros(parameters[name].shape, self.dtype)
+            else:
+                shape = (tape.vocabulary, self.input_size)
+                dembedding = np.zeros(shape, self.dtype)
         records = [None] * (L * D)
         dx = dy
         for k in reversed(range(L)):
@@ -589,11 +655,13 @@ class _Layer:
             for d in range(D):
                 index = k * D + d
                 step, suffix, one = -1 if d else 1, self._suffixes()[index], tape.passes[index]
-                dpart = None
-                if k > 0 or input_grad:
+                dpart = dtable = None
+                if k > 0:
                     dpart = _check.allocate("grads.x", one.x.shape, self.dtype)
-                    if k == 0:
-                        dpart = self._allocate_y(T, N, batched, self.input_size)
+                elif input_grad:
+                    dpart = self._allocate_y(T, N, batched, self.input_size)
+                elif dembedding is not None:
+                    dtable = _check.allocate("grads.embedding", table.rows.shape, self.dtype)
                 if flow:
                     records[index] = (
                         np.zeros((T, N)),
@@ -613,11 +681,17 @@ class _Layer:
                     dinitial[0][index],
                     dinitial[1][index] if len(states) == 2 else None,
                     threads,
+                    dtable,
                 )
                 if flow and one.rows is not None:
                     records[index] = [one.rows.restore(record) for record in records[index]]
+                weight_ih = parameters[f"weight_ih{suffix}"]
+                some_columns = k == 0 and is_tokens and table.rows is None
+                if some_columns:
+                    shape = (len(weight_ih), len(table.ids))
+                    weight_ih = _check.allocate("grads.parameters", shape, self.dtype)
                 gradients.unpack(
-                    parameters[f"weight_ih{suffix}"],
+                    weight_ih,
                     parameters[f"weight_hh{suffix}"],
                     parameters.get(f"bias_ih{suffix}"),
                     parameters.get(f"bias_hh{suffix}"),
@@ -625,6 +699,10 @@ class _Layer:
                     parameters.get(f"weight_ch{suffix}"),
                     parameters.get(f"weight_hr{suffix}"),
                 )
+                if some_columns:
+                    parameters[f"weight_ih{suffix}"][:, table.ids] = weight_ih
+                if dtable is not None:
+                    dembedding[table.ids] += dtable
                 if dpart is not None:
                     dx = dpart if dx is None else np.add(dx, dpart, out=dx)
             if k > 0 and tape.dropped is not None:
@@ -633,7 +711,7 @@ class _Layer:
             self._caller_view(dx, batched) if input_grad else None,
             self._caller_state(dinitial, batched),
             parameters,
-            None,
+            dembedding,
             self._flow(records) if flow else None,
         )
 
@@ -656,6 +734,8 @@ class _Layer:
     def _check_x(self, x) -> tuple[np.ndarray, bool]:
         if not isinstance(x, np.ndarray):
             x = _check._foreign_array("x", x)
+        if x.dtype.kind in "iu" and x.ndim in (1, 2):
+            return self._time_first(x, x.ndim == 2), x.ndim == 2
         batched = x.ndim != 2
         dims = ("N", "T", "I") if self.batch_first else ("T", "N", "I")
         sizes = (None, None, self.input_size)
@@ -664,8 +744,31 @@ class _Layer:
         x = _check.array("x", x, self.dtype, dims, sizes)
         return self._time_first(x, batched), batched
 
-    def _check_rows(self, lengths, reset, T: int, N: int, batched: bool) -> list[Rows | None]:
-        """The rows of both directions; None where lengths and resets make no difference."""
+    def _check_tokens(self, ids, embedding, lengths, batched: bool, one_hot: str) -> Table:
+        """Ids (T, N) as rows of a table."""
+        count = self.input_size
+        if embedding is not None:
+            sizes = (None, self.input_size)
+            embedding = _check.array("embedding", embedding, self.dtype, ("V", "I"), sizes)
+            count = _check.size("embedding: V", len(embedding))
+
+        def position(t, n):
+            if not batched:
+                return f"({t},)"
+            return f"({n}, {t})" if self.batch_first else f"({t}, {n})"
+
+        ids = _check.ids("x", ids, count, lengths, position)
+        if embedding is None and one_hot == "packed":
+            return Table(None, ids, None)
+        table = tokens(ids, count, embedding)
+        if embedding is None and one_hot == "vectors":
+            vectors = np.zeros((len(table.ids), count), self.dtype)
+            vectors[np.arange(len(table.ids)), table.ids] = 1
+            return Table(vectors, table.index, table.ids)
+        return table
+
+    def _check_rows(self, lengths, reset, T: int, N: int, batched: bool):
+        """Lengths (N,) and resets (T, N), each None where it makes no difference."""
         if lengths is not None:
             lengths = _check.lengths("lengths", lengths, T, N, batched)
             lengths = None if np.all(lengths == T) else lengths
@@ -675,10 +778,7 @@ class _Layer:
                 dims, sizes = ("T",), (T,)
             reset = self._time_first(_check.borders("reset", reset, dims, sizes), batched)
             reset = reset if reset.any() else None
-        if T == 0 or N == 0 or (lengths is None and reset is None):
-            return [None, None]
-        sequence = Sequence(T, N, lengths, reset)
-        return [sequence.rows(False), sequence.rows(True)]
+        return lengths, reset
 
     def _check_state(self, name, state, N: int, batched: bool) -> list[np.ndarray]:
         """One (L*D, N, its units) array for each state."""
@@ -724,13 +824,6 @@ class _Layer:
         if self.batch_first and batched:
             return _check.allocate("y", (N, T, width), self.dtype).transpose(1, 0, 2)
         return _check.allocate("y", (T, N, width), self.dtype)
-
-
-def _own_copy(x: np.ndarray) -> np.ndarray:
-    """A copy that stays small where x is broadcast along time."""
-    if x.shape[0] > 1 and x.strides[0] == 0:
-        return np.broadcast_to(np.array(x[:1]), x.shape)
-    return np.array(x, order="C")
 
 
 def _writes_direct(out: np.ndarray) -> bool:

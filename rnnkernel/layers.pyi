@@ -35,7 +35,7 @@ class Gradients:
     x: _Array | None
     state: _State
     parameters: dict[str, _Array]
-    embedding: None = None
+    embedding: _Array | None = None
     flow: Flow | None = None
 
 class _Layer:
@@ -78,6 +78,7 @@ class _Layer:
         *,
         lengths: _ArrayLike | None = None,
         reset: _ArrayLike | None = None,
+        embedding: _ArrayLike | None = None,
         num_threads: int | None = None,
     ) -> tuple[_Array, _State]: ...
     def forward(
@@ -87,6 +88,7 @@ class _Layer:
         *,
         lengths: _ArrayLike | None = None,
         reset: _ArrayLike | None = None,
+        embedding: _ArrayLike | None = None,
         training: bool = False,
         trace: bool = False,
         checkpoint_every: int | None = None,
@@ -129,6 +131,7 @@ class RNN(_Layer):
         *,
         lengths: _ArrayLike | None = None,
         reset: _ArrayLike | None = None,
+        embedding: _ArrayLike | None = None,
         num_threads: int | None = None,
     ) -> tuple[_Array, _Array]: ...
 
@@ -156,6 +159,7 @@ class GRU(_Layer):
         *,
         lengths: _ArrayLike | None = None,
         reset: _ArrayLike | None = None,
+        embedding: _ArrayLike | None = None,
         num_threads: int | None = None,
     ) -> tuple[_Array, _Array]: ...
 
@@ -191,5 +195,6 @@ class LSTM(_Layer):
         *,
         lengths: _ArrayLike | None = None,
         reset: _ArrayLike | None = None,
+        embedding: _ArrayLike | None = None,
         num_threads: int | None = None,
     ) -> tuple[_Array, _Pair]: ...

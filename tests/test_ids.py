@@ -1,0 +1,308 @@
+"""Token ids are the dense input that they stand for; so is an input that is constant in time."""
+
+import numpy as np
+import pytest
+
+import rnnkernel as rk
+from helpers import assert_same_bits, bits
+from sequences import assert_differences, loss, normal_state, parts
+
+# (T, N, V, H): more ids than steps, and fewer; past chunks of steps and rows of a table
+SIZES = [(6, 5, 9, 11), (3, 1, 40, 7), (50, 11, 5, 19), (20, 23, 300, 37)]
+STACKS = [
+    {},
+    {"bidirectional": True},
+    {"num_layers": 2, "bidirectional": True, "batch_first": True, "bias": False},
+]
+
+
+@pytest.fixture(params=SIZES, ids=str)
+def sizes(request):
+    return request.param
+
+
+@pytest.fixture(params=STACKS, ids=["single", "both", "stack"])
+def stack(request):
+    return request.param
+
+
+def build(case, dtype, inputs, H, **options):
+    return getattr(rk, case.layer)(inputs, H, dtype=dtype, rng=3, **case.options, **options)
+
+
+def more(which, T, N, rng):
+    """Lengths and resets beside the ids, or neither."""
+    if not which:
+        return {}
+    return {"lengths": rng.integers(0, T + 1, N), "reset": rng.random((T, N)) < 0.2}
+
+
+def turned(layer, arguments):
+    """Everything (T, N, ...) as the layer has it."""
+    if not layer.batch_first:
+        return arguments
+    return {k: v if k == "lengths" else v.swapaxes(0, 1) for k, v in arguments.items()}
+
+
+@pytest.mark.parametrize("ragged", [False, True], ids=["full", "ragged"])
+@pytest.mark.parametrize("embedded", [False, True], ids=["one_hot", "embedding"])
+def test_ids_have_the_bits_of_the_dense_run(case, dtype, sizes, stack, embedded, ragged):
+    T, N, V, H = sizes
+    rng = np.random.default_rng(1)
+    inputs = 6 if embedded else V
+    table = rng.standard_normal((V, 6)).astype(dtype) if embedded else np.eye(V, dtype=dtype)
+    layer = build(case, dtype, inputs, H, **stack)
+    state, dstate = normal_state(layer, N, rng), normal_state(layer, N, rng)
+    ids = rng.integers(0, V, (T, N))
+    time_first = {"x": ids} | more(ragged, T, N, rng)
+    arguments = turned(layer, time_first)
+    dense = turned(layer, time_first | {"x": table[ids]})
+    if ragged:  # whatever stands past an end is not looked at
+        past = np.arange(T)[:, None] >= arguments["lengths"]
+        arguments["x"] = turned(layer, {"x": np.where(past, -7, ids)})["x"]
+    embedding = {"embedding": table} if embedded else {}
+
+    expected = layer.forward(**dense, state=state, training=True)
+    out = layer.forward(**arguments, **embedding, state=state, training=True)
+    y, final = layer(**arguments, **embedding, state=state)
+    frozen_y, _ = layer.freeze()(**arguments, **embedding, state=state)
+    for one in (out.y, y, frozen_y):
+        assert_same_bits(one, expected.y)
+    for one in (out.state, final):
+        for a, b in zip(parts(one), parts(expected.state), strict=True):
+            assert_same_bits(a, b, "state")
+
+    dy = rng.standard_normal(out.y.shape).astype(dtype)
+    wanted = layer.backward(expected, dy, dstate, flow=True)
+    grads = layer.backward(out, dy, dstate, flow=True)
+    assert grads.x is None
+    assert_same_bits(grads.flow.dh_norm, wanted.flow.dh_norm)
+    for a, b in zip(parts(grads.state), parts(wanted.state), strict=True):
+        assert_same_bits(a, b, "dstate")
+    for name, gradient in wanted.parameters.items():
+        # one-hot columns that are not there: 0 * dgates may have been -0
+        np.testing.assert_array_equal(grads.parameters[name], gradient, name)
+    if not embedded:
+        assert grads.embedding is None
+        return
+    total = np.zeros((V, 6))
+    np.add.at(total, ids, wanted.x.swapaxes(0, 1) if layer.batch_first else wanted.x)
+    assert grads.embedding.shape == (V, 6) and grads.embedding.dtype == dtype
+    bound = 8 * np.finfo(dtype).eps * np.sqrt(T * N + 8 * H) * max(1.0, np.abs(total).max())
+    assert np.abs(grads.embedding - total).max() <= bound
+    assert not grads.embedding[np.setdiff1d(np.arange(V), ids)].any()
+
+
+@pytest.mark.parametrize("num_threads", [2, 3])
+@pytest.mark.parametrize("embedded", [False, True], ids=["one_hot", "embedding"])
+def test_any_number_of_threads(case, dtype, sizes, embedded, num_threads):
+    T, N, V, H = sizes
+    rng = np.random.default_rng(2)
+    layer = build(case, dtype, 6 if embedded else V, H, bidirectional=True)
+    embedding = rng.standard_normal((V, 6)).astype(dtype) if embedded else None
+    ids, dy = rng.integers(0, V, (T, N)), rng.standard_normal((T, N, 2 * H)).astype(dtype)
+    results = []
+    for threads in (1, num_threads):
+        out = layer.forward(ids, embedding=embedding, training=True, num_threads=threads)
+        grads = layer.backward(out, dy, num_threads=threads)
+        results.append([out.y, *parts(out.state), *grads.parameters.values()])
+        if embedded:
+            results[-1].append(grads.embedding)
+    for one, many in zip(*results, strict=True):
+        assert_same_bits(many, one)
+
+
+@pytest.mark.parametrize("embedded", [False, True], ids=["one_hot", "embedding"])
+def test_finite_differences(case, embedded):
+    rng = np.random.default_rng(4)
+    layer = build(case, np.float64, 4 if embedded else 7, 5, num_layers=2, bidirectional=True)
+    embedding = rng.standard_normal((7, 4)) if embedded else None
+    ids, dy = rng.integers(0, 7, (5, 4)), rng.standard_normal((5, 4, 10))
+    state, dstate = normal_state(layer, 4, rng), normal_state(layer, 4, rng)
+    arguments = {"embedding": embedding, "lengths": np.array([5, 3, 0, 4])}
+    out = layer.forward(ids, state, training=True, **arguments)
+    grads = layer.backward(out, dy, dstate)
+    arrays = {name: (w, grads.parameters[name]) for name, w in layer.parameters.items()}
+    if embedded:
+        arrays["embedding"] = (embedding, grads.embedding)
+
+    def function():
+        return loss(*layer(ids, state, **arguments), dy, dstate)
+
+    assert_differences(function, arrays, rng, 12)
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int32, np.uint64, ">i4"])
+def test_any_integers(dtype, kind):
+    layer = rk.GRU(7, 5, dtype=dtype, rng=0)
+    ids = np.random.default_rng(5).integers(0, 7, (4, 6)).astype(kind)
+    expected, _ = layer(ids.astype(np.int64))
+    assert_same_bits(layer(ids)[0], expected)
+    assert_same_bits(layer(np.asfortranarray(ids))[0], expected)
+    assert_same_bits(layer(np.repeat(ids, 2, axis=1)[:, ::2])[0], expected)
+    read_only = ids.copy()
+    read_only.flags.writeable = False
+    assert_same_bits(layer(read_only)[0], expected)
+
+
+def test_unbatched_and_batch_first(dtype):
+    layer = rk.LSTM(7, 5, dtype=dtype, rng=0)
+    turned_layer = rk.LSTM(7, 5, batch_first=True, dtype=dtype)
+    turned_layer.load_state_dict(layer.state_dict())
+    ids = np.random.default_rng(6).integers(0, 7, (4, 6))
+    y, (h, c) = layer(ids)
+    turned_y, (turned_h, turned_c) = turned_layer(ids.T)
+    assert_same_bits(np.ascontiguousarray(turned_y.swapaxes(0, 1)), y)
+    assert_same_bits(turned_h, h)
+    assert_same_bits(turned_c, c)
+    one, (h_one, _) = layer(ids[:, 2])
+    assert_same_bits(one, np.ascontiguousarray(y[:, 2]))
+    assert h_one.shape == (1, 5)
+
+
+def test_out_owns_what_backward_needs(dtype):
+    """Ids, embedding and weights may change after forward."""
+    layer = rk.LSTM(3, 5, dtype=dtype, rng=0)
+    rng = np.random.default_rng(7)
+    embedding, ids = rng.standard_normal((8, 3)).astype(dtype), rng.integers(0, 8, (4, 6))
+    dy = rng.standard_normal((4, 6, 5)).astype(dtype)
+    out = layer.forward(ids, embedding=embedding, training=True)
+    expected = layer.backward(out, dy)
+    assert bits(layer.backward(out, dy).embedding) == bits(expected.embedding)
+    ids[:], embedding[:] = 0, np.nan
+    for weight in layer.parameters.values():
+        weight[:] = np.nan
+    grads = layer.backward(out, dy)
+    assert_same_bits(grads.embedding, expected.embedding)
+    for name, gradient in expected.parameters.items():
+        assert_same_bits(grads.parameters[name], gradient, name)
+
+
+def test_a_large_vocabulary_is_not_looked_at(dtype):
+    """NaN in the rows and columns of ids that do not occur stays there."""
+    ids = np.array([[1, 40_000], [7, 1]])
+    layer = rk.GRU(50_000, 5, dtype=dtype, rng=0)
+    small = rk.GRU(3, 5, dtype=dtype)
+    for name, weight in layer.parameters.items():
+        small.parameters[name][...] = (
+            weight[:, [1, 7, 40_000]] if "ih_l" in name[6:] and (weight.ndim == 2) else weight
+        )
+    unused = np.setdiff1d(np.arange(50_000), ids)
+    layer.parameters["weight_ih_l0"][:, unused] = np.nan
+    compact = np.array([[0, 2], [1, 0]])
+    out, expected = layer.forward(ids, training=True), small.forward(compact, training=True)
+    assert_same_bits(out.y, expected.y)
+    dy = np.ones_like(out.y)
+    grads, wanted = layer.backward(out, dy), small.backward(expected, dy)
+    gradient = grads.parameters["weight_ih_l0"]
+    assert_same_bits(
+        np.ascontiguousarray(gradient[:, [1, 7, 40_000]]), wanted.parameters["weight_ih_l0"]
+    )
+    assert not gradient[:, unused].any()
+
+
+def test_nothing_at_all(case, dtype):
+    layer = build(case, dtype, 7, 5)
+    embedding = np.ones((3, 7), dtype)
+    for shape in ((0, 3), (4, 0), (0, 0)):
+        for table in (None, embedding):
+            out = layer.forward(np.zeros(shape, int), embedding=table, training=True)
+            assert out.y.shape == (*shape, 5)
+            grads = layer.backward(out, np.zeros_like(out.y))
+            assert all(not g.any() for g in grads.parameters.values())
+            if table is not None:
+                assert grads.embedding.shape == (3, 7) and not grads.embedding.any()
+    ids, lengths = np.full((4, 2), -1), [0, 0]
+    for table in (None, embedding):
+        out = layer.forward(ids, lengths=lengths, embedding=table, training=True)
+        grads = layer.backward(out, np.ones_like(out.y))
+        assert not out.y.any() and not any(g.any() for g in grads.parameters.values())
+
+
+E_OK = np.zeros((3, 2), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("x", "arguments", "error", "words"),
+    [
+        ([[0, 1, 2]], {}, IndexError, ["x", "0 to 1", "got 2", "(0, 2)"]),
+        ([[0, 1], [-1, 1]], {}, IndexError, ["x", "-1", "(1, 0)"]),
+        ([[0, 3]], {"embedding": E_OK}, IndexError, ["x", "0 to 2", "got 3", "(0, 1)"]),
+        ([0, 1, 5], {}, IndexError, ["x", "5", "(2,)"]),
+        ([[0, 9]], {"lengths": [1, 1]}, IndexError, ["x", "9", "(0, 1)"]),
+        ([[0]], {"embedding": E_OK.astype(float)}, TypeError, ["embedding", "float32", "float64"]),
+        ([[0]], {"embedding": np.zeros((3, 4), np.float32)}, ValueError, ["embedding", "I=2"]),
+        ([[0]], {"embedding": np.zeros((0, 2), np.float32)}, ValueError, ["embedding"]),
+        ([[[0, 1]]], {}, TypeError, ["x", "float32", "int"]),
+        ([[True]], {}, TypeError, ["x", "bool"]),
+        (np.zeros((1, 1, 2), np.float32), {"embedding": E_OK}, ValueError, ["embedding", "x"]),
+    ],
+)
+def test_errors(x, arguments, error, words):
+    layer = rk.RNN(2, 3, rng=0)
+    with pytest.raises(error) as caught:
+        layer(np.asarray(x), **arguments)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_the_position_of_a_bad_id_with_batch_first():
+    layer = rk.RNN(2, 3, batch_first=True, rng=0)
+    with pytest.raises(IndexError, match=r"\(1, 0\)"):
+        layer(np.array([[0, 1], [2, 1]]))
+
+
+@pytest.mark.parametrize("ragged", [False, True], ids=["full", "ragged"])
+def test_an_input_that_is_constant_in_time(case, dtype, stack, ragged):
+    T, N, inputs, H = 20, 13, 9, 21
+    layer = build(case, dtype, inputs, H, **stack)
+    rng = np.random.default_rng(8)
+    state = normal_state(layer, N, rng)
+    x = np.broadcast_to(rng.standard_normal((N, inputs)).astype(dtype), (T, N, inputs))
+    others = more(ragged, T, N, rng)
+    constant = turned(layer, {"x": x} | others)
+    dense = turned(layer, {"x": x.copy()} | others)
+    expected = layer.forward(**dense, state=state, training=True)
+    out = layer.forward(**constant, state=state, training=True)
+    assert_same_bits(out.y, expected.y)
+    assert_same_bits(layer(**constant, state=state)[0], expected.y)
+    dy = rng.standard_normal(out.y.shape).astype(dtype)
+    wanted, grads = layer.backward(expected, dy), layer.backward(out, dy)
+    assert_same_bits(grads.x, wanted.x)
+    assert layer.backward(out, dy, input_grad=False).x is None
+    for name, gradient in wanted.parameters.items():
+        assert_same_bits(grads.parameters[name], gradient, name)
+
+
+@pytest.mark.parametrize("kind", ["one_hot", "embedding", "constant"])
+def test_checkpoints_change_no_bit(case, dtype, kind):
+    T, N, V = 11, 5, 7
+    rng = np.random.default_rng(9)
+    layer = build(case, dtype, V, 13, bidirectional=True)
+    arguments = more(True, T, N, rng)
+    x = rng.integers(0, V, (T, N))
+    if kind == "constant":
+        x = np.broadcast_to(rng.standard_normal((N, V)).astype(dtype), (T, N, V))
+    if kind == "embedding":
+        arguments["embedding"] = rng.standard_normal((V, V)).astype(dtype)
+    dy = rng.standard_normal((T, N, 26)).astype(dtype)
+    results = []
+    for every in (None, 3):
+        out = layer.forward(x, training=True, checkpoint_every=every, **arguments)
+        grads = layer.backward(out, dy)
+        results.append([out.y, *parts(out.state), *parts(grads.state), *grads.parameters.values()])
+        results[-1] += [g for g in (grads.x, grads.embedding) if g is not None]
+    for one, many in zip(*results, strict=True):
+        assert_same_bits(many, one)
+
+
+@pytest.mark.parametrize("weights", ["float16", "int8"])
+@pytest.mark.parametrize("embedded", [False, True], ids=["one_hot", "embedding"])
+def test_smaller_weights(case, weights, embedded):
+    layer = build(case, np.float32, 7, 13, bidirectional=True)
+    rng = np.random.default_rng(10)
+    table = rng.standard_normal((9, 7)).astype(np.float32) if embedded else np.eye(7, dtype="f4")
+    ids = rng.integers(0, 7, (4, 5))
+    fast = layer.freeze(weights=weights)
+    expected, _ = fast(table[ids])
+    y, _ = fast(ids, embedding=table if embedded else None)
+    assert_same_bits(y, expected)
