@@ -65,6 +65,7 @@ def gradient_flow(
     *,
     lengths: Any = None,
     reset: Any = None,
+    embedding: Any = None,
     dy: Any = None,
     dstate: Any = None,
     clip: Any = None,
@@ -79,7 +80,7 @@ def gradient_flow(
     Parameters
     ----------
     layer : RNN, GRU or LSTM
-    x, state, lengths, reset
+    x, state, lengths, reset, embedding
         As for `layer.forward`. A few rows are enough.
     dy, dstate : optional
         As for `layer.backward`. With neither, the loss is the sum of the last layer's final hidden
@@ -111,6 +112,7 @@ def gradient_flow(
         state,
         lengths=lengths,
         reset=reset,
+        embedding=embedding,
         training=True,
         trace=True,
         num_threads=num_threads,
@@ -123,7 +125,7 @@ def gradient_flow(
     norms = [None, None]
     if jacobian:
         initial = plain._check_state("state", state, out._tape.shape[1], out._tape.batched)
-        norms = _jacobian_norms(plain, out, initial, num_threads)
+        norms = _jacobian_norms(plain, out, plain._check_x(x)[0], embedding, initial, num_threads)
     return GradientFlow(
         grads.flow.dh_norm,
         grads.flow.dc_norm,
@@ -170,13 +172,20 @@ def _saturated(layer: Any, out: Any, margin: float) -> dict[str, np.ndarray]:
 
 
 def _jacobian_norms(
-    layer: Any, out: Any, initial: list[np.ndarray], num_threads: int | None
+    layer: Any,
+    out: Any,
+    x: np.ndarray,
+    embedding: Any,
+    initial: list[np.ndarray],
+    num_threads: int | None,
 ) -> list[np.ndarray | None]:
     """For h and, or None, for c: (L*D, T)."""
     found = []
     for index, one in enumerate(out._tape.passes):
         step = -1 if index % layer._directions else 1
-        alone = _alone(layer, index)
+        alone, first_layer = _alone(layer, index), index < layer._directions
+        seen = x[::step] if first_layer else one.x
+        arguments = {"embedding": embedding if first_layer else None, "num_threads": num_threads}
         states = []
         for name, first in zip(layer._cell.states, initial, strict=True):
             after = layer._time_first(out.trace[index][name], out._tape.batched)[::step]
@@ -190,10 +199,10 @@ def _jacobian_norms(
         for steps, rows, reset in _groups(one.rows, T, N, at_once):
             group = _carry_back(
                 alone,
-                one.x[steps, rows],
+                seen[steps, rows],
                 [s[steps.start : steps.stop + 1, rows] for s in states],
                 reset,
-                num_threads,
+                arguments,
             )
             norms[:, steps] = np.maximum(norms[:, steps], group.max(axis=2))  # a NaN stays
         found.append(norms[:, ::step])
@@ -236,10 +245,10 @@ def _carry_back(
     x: np.ndarray,
     states: list[np.ndarray],
     reset: np.ndarray | None,
-    num_threads: int | None,
+    arguments: dict[str, Any],
 ) -> np.ndarray:
-    """Norms of ds_T/ds_t for every state s: (states, T, R) for x (T, R, I) and states (T+1, R, .),
-    of which the first is what the first step sees.
+    """Norms of ds_T/ds_t for every state s: (states, T, R) for x (T, R, I) or ids (T, R), and
+    states (T+1, R, .), of which the first is what the first step sees.
 
     The Jacobians are carried whole, each of their rows as the gradient of a batch row of its own:
     `ds` is d(every unit of every state at T)/d(states at t). A power of two is taken out at every
@@ -249,7 +258,7 @@ def _carry_back(
     ends = np.cumsum([0, *widths])
     starts = int(ends[-1])
     norms = np.ones((len(widths), T, R))
-    identity = np.eye(starts, dtype=x.dtype)
+    identity = np.eye(starts, dtype=states[0].dtype)
     # by state: (R, starts, width)
     ds = [np.repeat(identity[None, :, a:b], R, axis=0) for a, b in pairwise(ends)]
     taken = np.zeros((len(widths), R), np.int64)
@@ -261,10 +270,12 @@ def _carry_back(
             _like(before),
             reset=None if reset is None else np.repeat(reset[t], starts)[None],
             training=True,
-            num_threads=num_threads,
+            **arguments,
         )
         arriving = _like([d.reshape(1, R * starts, -1) for d in ds])
-        grads = alone.backward(out, None, arriving, input_grad=False, num_threads=num_threads)
+        grads = alone.backward(
+            out, None, arriving, input_grad=False, num_threads=arguments["num_threads"]
+        )
         ds = [np.array(g).reshape(R, starts, -1) for g in _parts(grads.state)]
         for k, (a, b) in enumerate(pairwise(ends)):
             largest = np.max([np.abs(d[:, a:b]).max(axis=(1, 2)) for d in ds], axis=0)

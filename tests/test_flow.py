@@ -122,6 +122,22 @@ def test_jacobian_norms_with_lengths_and_resets(case, bidirectional):
             np.testing.assert_allclose(flow.cell_jacobian_norm, expected[1], rtol=1e-8)
 
 
+@pytest.mark.parametrize("embedded", [False, True])
+def test_token_ids_are_what_they_stand_for(case, embedded):
+    layer = build(case, I, H, 2, bidirectional=True)
+    table = normal(9, I) if embedded else np.eye(I)
+    ids = np.random.default_rng(1).integers(0, len(table), (T, N))
+    given = {"embedding": table} if embedded else {}
+    lengths = np.array([4, 6, 0])
+    for more in ({}, {"lengths": lengths}):
+        flow = rk.gradient_flow(layer, ids, **given, **more)
+        dense = rk.gradient_flow(layer, table[ids], **more)
+        np.testing.assert_allclose(flow.dh_norm, dense.dh_norm, rtol=1e-9)
+        np.testing.assert_allclose(flow.jacobian_norm, dense.jacobian_norm, rtol=1e-8)
+        for name, share in dense.saturated.items():
+            np.testing.assert_array_equal(flow.saturated[name], share)
+
+
 def test_saturated_gates_of_rows_that_have_the_step(case):
     layer = build(case, I, H, scale=4)
     x = normal(T, N, I)
