@@ -81,6 +81,8 @@ def _cases() -> Iterator[Case]:
             ("clip", {}, clip, ()),
             ("stack", {"num_layers": 2, "bidirectional": True}, None, ()),
             ("cut", {"bidirectional": True}, None, ("lengths", "reset")),
+            ("ids", {}, None, ("ids",)),
+            ("embedding", {"bidirectional": True}, None, ("embedding", "lengths")),
         ):
             if more and option in alone:
                 continue

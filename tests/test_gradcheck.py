@@ -78,6 +78,16 @@ def test_what_stands_past_an_end_is_left_out(make):
     assert rk.gradcheck(make(), x, lengths=LENGTHS).checked["x"] == LENGTHS.sum() * 3
 
 
+def test_token_ids_and_embeddings(make):
+    layer = make(bidirectional=True)
+    embedding = np.random.default_rng(2).standard_normal((6, 3))
+    report = rk.gradcheck(layer, embedding=embedding, lengths=LENGTHS, max_entries=20)
+    assert "x" not in report.errors
+    assert report.checked["embedding"] == 18
+    ids = np.random.default_rng(3).integers(0, 3, (4, 2))
+    assert "x" not in rk.gradcheck(layer, ids, max_entries=8).errors
+
+
 @pytest.mark.parametrize(
     "inputs", [{"lengths": LENGTHS}, {"reset": RESET}], ids=["length", "reset"]
 )

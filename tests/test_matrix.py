@@ -65,7 +65,7 @@ def combinations(cases):
         lengths=st.booleans(),
         reset=st.sampled_from((0.0, 0.3)),
         layout=st.sampled_from(("time_first", "batch_first", "unbatched")),
-        x=st.sampled_from(("dense", "strided", "reversed", "constant")),
+        x=st.sampled_from(("dense", "strided", "reversed", "constant", "one-hot", "embedding")),
         dy=st.booleans(),
         dstate=st.booleans(),
         state=st.booleans(),
@@ -232,9 +232,7 @@ def check(c):
         return {pattern.format(name): (got, wanted) for name, got, wanted in pairs}
 
     layer, threads = p.layer, {"num_threads": c.num_threads}
-    given = threads | {"lengths": p.lengths, "reset": lay(p.reset)}
-    if p.embedding is not None:
-        given["embedding"] = p.embedding
+    given = threads | {"lengths": p.lengths, "reset": lay(p.reset), "embedding": p.embedding}
     x, state = lay(p.x), lay_state(p.states) if c.state else None
     dy, dstate = lay(p.dy), lay_state(p.dstates)
     with unchanged(*callers_arrays(p)):

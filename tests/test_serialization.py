@@ -22,7 +22,10 @@ OPTIONS = [
     {"num_layers": 2, "dropout": 0.1},
 ]
 OPTIONS_OF = {
-    "LSTM": [{"forget_bias": 0.1}, {"peephole": True, "cell_clip": 0.3, "coupled": True}],
+    "LSTM": [
+        {"forget_bias": 0.1},
+        {"peephole": True, "cell_clip": 0.3, "coupled": True, "proj_size": 3, "num_layers": 2},
+    ],
 }
 LAYERS = [
     pytest.param(case, options, id=f"{case.name}-{options}")
