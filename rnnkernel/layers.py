@@ -410,7 +410,7 @@ class _Layer:
         weight_ih = weights[f"weight_ih{suffix}"]
         return PackedWeights(
             self._cell.index,
-            np.ascontiguousarray(weight_ih if columns is None else weight_ih[:, columns]),
+            np.ascontiguousarray(weight_ih if columns is None else weight_ih.take(columns, axis=1)),
             np.ascontiguousarray(weights[f"weight_hh{suffix}"]),
             weights.get(f"bias_ih{suffix}"),
             weights.get(f"bias_hh{suffix}"),
