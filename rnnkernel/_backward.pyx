@@ -763,7 +763,8 @@ def backward(
             dy_row,
             batch * r.pitch,
             chunk * slot_row,
-            chunk * r.dx_pitch,
+            # of a chunk's rows or a table's, which may be more than a short segment has
+            np.arange(max(most, DX_ROWS)) * r.dx_pitch,
             x_row,
             np.arange(r.I) * (r.cell.input.slots * r.units),
             np.arange(r.P),

@@ -306,3 +306,18 @@ def test_smaller_weights(case, weights, embedded):
     expected, _ = fast(table[ids])
     y, _ = fast(ids, embedding=table if embedded else None)
     assert_same_bits(y, expected)
+
+
+def test_more_ids_than_steps_in_the_last_segment(case, dtype):
+    layer = getattr(rk, case.layer)(5, 9, dtype=dtype, rng=0, **case.options)
+    embedding = np.random.default_rng(0).standard_normal((61, 5)).astype(dtype)
+    ids = np.random.default_rng(1).permutation(61)[:, None]
+    dy = np.random.default_rng(2).standard_normal((61, 1, 9)).astype(dtype)
+    outs = [
+        layer.forward(ids, embedding=embedding, training=True, checkpoint_every=every)
+        for every in (None, 60)
+    ]
+    whole, cut = (layer.backward(out, dy) for out in outs)
+    assert_same_bits(cut.embedding, whole.embedding)
+    for name, gradient in whole.parameters.items():
+        assert_same_bits(cut.parameters[name], gradient, name)
