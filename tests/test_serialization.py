@@ -24,7 +24,7 @@ OPTIONS = [
 OPTIONS_OF = {
     "LSTM": [
         {"forget_bias": 0.1},
-        {"peephole": True, "cell_clip": 0.3, "coupled": True, "proj_size": 3, "num_layers": 2},
+        {"peephole": True, "cell_clip": 0.3, "coupled": True, "proj_size": 4, "num_layers": 2},
     ],
 }
 LAYERS = [
