@@ -19,15 +19,20 @@ The JSON file:
      "roofline": {"isa", "caches": {level: bytes}, "peak": {dtype: {threads: GFLOP/s}},
                   "bandwidth": {level: {threads: GB/s}}},
      "results": [{"problem": {fields of Problem}, "mode", "flops", "peak": GFLOP/s, best burst
-                  "limit": seconds, of the roofline model,
+                  "limits": {"arithmetic" or a level of memory: seconds} of the roofline model,
+                  "limit": their sum,
+                  "overhead", "least_call": seconds of rnnkernel's smallest calls (see probes),
+                  "memory_bound": {what for: bytes} (see limits.memory),
                   "peers": {peer: {"median", "best": seconds, "calls", "rounds": [medians],
-                                   "variant", "error": largest, relative, "memory": bytes of a
-                                   first call beyond what was there}
+                                   "variant", "error": largest, relative,
+                                   "memory": bytes at the peak of a first call, or null}
                             or {"refused": why} or {"failed": why}},
                   "best_peer": name or null, "ratio": its median over rnnkernel's, or null,
                   "peak_share", "roofline_share": of rnnkernel, or null}],
      "skipped": [{"problem": name, "mode", "why"}],
-     "summary": {mode: {"problems", "geometric_mean", "least", "behind": [names]}}}
+     "summary": {mode: {"problems", "geometric_mean", "least", "behind": [names],
+                        "short": [names with less than the wanted ratio],
+                        "peers": {peer: {"problems", "geometric_mean", "least", "behind"}}}}}
 """
 
 import argparse
@@ -40,12 +45,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 
+import limits
 import numpy as np
 import peers
+import pictures
 import problems
 import report
 import roofline
@@ -55,10 +62,6 @@ FOLDER = Path(__file__).resolve().parent
 PAUSE = 0.05  # seconds: idle threads of OpenMP, TBB and Eigen are asleep by then
 PEAK_BURST = 0.02
 LONGEST = 600  # seconds that a worker may take for one command
-
-# The activations of one gate of one unit take as long as this many operations of the peak.
-ACTIVATION = 68
-ACTIVATIONS = {"rnn_tanh": 1, "rnn_relu": 0, "gru_reset_after": 3, "gru_reset_before": 3, "lstm": 5}
 
 
 class Worker:
@@ -113,49 +116,16 @@ class Worker:
             self.process = None
 
 
-def least_time(problem, mode, machine, threads):
-    """The roofline: seconds that the products, the streamed weights and the activations need.
-
-    Inside the time loop a batch is split over rows (each thread streams all recurrent weights) or
-    over hidden units (each streams its part); the faster of the two counts.
-    """
-    peak = machine["peak"][problem.dtype]
-    rate = {count: float(peak[str(count)]) * 1e9 for count in (1, threads)}
-    size, H, G = np.dtype(problem.dtype).itemsize, problem.H, problems.GATES[problem.cell]
-    pointwise = ACTIVATION * ACTIVATIONS[problem.cell] * H
-    passes = 2 if mode == "training" else 1  # forward, and dh backward
-    rows = problem.steps() / problem.T  # on average, in ragged batches
-    busy = threads if rows > 1 else 1
-    share = math.ceil(rows / busy)  # rows of a thread
-    seconds = 0.0
-    for inputs in problem.layer_inputs():
-        weights = size * G * H * H
-        products = 2 * G * H * H
-        by_rows = max(
-            products * share * busy / rate[busy],
-            weights * busy / _bandwidth(machine, weights, weights * busy, busy),
-        )
-        part = weights / threads
-        by_units = max(
-            products * rows / rate[threads], weights / _bandwidth(machine, part, weights, threads)
-        )
-        loop = problem.T * passes * min(by_rows, by_units)
-        # the input's products, the gradients of both weights, and dx
-        outside = 2 * G * H * inputs + (4 * G * H * inputs + 2 * G * H * H) * (passes - 1)
-        rest = problem.steps() * (outside + pointwise) / rate[threads]
-        if rows * problem.T < 8:  # few rows: reading W_ih, too, takes longer than its products
-            both = size * G * H * inputs
-            rest = max(rest, both / _bandwidth(machine, both / threads, both, threads))
-        seconds += (loop + rest) * problem.directions
-    return seconds
-
-
-def _bandwidth(machine, of_thread, together, threads):
-    """Bytes a second, of all threads, of reading weights over and over from where they fit."""
-    for level, capacity in sorted(machine["caches"].items()):
-        if (of_thread if level in ("L1", "L2") else together) <= capacity:
-            return machine["bandwidth"][level][str(threads)] * 1e9
-    return machine["bandwidth"]["DRAM"][str(threads)] * 1e9
+def probes(problem, mode, worker):
+    """Seconds of rnnkernel's smallest calls: of a layer of one unit ("overhead": checks, and
+    crossing to the kernels), and of one row's shortest sequence with the problem's weights
+    ("least_call": also packing them, and in training what grows with their gradients)."""
+    T = 1 if problem.step else 2
+    least = replace(problem, T=T, N=1, lengths=(T,) if problem.lengths else None)
+    found = {}
+    for name, one in (("overhead", replace(least, I=1, H=1)), ("least_call", least)):
+        found[name] = worker.ask("probe", problem=asdict(one), mode=mode).get("seconds")
+    return found
 
 
 def compare(problem, mode, workers, machine, arguments, seconds, folder):
@@ -167,11 +137,14 @@ def compare(problem, mode, workers, machine, arguments, seconds, folder):
     np.savez(expected, **outputs)
     del outputs
     entry = {"problem": asdict(problem), "mode": mode, "flops": problems.flops(problem, mode)}
+    entry["memory_bound"] = limits.memory(problem, mode, arguments.threads)
     found = entry["peers"] = {}
     for name, worker in workers.items():
         found[name] = worker.ask("load", problem=asdict(problem), mode=mode, expected=str(expected))
     expected.unlink()
     running = [name for name, answer in found.items() if "seconds" in answer]
+    if "rnnkernel" in running:
+        entry |= probes(problem, mode, workers["rnnkernel"])
 
     # calls so that turns take about equally long, rounds so that the problem keeps to its seconds
     calls = {
@@ -217,7 +190,8 @@ def judge(entry, machine, threads):
     timed = {name: one for name, one in found.items() if "median" in one}
     others = {name: one["median"] for name, one in timed.items() if name != "rnnkernel"}
     ours = timed.get("rnnkernel")
-    entry["limit"] = least_time(problem, entry["mode"], machine, threads)
+    entry["limits"] = limits.least_time(problem, entry["mode"], machine, threads)
+    entry["limit"] = sum(entry["limits"].values())
     entry["best_peer"] = min(others, key=others.get) if others else None
     entry["ratio"] = entry["peak_share"] = entry["roofline_share"] = None
     if ours:
@@ -240,22 +214,35 @@ def better(machine, again):
 
 
 def summarise(results):
-    """Geometric means of the ratios, and where a peer is ahead."""
+    """By mode: geometric means of the ratios to the best peer and to each, and who is ahead."""
     summary = {}
     for mode in problems.MODES:
-        ratios = {
-            entry["problem"]["name"]: entry["ratio"]
-            for entry in results
-            if entry["mode"] == mode and entry["ratio"]
+        entries = {entry["problem"]["name"]: entry for entry in results if entry["mode"] == mode}
+        ratios = {name: entry["ratio"] for name, entry in entries.items() if entry["ratio"]}
+        if not ratios:
+            continue
+        by_peer = {}
+        for name, entry in entries.items():
+            ours = entry["peers"].get("rnnkernel", {}).get("median")
+            for peer, one in entry["peers"].items():
+                if ours and peer != "rnnkernel" and "median" in one:
+                    by_peer.setdefault(peer, {})[name] = one["median"] / ours
+        summary[mode] = _mean(ratios) | {
+            "short": sorted(
+                (name for name in ratios if ratios[name] < report.WANTED), key=ratios.get
+            ),
+            "peers": {peer: _mean(theirs) for peer, theirs in by_peer.items()},
         }
-        if ratios:
-            summary[mode] = {
-                "problems": len(ratios),
-                "geometric_mean": math.exp(sum(map(math.log, ratios.values())) / len(ratios)),
-                "least": min(ratios.values()),
-                "behind": sorted((name for name in ratios if ratios[name] < 1), key=ratios.get),
-            }
     return summary
+
+
+def _mean(ratios):
+    return {
+        "problems": len(ratios),
+        "geometric_mean": math.exp(sum(map(math.log, ratios.values())) / len(ratios)),
+        "least": min(ratios.values()),
+        "behind": sorted((name for name in ratios if ratios[name] < 1), key=ratios.get),
+    }
 
 
 def run(arguments):
@@ -372,7 +359,7 @@ def main():
     stem.with_suffix(".md").write_text(report.markdown(document))
     print(report.summary_text(document))
     written = [".json", ".md"]
-    if report.picture(document, stem.with_suffix(".png")):
+    if pictures.picture(document, stem.with_suffix(".png")):
         written.append(".png")
     print("written: " + ", ".join(str(stem.with_suffix(suffix)) for suffix in written))
 

@@ -7,7 +7,12 @@ import json
 import sys
 from pathlib import Path
 
-COLUMNS = ("rnnkernel", "torch", "onnxruntime", "openvino", "jax", "numpy")
+import numpy as np
+from limits import KEPT
+from peers import NAMES
+from problems import find
+
+WANTED = 1.15  # times as fast as the best peer
 
 
 def seconds(value):
@@ -50,6 +55,13 @@ def line(entry):
     return text + "".join(f"\n    {words}" for words in failed if not words.startswith("rnnkernel"))
 
 
+def _versus(entry, name=None):
+    """A peer, the best one by default, and which of its variants was timed."""
+    name = name or entry["best_peer"]
+    variant = entry["peers"][name]["variant"]
+    return name if variant in ("module", "scan", "request", "run", "loop") else f"{name}: {variant}"
+
+
 def summary_text(document):
     lines = []
     for mode, one in document["summary"].items():
@@ -57,8 +69,14 @@ def summary_text(document):
             f"{mode}: {one['geometric_mean']:.2f} times the best peer (geometric mean of "
             f"{one['problems']} problems), least {one['least']:.2f}"
         )
+        for name, theirs in one["peers"].items():
+            lines.append(
+                f"  {theirs['geometric_mean']:6.2f} times {name} ({theirs['problems']} problems), "
+                f"least {theirs['least']:.2f}, behind in {len(theirs['behind'])}"
+            )
         behind = ", ".join(one["behind"]) or "none"
-        lines.append(f"  a peer is ahead in: {behind}")
+        lines.append(f"  a peer is ahead in {len(one['behind'])}: {behind}")
+        lines.append(f"  less than {WANTED} times the best peer in {len(one['short'])}")
     return "\n".join(lines)
 
 
@@ -70,21 +88,17 @@ def markdown(document):
         "",
         machine_line(document["roofline"], threads) + ".",
         "",
-        "Median times; shares of the FMA peak and of the roofline are rnnkernel's best call; "
-        "memory is what a call takes beyond its arguments.",
-        "",
     ]
-    names = [name for name in COLUMNS if name in document["versions"]]
-    for mode in dict.fromkeys(entry["mode"] for entry in document["results"]):
-        heads = ["problem", "sizes", *names, "peak", "roofline", "ratio to the best", "memory (MB)"]
-        out += [f"### {mode}", "", "| " + " | ".join(heads) + " |"]
-        out.append("| --- | --- |" + " ---: |" * (len(heads) - 2))
-        for entry in document["results"]:
-            if entry["mode"] == mode:
-                out.append("| " + " | ".join(_cells(entry, names)) + " |")
-        out.append("")
     if document["summary"]:
         out += ["```", summary_text(document), "```", ""]
+    names = [name for name in NAMES if name in document["versions"]]
+    for mode in dict.fromkeys(entry["mode"] for entry in document["results"]):
+        entries = [entry for entry in document["results"] if entry["mode"] == mode]
+        out += [f"## {mode}", "", "Median times; shares are of rnnkernel's best call.", ""]
+        heads = ["problem", "sizes", *names, "peak", "roofline", "ratio to the best"]
+        out += _table(heads, 2, [_cells(entry, names) for entry in entries])
+        out += _shortfalls(entries)
+        out += _memory(entries, names)
     if document["skipped"]:
         out += ["Left out:", ""]
         out += [f"- {one['problem']}, {one['mode']}: {one['why']}" for one in document["skipped"]]
@@ -92,9 +106,131 @@ def markdown(document):
     return "\n".join(out)
 
 
-def _cells(entry, names):
-    from problems import find
+def _table(heads, words, rows):
+    """Markdown; the first `words` columns are words, the others numbers."""
+    lines = ["| " + " | ".join(heads) + " |"]
+    lines.append("|" + " --- |" * words + " ---: |" * (len(heads) - words))
+    return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
 
+
+def _shortfalls(entries):
+    """The problems that are not as far ahead as wanted, and where their time goes."""
+    short = [entry for entry in entries if entry["ratio"] and entry["ratio"] < WANTED]
+    if not short:
+        return [f"Every problem is at least {WANTED} times as fast as the best peer.", ""]
+    rows = []
+    for entry in sorted(short, key=lambda entry: entry["ratio"]):
+        median, spent = entry["peers"]["rnnkernel"]["median"], time_spent(entry)
+        rows.append(
+            [
+                entry["problem"]["name"],
+                _versus(entry),
+                limited_by(spent),
+                f"{entry['ratio']:.2f}",
+                f"{seconds(median)} to {seconds(median * entry['ratio'] / WANTED)}",
+                *(percent(spent[kind]) for kind in ("call", "weights")),
+                ", ".join(f"{percent(spent[kind])} {kind}" for kind in entry["limits"]),
+                percent(spent["kernels"]),
+            ]
+        )
+    heads = ["problem", "best peer", "limited by", "ratio", f"for {WANTED} from", "call"]
+    return [
+        f"Less than {WANTED} times the best peer, and where the time goes: *call* is what a call "
+        "of one unit takes, *weights* what packing them (and unpacking their gradients) adds in "
+        "the shortest call, then the roofline by what bounds it, and *kernels* what they take "
+        "beyond it.",
+        "",
+        *_table([*heads, "weights", "roofline", "kernels"], 3, rows),
+    ]
+
+
+def time_spent(entry):
+    """Shares of rnnkernel's median."""
+    median = entry["peers"]["rnnkernel"]["median"]
+    call = min(entry["overhead"] or 0.0, median)
+    weights = max(0.0, min(entry["least_call"] or 0.0, median) - call)
+    if entry["problem"]["T"] == 1 and entry["mode"] == "rest":
+        weights = 0.0  # nothing is packed: that call is the problem itself, or a row of it
+    shares = {"call": call / median, "weights": weights / median}
+    shares |= {kind: seconds / median for kind, seconds in entry["limits"].items()}
+    return shares | {"kernels": max(0.0, 1 - sum(shares.values()))}
+
+
+def limited_by(spent):
+    words = {
+        "call": "the call's overhead",
+        "weights": "packing weights",
+        "kernels": "kernels below the roofline",
+        "arithmetic": "arithmetic",
+    }
+    most = max(spent, key=spent.get)
+    if most == "kernels":
+        bound = max((kind for kind in spent if kind not in words), key=spent.get, default=None)
+        if bound and spent[bound] > spent["arithmetic"]:
+            return f"{words[most]} ({bound})"
+    return words.get(most, f"reading weights from {most}")
+
+
+def _memory(entries, names):
+    """Peaks beside the peers', and the calls that take more than the bound."""
+    training, rows, over = entries[0]["mode"] == "training", [], []
+    for entry in entries:
+        found, bound = entry["peers"], sum(entry["memory_bound"].values())
+        peaks = [found.get(name, {}).get("memory") for name in names]
+        row = [f"{peak / 1e6:.1f}" if peak is not None else "" for peak in peaks]
+        row = [entry["problem"]["name"], *row, f"{bound / 1e6:.1f}"]
+        if training:
+            row += _numbers_kept(entry)
+        ours = found.get("rnnkernel", {}).get("memory")
+        if ours is not None and ours > bound:
+            row[1] = f"**{row[1]}**"
+            beyond = f"{entry['problem']['name']} by {(ours - bound) / 1e6:.1f} MB"
+            over.append(beyond + _excuse(entry, ours - bound))
+        rows.append(row)
+    if not any(any(row[1 : 1 + len(names)]) for row in rows):
+        return []
+    words = "Peak memory of a first call in MB, its results among it, and a bound: "
+    if training:
+        words += (
+            "gradients, packed weights, a chunk of time, and 6 H numbers a step and row for LSTM, "
+            "5 H for GRU, 2 H for RNN. *Kept* is what is left for these, where it is most of it; "
+            "*x* is the copy that training keeps, so that gradients are exact whatever x has "
+            "become: the bound does not allow for it."
+        )
+    else:
+        packed = "" if entries[0]["mode"] == "rest" else ", packed weights"
+        words += f"y, a chunk of time{packed}."
+    words += f" rnnkernel exceeds it in {len(over)}: {', '.join(over)}." if over else ""
+    heads = ["problem", *names, "bound", *(["kept / H", "x / H"] if training else [])]
+    return [words, "", *_table(heads, 1, rows)]
+
+
+def _numbers_kept(entry):
+    """In training: the peak without gradients, packed weights and a chunk, in numbers a step, row
+    and unit of every layer and direction, and how many of these a copy of x is."""
+    parts, problem = dict(entry["memory_bound"]), entry["problem"]
+    allowed, peak = parts.pop("kept"), entry["peers"].get("rnnkernel", {}).get("memory")
+    if peak is None or allowed < 0.5 * sum(entry["memory_bound"].values()):
+        return ["", ""]
+    most, x = KEPT[problem["cell"]], _copy_of_x(entry)
+    kept = (peak - sum(parts.values())) / allowed * most
+    return [f"{kept:.1f} of {most}", f"{x / allowed * most:.1f}"]
+
+
+def _copy_of_x(entry):
+    problem = entry["problem"]
+    return problem["T"] * problem["N"] * problem["I"] * np.dtype(problem["dtype"]).itemsize
+
+
+def _excuse(entry, beyond):
+    """What of an excess is known."""
+    problem = entry["problem"]
+    if entry["mode"] == "training":
+        return " (x)" if beyond <= _copy_of_x(entry) else ""
+    return " (between layers)" if problem["layers"] > 1 else ""
+
+
+def _cells(entry, names):
     found = entry["peers"]
     cells = [entry["problem"]["name"], find(entry["problem"]["name"]).sizes]
     for name in names:
@@ -103,139 +239,19 @@ def _cells(entry, names):
             seconds(one["median"]) if "median" in one else "failed" if "failed" in one else ""
         )
     cells += [percent(entry["peak_share"]), percent(entry["roofline_share"])]
-    ratio = f"{entry['ratio']:.2f} ({entry['best_peer']})" if entry["ratio"] else ""
+    ratio = f"{entry['ratio']:.2f} ({_versus(entry)})" if entry["ratio"] else ""
     cells.append(f"**{ratio}**" if entry["ratio"] and entry["ratio"] < 1 else ratio)
-    ours, best = found.get("rnnkernel", {}), found.get(entry["best_peer"], {})
-    memory = [f"{one['memory'] / 1e6:.1f}" for one in (ours, best) if "memory" in one]
-    cells.append(" / ".join(memory))
     return cells
 
 
-def picture(document, path):
-    """Times and shares of every problem; a heat map for the sweep. False without Matplotlib."""
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
-    except ImportError:
-        return False
-    results = [
-        entry for entry in document["results"] if "median" in entry["peers"].get("rnnkernel", {})
-    ]
-    if not results:
-        return False
-    sweep = all(entry["problem"]["name"].startswith("sweep-") for entry in results)
-    (_heat_map if sweep else _bars)(plt, results, document, path)
-    return True
-
-
-MARKERS = dict(zip(COLUMNS, "DosP^v", strict=True))
-
-
-def _bars(plt, results, document, path):
-    labels = [
-        f"{entry['problem']['name']} {entry['mode'][0]}, "
-        f"{seconds(entry['peers']['rnnkernel']['median'])}"
-        for entry in results
-    ]
-    places = range(len(results))
-    figure, (left, right) = plt.subplots(
-        1,
-        2,
-        figsize=(13, 1.8 + 0.24 * len(results)),
-        sharey=True,
-        gridspec_kw={"width_ratios": [2, 1]},
-        layout="constrained",
-    )
-    for name in document["versions"]:
-        at = [k for k in places if "median" in results[k]["peers"].get(name, {})]
-        left.scatter(
-            [
-                results[k]["peers"][name]["median"] / results[k]["peers"]["rnnkernel"]["median"]
-                for k in at
-            ],
-            at,
-            label=name,
-            marker=MARKERS[name],
-            s=26,
-            zorder=3,
-        )
-    left.set_xscale("log")
-    left.axvline(1, color="gray", linewidth=0.8)
-    left.set_xlabel("median time over rnnkernel's: left of 1 is faster")
-    left.set_yticks(places, labels, fontsize=8)
-    left.invert_yaxis()
-    left.grid(alpha=0.3, which="both", axis="x")
-    figure.legend(*left.get_legend_handles_labels(), fontsize=8, loc="outside lower left", ncols=6)
-    roof = [entry["roofline_share"] for entry in results]
-    peak = [entry["peak_share"] for entry in results]
-    right.barh(places, roof, color="lightsteelblue", label="of the roofline")
-    right.barh(places, peak, height=0.4, color="steelblue", label="of the FMA peak")
-    right.set_xlim(0, max(1.0, *roof))
-    right.set_xlabel("rnnkernel's share")
-    right.grid(alpha=0.3, axis="x")
-    right.legend(fontsize=8)
-    figure.suptitle(
-        f"{document['machine']['cpu']}, {document['threads']} threads "
-        "(i inference, t training, r at rest; rnnkernel's time)",
-        fontsize=10,
-    )
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def _heat_map(plt, results, document, path):
-    import numpy as np
-
-    modes = list(dict.fromkeys(entry["mode"] for entry in results))
-    kinds = ("ratio", "peak_share", "roofline_share")
-    titles = ("times the best peer", "share of the FMA peak", "share of the roofline")
-    figure, axes = plt.subplots(
-        len(modes), 3, figsize=(15, 4.4 * len(modes)), squeeze=False, layout="constrained"
-    )
-    hidden = sorted({entry["problem"]["H"] for entry in results})
-    batches = sorted({entry["problem"]["N"] for entry in results})
-    for row, mode in zip(axes, modes, strict=True):
-        for axis, kind, title in zip(row, kinds, titles, strict=True):
-            grid = np.full((len(hidden), len(batches)), np.nan)
-            for entry in results:
-                if entry["mode"] == mode and entry[kind] is not None:
-                    one = entry["problem"]
-                    grid[hidden.index(one["H"]), batches.index(one["N"])] = entry[kind]
-            if kind == "ratio":
-                shown = np.log2(grid)
-                axis.imshow(shown, origin="lower", cmap="RdYlGn", vmin=-2, vmax=2, aspect="auto")
-            else:
-                axis.imshow(grid, origin="lower", cmap="viridis", vmin=0, vmax=1, aspect="auto")
-            for (i, j), value in np.ndenumerate(grid):
-                if not np.isnan(value):
-                    dark = kind != "ratio" and value < 0.6
-                    axis.text(
-                        j,
-                        i,
-                        f"{value:.2g}",
-                        ha="center",
-                        va="center",
-                        fontsize=7,
-                        color="white" if dark else "black",
-                    )
-            axis.set_xticks(range(len(batches)), batches)
-            axis.set_yticks(range(len(hidden)), hidden)
-            axis.set_xlabel("N")
-            axis.set_ylabel("H = I")
-            axis.set_title(f"LSTM {mode}: {title}", fontsize=10)
-    figure.suptitle(f"{document['machine']['cpu']}, {document['threads']} threads", fontsize=10)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
 def main():
+    import pictures
+
     for name in sys.argv[1:]:
         path = Path(name)
         document = json.loads(path.read_text())
         path.with_suffix(".md").write_text(markdown(document))
-        picture(document, path.with_suffix(".png"))
+        pictures.picture(document, path.with_suffix(".png"))
         print(summary_text(document))
 
 

@@ -3,10 +3,13 @@
 {"do": "load", "problem": {...}, "mode": ..., "expected": path}
     -> {"variant": ..., "seconds": of a call, "error": largest, "memory": bytes}
      | {"refused": why} | {"failed": why}
+{"do": "probe", "problem": {...}, "mode": ...}
+    -> {"seconds": of a call, "variant": ...}, unchecked
 {"do": "time", "calls": k}  -> {"times": [seconds, ...]}
 {"do": "unload"}            -> {}
 """
 
+import ctypes
 import gc
 import importlib
 import json
@@ -18,22 +21,44 @@ import traceback
 import numpy as np
 
 
-def resident():
-    """Bytes of this process in memory now, and at most since `forget_peak`; Linux only."""
+def _status():
+    """Bytes of this process by the kernel's names; Linux only."""
     try:
         with open("/proc/self/status") as status:
             fields = dict(line.split(":", 1) for line in status)
-        return tuple(int(fields[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
-    except (OSError, KeyError):
-        return 0, 0
+    except OSError:
+        return {}
+    return {name: int(text.split()[0]) * 1024 for name, text in fields.items() if "kB" in text}
 
 
-def forget_peak():
+def _return_free_memory():
+    gc.collect()
+    try:
+        # else a call that reuses what the problem before has freed seems to need nothing
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError):
+        pass
+
+
+def peak_memory(run):
+    """What `run` returns, and the most bytes that it had in memory beyond what was there before:
+    its results, everything that it allocated on the way, and what it keeps for later calls. Pages
+    of files, which are code that runs for the first time, are left out. None where the system
+    does not tell; exact to some hundred KB, as the kernel counts pages."""
+    _return_free_memory()
     try:
         with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
+            file.write("5")  # the peak is that from here on
     except OSError:
-        pass
+        return run(), None
+    before = _status()
+    result = run()
+    after = _status()
+    try:
+        code = max(0, after["RssFile"] - before["RssFile"])
+        return result, max(0, after["VmHWM"] - before["VmRSS"] - code)
+    except KeyError:
+        return result, None
 
 
 def seconds_of(run, at_least=0.02, most=200):
@@ -54,34 +79,46 @@ class Worker:
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
         self.name, self.threads = name, threads
         self.peer = importlib.import_module(f"peers.{name}_peer")
-        self.run = None
+        self.run, self.select = None, ()
 
     def load(self, problem, mode, expected):
         from data import TOLERANCE, check, draw
-        from problems import Problem
 
-        for name in ("lengths", "modes"):
-            problem[name] = None if problem[name] is None else tuple(problem[name])
-        problem = Problem(**problem)
+        problem = _problem(problem)
         why = self.peer.refuses(problem, mode)
         if why:
             return {"refused": why}
+        self.unload()
         data = draw(problem, mode)
         expected = dict(np.load(expected))
         best = None
-        for variant, (run, outputs) in self.peer.prepare(problem, mode, data, self.threads).items():
-            forget_peak()
-            before = resident()[0]
-            result = run()
-            memory = max(0, resident()[1] - before)
+        for variant, (run, outputs, *select) in self.variants(problem, mode, data).items():
+            for prepare in select:
+                prepare()
+            result, memory = peak_memory(run)
             who = f"{self.name} ({variant})"
             error = check(outputs(result), expected, problem.dtype, who, TOLERANCE[problem.dtype])
             del result
             seconds = seconds_of(run)
             if best is None or seconds < best["seconds"]:
                 best = {"variant": variant, "seconds": seconds, "error": error, "memory": memory}
-                self.run = run
+                self.run, self.select = run, select
+        for prepare in self.select:
+            prepare()
         return best
+
+    def probe(self, problem, mode):
+        from data import draw
+
+        problem = _problem(problem)
+        variants = self.variants(problem, mode, draw(problem, mode))
+        return min(
+            ({"seconds": seconds_of(run), "variant": name} for name, (run, *_) in variants.items()),
+            key=lambda one: one["seconds"],
+        )
+
+    def variants(self, problem, mode, data):
+        return self.peer.prepare(problem, mode, data, self.threads)
 
     def time(self, calls):
         run, clock, times = self.run, time.perf_counter_ns, []
@@ -96,9 +133,17 @@ class Worker:
         return {"times": times}
 
     def unload(self):
-        self.run = None
-        gc.collect()
+        self.run, self.select = None, ()
+        _return_free_memory()
         return {}
+
+
+def _problem(fields):
+    from problems import Problem
+
+    for name in ("lengths", "modes"):
+        fields[name] = None if fields[name] is None else tuple(fields[name])
+    return Problem(**fields)
 
 
 def main():

@@ -51,6 +51,7 @@ def prepare(problem, mode, data, threads):
             return jnp.vdot(y, dy), y
 
         step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+        step = step.lower(weights, x, states, dy).compile()
 
         def run_training():
             return jax.block_until_ready(step(weights, x, states, dy))
@@ -62,7 +63,7 @@ def prepare(problem, mode, data, threads):
 
         return {"scan": (run_training, outputs)}
 
-    forward = jax.jit(network)
+    forward = jax.jit(network).lower(weights, x, states).compile()
     return {
         "scan": (
             lambda: jax.block_until_ready(forward(weights, x, states)),

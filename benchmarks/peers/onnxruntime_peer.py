@@ -1,8 +1,9 @@
 """ONNX Runtime: one kept session; arrays handed over per call, or bound once."""
 
 import onnxruntime as ort
+from problems import flops
 
-from peers import _onnx_model
+from peers import SMALL_FLOPS, _onnx_model
 
 VERSION = ort.__version__
 
@@ -16,6 +17,13 @@ def refuses(problem, mode):
 
 def prepare(problem, mode, data, threads):
     model, feeds = _onnx_model.make(problem, data)
+    variants = _session(problem, model, feeds, threads, "")
+    if threads > 1 and flops(problem) < SMALL_FLOPS:
+        variants |= _session(problem, model, feeds, 1, ", 1 thread")
+    return variants
+
+
+def _session(problem, model, feeds, threads, suffix):
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -30,8 +38,8 @@ def prepare(problem, mode, data, threads):
         binding.bind_cpu_input(name, array)
     binding.bind_output("y", "cpu")
     return {
-        "run": (lambda: session.run(["y"], feeds)[0], outputs),
-        "bound": (
+        f"run{suffix}": (lambda: session.run(["y"], feeds)[0], outputs),
+        f"bound{suffix}": (
             # with feeds, to keep them alive: the binding only points into these arrays
             lambda: (session.run_with_iobinding(binding), feeds),
             lambda _: outputs(binding.copy_outputs_to_cpu()[0]),

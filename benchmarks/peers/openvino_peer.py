@@ -2,8 +2,9 @@
 
 import numpy as np
 import openvino as ov
+from problems import flops
 
-from peers import _onnx_model
+from peers import SMALL_FLOPS, _onnx_model
 
 VERSION = ov.__version__.split("-")[0]
 
@@ -16,6 +17,13 @@ def refuses(problem, mode):
 
 def prepare(problem, mode, data, threads):
     model, feeds = _onnx_model.make(problem, data)
+    variants = {"request": _request(problem, model, feeds, threads)}
+    if threads > 1 and flops(problem) < SMALL_FLOPS:
+        variants["request, 1 thread"] = _request(problem, model, feeds, 1)
+    return variants
+
+
+def _request(problem, model, feeds, threads):
     core = ov.Core()
     compiled = core.compile_model(
         core.read_model(model=model),
@@ -39,4 +47,4 @@ def prepare(problem, mode, data, threads):
         y = np.array(request.get_output_tensor(0).data)
         return {"y": _onnx_model.canonical(problem, y)}
 
-    return {"request": (run, outputs)}
+    return run, outputs

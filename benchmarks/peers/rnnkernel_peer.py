@@ -35,5 +35,15 @@ def prepare(problem, mode, data, threads):
         # the first step starts from zeros, as the drawn states of this mode are
         return {"stream": (lambda: stream.step(row, out=out), lambda y: {"y": y[None].copy()})}
 
-    frozen = layer.freeze() if mode == "rest" else layer
-    return {"layer": (lambda: frozen(x, state, **options), lambda result: layer_outputs(result[0]))}
+    if mode == "inference":
+        return {"layer": (lambda: layer(x, state, **options), lambda out: layer_outputs(out[0]))}
+
+    frozen = layer.freeze()
+    y = np.empty((problem.T, problem.N, problem.directions * problem.H), problem.dtype)
+    return {
+        "frozen": (lambda: frozen(x, state, **options), lambda out: layer_outputs(out[0])),
+        "frozen, y given": (
+            lambda: frozen.forward(x, state, out=y, **options),
+            lambda out: layer_outputs(out.y),
+        ),
+    }

@@ -2,7 +2,10 @@
 
 import numpy as np
 import torch
+from problems import flops
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from peers import SMALL_FLOPS
 
 VERSION = torch.__version__
 
@@ -14,7 +17,6 @@ def refuses(problem, mode):
 
 
 def prepare(problem, mode, data, threads):
-    torch.set_num_threads(threads)
     options = {"nonlinearity": problem.cell[4:]} if problem.cell.startswith("rnn") else {}
     module = getattr(torch.nn, MODULES[problem.cell])(
         problem.I,
@@ -52,7 +54,7 @@ def prepare(problem, mode, data, threads):
             named = {"y": y.detach().numpy(), "dx": x.grad.numpy()}
             return named | {f"d_{name}": p.grad.numpy() for name, p in module.named_parameters()}
 
-        return {"module": (run, outputs)}
+        return _by_threads({"module": (run, outputs)}, problem, mode, threads)
 
     module.requires_grad_(False)
 
@@ -74,7 +76,20 @@ def prepare(problem, mode, data, threads):
                 return h[0] if isinstance(h, tuple) else h
 
         variants["cell"] = (run_cell, lambda y: {"y": y.numpy()[None]})
-    return variants
+    return _by_threads(variants, problem, mode, threads)
+
+
+def _by_threads(variants, problem, mode, threads):
+    """Each on all threads, and on one where that may be faster."""
+    torch.set_num_threads(threads)
+    chosen = {
+        name: (*variant, lambda: torch.set_num_threads(threads))
+        for name, variant in variants.items()
+    }
+    if threads > 1 and flops(problem, mode) < SMALL_FLOPS:
+        for name, variant in variants.items():
+            chosen[f"{name}, 1 thread"] = (*variant, lambda: torch.set_num_threads(1))
+    return chosen
 
 
 def _cell(problem, data, options):
