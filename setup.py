@@ -170,6 +170,7 @@ setup(
         [
             extension("_kernels", ["csrc/dispatch.c", "csrc/fp.c"], csrc("*.[ch]")),
             extension("_packing"),
+            extension("_scratch"),
             extension("_forward"),
             extension("_backward"),
             extension("_dropout"),

@@ -87,14 +87,14 @@ typedef struct {
     ptrdiff_t rows;   /* batch rows */
     ptrdiff_t hidden; /* H */
     ptrdiff_t projected; /* P */
-    ptrdiff_t block_begin, block_end; /* unit blocks to compute */
+    ptrdiff_t block_begin, block_end; /* unit blocks to compute; of `project` column blocks of P */
 
     const void *operand; /* (rows, K=P) broadcast operand: h_prev, or r * h_prev; of `project`
                             (rows, K=H) o * tanh(c) */
     const ptrdiff_t *operand_row; /* (rows) offsets */
-    const void *weights;     /* packed recurrent weights of this phase, or W_hr */
+    const void *weights; /* packed recurrent weights of this phase, or W_hr */
 
-    int storage;       /* of weights */
+    int storage; /* of weights */
     const void *scale; /* [block][slots][U] with RK_INT8 */
 
     void *gates; /* [block][rows][slots of memory][U]: in x-projection, out gates (and c) */

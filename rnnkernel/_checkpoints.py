@@ -36,9 +36,9 @@ def forward(one: Any, h_n: np.ndarray, c_n: np.ndarray | None, threads: int) -> 
     h, c = one.h0, one.c0
     for part, rows in _segments(one):
         if part.start > 0:
-            order = slice(None) if rows is None else rows.order
+            order = None if rows is None else rows.order
             h = np.array(h_n, order="C")
-            c = None if c_n is None else _forward.pack_cells(one.weights, c_n[order])
+            c = None if c_n is None else _forward.pack_cells(one.weights, c_n, order)
             one.checkpoints.states.append((h, c))
         x, y = _cut(one.x, part, rows), _cut(one.y, part, rows)
         _forward.forward(one.weights, x, h, c, y, h_n, c_n, None, threads, rows, one.index)

@@ -1,5 +1,7 @@
 from rnnkernel._kernels cimport rk_cell, rk_kernels
 from rnnkernel._packing cimport PackedWeights
+from rnnkernel._scratch cimport Scratch
+from rnnkernel._team cimport rk_flag
 
 ctypedef fused real:
     float
@@ -21,10 +23,11 @@ cdef struct Run:
     const char *bias
     const char *input
     const char **recurrent
-    int storage                   # of the weights, and the scales of RK_INT8
+    int storage, weight_item      # of the weights, and the scales of RK_INT8
     const char *input_scale
     const char **recurrent_scale
     const char *projection        # or NULL
+    Py_ssize_t projection_columns  # its blocks
     const char *peepholes
     double cell_clip
     Py_ssize_t input_last_vectors
@@ -37,7 +40,7 @@ cdef struct Run:
     char *early                   # (N, pitch): what a first phase hands to the second
     Py_ssize_t pitch
     const Py_ssize_t *h_row
-    Py_ssize_t *chunk_x           # per batch tile [t][n]: rows of a chunk, in x
+    Py_ssize_t *chunk_x           # per tile or thread [t][n]: rows of a chunk, in x
     Py_ssize_t *chunk_gates       # and in gates
     # rows that differ, or NULL
     const Py_ssize_t *alive       # (T): how many rows have each step, the first ones
@@ -60,5 +63,18 @@ cdef struct Run:
     const Py_ssize_t *table_row   # and in the table
 
 
+# How a team shares a call.
+cdef struct Plan:
+    int team
+    bint by_units                 # or by rows, tile by tile
+    Py_ssize_t tiles
+    Py_ssize_t *bounds            # of the tiles
+    Py_ssize_t pieces             # of the table
+    rk_flag *flags
+
+
 cdef void set_weights(Run *r, PackedWeights w, Py_ssize_t N) noexcept
-cdef void run_rows(const Run *r, Py_ssize_t begin, Py_ssize_t end) noexcept nogil
+cdef int plan_team(
+    Plan *plan, const Run *r, Scratch scratch, double flops, Py_ssize_t rows, int threads
+) except -1
+cdef void run_team(const Run *r, const Plan *plan, int members, int member) noexcept nogil

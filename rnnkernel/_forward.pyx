@@ -1,16 +1,27 @@
 """The forward time loop: every step of one layer and direction.
 
-The loop knows time, batch tiles and threads, and nothing of gates: a cell is a row of the C
-table. A thread takes a tile of batch rows through all steps without waiting for another. Where
-rows differ in length or have resets they go by position and own step (rnnkernel/_sequence.py),
-and a step takes those that are alive.
+The loop knows time, rows, unit blocks and threads, and nothing of gates: a cell is a row of the C
+table. A team of threads either splits the batch, and each takes its rows through all steps without
+waiting for another, or it splits the units: then each streams only its part of the weights, and all
+meet at every step, since the next one reads all of h. Where rows differ in length or have resets
+they go by position and own step (rnnkernel/_sequence.py), and a step takes those that are alive.
 """
 
-from cython.parallel cimport prange
+from cython.parallel cimport parallel
+from libc.string cimport memcpy, memset
+
+cimport numpy as cnp
+
+cdef extern from *:
+    # NumPy's headers bring <complex.h>, whose I is not the input size
+    """
+    #undef I
+    """
 
 import numpy as np
 
 from rnnkernel._kernels cimport (
+    RK_INT8,
     RK_WHOLE,
     fp_enter,
     fp_leave,
@@ -22,9 +33,12 @@ from rnnkernel._kernels cimport (
 )
 from rnnkernel._packing cimport PackedWeights, address
 from rnnkernel._rows cimport any_set, cells_after_reset, clear_ends, clear_rows
+from rnnkernel._scratch cimport Scratch
+from rnnkernel._team cimport rk_flag, rk_meet, rk_member, rk_members
 
-from rnnkernel._memory import aligned_empty, aligned_zeros, tile_pitch
+from rnnkernel._memory import aligned_empty, tile_pitch
 
+cnp.import_array()
 
 # Rows (t, n) that are projected at once: enough to use a panel of W_ih well, few enough that
 # the gates of inference stay in L2.
@@ -34,32 +48,54 @@ cdef Py_ssize_t PROJECTED_ROWS = 128
 cdef Py_ssize_t TABLE_ROWS = 64
 
 # Below this much arithmetic a call stays on one thread: opening a team costs more.
-cdef double SERIAL_FLOPS = 400e3
+SERIAL_FLOPS = 400e3
+
+# "rows" or "units" splits every call between threads so; None lets `splits_units` choose. Results
+# are the same, as tests show by setting it.
+SPLIT = None
+
+
+# What one thread does: some batch rows (by position where they differ) of some unit blocks.
+cdef struct Part:
+    Py_ssize_t begin, end
+    Py_ssize_t block_begin, block_end
+    Py_ssize_t *chunk_x           # [t][n]: rows of a chunk, in x or its table
+    Py_ssize_t *chunk_gates       # and in the gates
+    rk_flag *flags                # of those that share the rows, or NULL
+    int members, member
 
 
 cdef inline char *gates_at(const Run *r, Py_ssize_t t) noexcept nogil:
     return r.gates + (t % r.gates_steps) * r.gates_time * r.item
 
 
+cdef void meet(const Part *part) noexcept nogil:
+    """Waits for the other units of the same rows."""
+    if part.members > 1:
+        rk_meet(part.flags, part.members, part.member)
+
+
 cdef Py_ssize_t list_rows(
-    const Run *r, Py_ssize_t t0, Py_ssize_t steps, Py_ssize_t begin, Py_ssize_t end
+    const Run *r, const Part *part, Py_ssize_t t0, Py_ssize_t steps
 ) noexcept nogil:
     """Where the rows lie that are alive in some steps, in x or its table, and in the gates; how
     many."""
-    cdef Py_ssize_t t, n, row, k = begin * r.chunk, row_gates = r.cell.memory_slots * r.units
+    cdef Py_ssize_t t, n, row, k = 0, row_gates = r.cell.memory_slots * r.units
     for t in range(steps):
-        for n in range(begin, min(end, r.alive[t0 + t])):
+        for n in range(part.begin, min(part.end, r.alive[t0 + t])):
             if r.index != NULL:
                 row = r.index[(t0 + t) * r.index_time + r.index_row[n]]
-                r.chunk_x[k] = row * r.cell.input.slots * r.units
+                part.chunk_x[k] = row * r.cell.input.slots * r.units
             else:
-                r.chunk_x[k] = t * r.x_time + r.x_row[n]
-            r.chunk_gates[k] = t * r.gates_time + n * row_gates
+                part.chunk_x[k] = t * r.x_time + r.x_row[n]
+            part.chunk_gates[k] = t * r.gates_time + n * row_gates
             k += 1
-    return k - begin * r.chunk
+    return k
 
 
-cdef void input_product(const Run *r, const rk_product *p) noexcept nogil:
+cdef void input_product(
+    const Run *r, const rk_product *p, Py_ssize_t from_block
+) noexcept nogil:
     """A product with W_ih, however it is stored."""
     cdef rk_small_product small
     if r.storage == RK_WHOLE:
@@ -67,18 +103,19 @@ cdef void input_product(const Run *r, const rk_product *p) noexcept nogil:
         return
     small.product = p[0]
     small.storage = r.storage
-    small.scale = r.input_scale
+    small.scale = r.input_scale + from_block * p.b_inner * r.item
     small.scale_block = p.b_inner
     r.kernels.small_product(&small)
 
 
-cdef void look_up(const Run *r, const rk_product *p) noexcept nogil:
+cdef void look_up(const Run *r, const rk_product *p, Py_ssize_t from_block) noexcept nogil:
     """What this product would give, from the table."""
     cdef rk_lookup look
     look.rows, look.blocks = p.rows, p.blocks
     look.vectors, look.last_vectors = p.vectors, p.last_vectors
-    look.table, look.table_row = r.table, p.a_row
     look.table_block = r.table_rows * r.cell.input.slots * r.units
+    look.table = r.table + from_block * look.table_block * r.item
+    look.table_row = p.a_row
     look.c, look.c_row, look.c_block = p.c, p.c_row, p.c_block
     look.init = NULL
     if r.one_hot:
@@ -110,80 +147,85 @@ cdef void project_table(const Run *r, Py_ssize_t begin) noexcept nogil:
     p.c_block = r.table_rows * p.b_inner
     p.init = r.bias + r.cell.input.slot * r.units * r.item
     p.init_block = r.cell.slots * r.units
-    input_product(r, &p)
+    input_product(r, &p, 0)
     fp_leave(saved)
 
 
-cdef void project(
-    const Run *r, Py_ssize_t t, Py_ssize_t steps, Py_ssize_t begin, Py_ssize_t end
-) noexcept nogil:
-    """bias + W_ih x into the gates of some steps and batch rows."""
+cdef void project(const Run *r, const Part *part, Py_ssize_t t, Py_ssize_t steps) noexcept nogil:
+    """bias + W_ih x into the gates of some steps."""
     cdef rk_product p
     cdef int first = r.cell.input.slot, past = first + r.cell.input.slots
-    cdef Py_ssize_t slot_width = r.units
-    p.rows = steps * (end - begin)
+    cdef Py_ssize_t from_block = part.block_begin
+    cdef char *gates = gates_at(r, t) + from_block * r.gates_block * r.item
+    cdef const char *bias = r.bias + from_block * r.cell.slots * r.units * r.item
+    p.rows = steps * (part.end - part.begin)
     if r.alive != NULL:
-        p.rows = list_rows(r, t, steps, begin, end)
-    p.blocks = r.blocks
-    p.vectors = r.cell.input.slots * r.cell.unit_vectors
-    p.last_vectors = r.input_last_vectors
+        p.rows = list_rows(r, part, t, steps)
+    p.blocks = part.block_end - from_block
+    p.vectors = p.last_vectors = r.cell.input.slots * r.cell.unit_vectors
+    if part.block_end == r.blocks:
+        p.last_vectors = r.input_last_vectors
     p.outer = 1
     p.inner = r.I
     p.a = r.x + t * r.x_time * r.item
-    p.a_row = r.chunk_x + begin * r.chunk
+    p.a_row = part.chunk_x
     p.a_outer = 0
     p.a_inner = r.x_unit
-    p.b = r.input
-    p.b_block = r.I * r.cell.input.slots * slot_width
+    p.b_inner = r.cell.input.slots * r.units
+    p.b_block = r.I * p.b_inner
     p.b_outer = 0
-    p.b_inner = r.cell.input.slots * slot_width
-    p.c = gates_at(r, t) + first * slot_width * r.item
-    p.c_row = r.chunk_gates + begin * r.chunk
+    p.b = r.input + from_block * p.b_block * r.weight_item
+    p.c = gates + first * r.units * r.item
+    p.c_row = part.chunk_gates
     p.c_block = r.gates_block
-    p.init = r.bias + first * slot_width * r.item
-    p.init_block = r.cell.slots * slot_width
+    p.init = bias + first * r.units * r.item
+    p.init_block = r.cell.slots * r.units
     if r.index != NULL:
-        look_up(r, &p)
+        look_up(r, &p, from_block)
     else:
-        input_product(r, &p)
+        input_product(r, &p, from_block)
     if past < r.cell.slots:
         # slots that only the recurrent product adds to
         p.vectors = (r.cell.slots - past) * r.cell.unit_vectors
-        p.c = gates_at(r, t) + past * slot_width * r.item
-        p.init = r.bias + past * slot_width * r.item
+        p.c = gates + past * r.units * r.item
+        p.init = bias + past * r.units * r.item
         r.kernels.fill(&p)
 
 
 cdef void enter_segments(
-    const Run *r, Py_ssize_t t, Py_ssize_t begin, rk_step *s
+    const Run *r, const Part *part, Py_ssize_t t, rk_step *s
 ) noexcept nogil:
     """Before a step: zero states for the rows that begin a new segment there."""
-    cdef const unsigned char *flags = r.reset + t * r.N + begin
-    cdef Py_ssize_t bytes_of_row = r.units * r.item
+    cdef const unsigned char *flags = r.reset + t * r.N + part.begin
+    cdef Py_ssize_t bytes_of_row = r.units * r.item, bytes_of_block = r.N * bytes_of_row
+    cdef Py_ssize_t from_block = part.block_begin
+    cdef char *c = r.c_reset + part.begin * bytes_of_row
     if not any_set(flags, s.rows):
         return
-    clear_rows(flags, <char *>s.h_prev, r.pitch * r.item, s.rows)
+    if part.member == 0:
+        clear_rows(flags, <char *>s.h_prev, r.pitch * r.item, s.rows)
+    meet(part)
     if r.cell.states == 2:
         cells_after_reset(
-            flags, <const char *>s.c_prev, s.c_prev_row * r.item, s.c_prev_block * r.item,
-            r.c_reset + begin * bytes_of_row, r.N * bytes_of_row, bytes_of_row, s.rows, r.blocks,
+            flags, <const char *>s.c_prev + from_block * s.c_prev_block * r.item,
+            s.c_prev_row * r.item, s.c_prev_block * r.item, c + from_block * bytes_of_block,
+            bytes_of_block, bytes_of_row, s.rows, part.block_end - from_block,
         )
-        s.c_prev = r.c_reset + begin * bytes_of_row
+        s.c_prev = c
         s.c_prev_row = r.units
         s.c_prev_block = r.N * r.units
 
 
-cdef void run_rows(const Run *r, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-    """Steps first..T of the batch rows begin..end."""
+cdef void run_part(const Run *r, const Part *part) noexcept nogil:
+    """Steps first..T of some rows and unit blocks."""
     cdef Py_ssize_t t, t0, steps, n, row_gates = r.cell.memory_slots * r.units
+    cdef Py_ssize_t begin = part.begin, end = part.end
     cdef Py_ssize_t tile = r.N * r.pitch * r.item
     cdef int phase
     cdef rk_step s
     cdef unsigned long long saved = fp_enter()
     s.rows = end - begin
     s.hidden, s.projected = r.H, r.P
-    s.block_begin = 0
-    s.block_end = r.blocks
     s.operand_row = r.h_row
     s.gates_row = r.gates_row
     s.gates_block = r.gates_block
@@ -197,7 +239,7 @@ cdef void run_rows(const Run *r, Py_ssize_t begin, Py_ssize_t end) noexcept nogi
     t0 = r.first
     while t0 < r.T and (r.alive == NULL or r.alive[t0] > begin):
         steps = min(r.chunk, r.T - t0)
-        project(r, t0, steps, begin, end)
+        project(r, part, t0, steps)
         for t in range(t0, t0 + steps):
             if r.alive != NULL:
                 s.rows = min(end, r.alive[t]) - begin
@@ -218,8 +260,9 @@ cdef void run_rows(const Run *r, Py_ssize_t begin, Py_ssize_t end) noexcept nogi
             s.h_prev = r.h + (t & 1) * tile + begin * r.pitch * r.item
             s.y = r.y + t * r.y_time * r.item
             if r.resets != NULL and r.resets[t]:
-                enter_segments(r, t, begin, &s)
+                enter_segments(r, part, t, &s)
             s.operand = s.h_prev
+            s.block_begin, s.block_end = part.block_begin, part.block_end
             for phase in range(r.cell.phases):
                 s.weights = r.recurrent[phase]
                 s.scale = r.recurrent_scale[phase]
@@ -227,20 +270,81 @@ cdef void run_rows(const Run *r, Py_ssize_t begin, Py_ssize_t end) noexcept nogi
                     s.h = r.early + begin * r.pitch * r.item
                 else:
                     s.h = r.h + ((t + 1) & 1) * tile + begin * r.pitch * r.item
-                r.cell.forward[phase](&s)
+                if s.block_begin < s.block_end:
+                    r.cell.forward[phase](&s)
+                meet(part)
                 s.operand = s.h
             if r.projection != NULL:
                 s.weights = r.projection
                 s.h = r.h + ((t + 1) & 1) * tile + begin * r.pitch * r.item
-                r.cell.project(&s)
+                s.block_begin = r.projection_columns * part.member // part.members
+                s.block_end = r.projection_columns * (part.member + 1) // part.members
+                if s.block_begin < s.block_end:
+                    r.cell.project(&s)
+                meet(part)
         t0 += steps
     if r.clears:
-        for n in range(begin, end):
+        n = begin + part.member
+        while n < end:
             clear_ends(
                 r.y + r.y_row[n] * r.item, r.y_time * r.item, r.P * r.item, r.start[n],
                 r.length[n], r.y_steps,
             )
+            n += part.members
     fp_leave(saved)
+
+
+cdef void run_team(const Run *r, const Plan *plan, int members, int member) noexcept nogil:
+    """What one member of a team does of a call."""
+    cdef Py_ssize_t i = member
+    cdef Part part
+    while i < plan.pieces:
+        project_table(r, i * TABLE_ROWS)
+        i += members
+    if plan.pieces > 0 and members > 1:
+        rk_meet(plan.flags, members, member)
+    part.flags = plan.flags
+    part.members, part.member = 1, 0
+    part.block_begin, part.block_end = 0, r.blocks
+    if plan.by_units:
+        part.begin, part.end = 0, r.N
+        part.members, part.member = members, member
+        part.block_begin = r.blocks * member // members
+        part.block_end = r.blocks * (member + 1) // members
+        part.chunk_x, part.chunk_gates = r.chunk_x, r.chunk_gates
+        if r.alive != NULL:  # each lists them as it goes
+            part.chunk_x += member * r.N * r.chunk
+            part.chunk_gates += member * r.N * r.chunk
+        run_part(r, &part)
+        return
+    i = member
+    while i < plan.tiles:
+        part.begin, part.end = plan.bounds[i], plan.bounds[i + 1]
+        part.chunk_x = r.chunk_x + part.begin * r.chunk
+        part.chunk_gates = r.chunk_gates + part.begin * r.chunk
+        run_part(r, &part)
+        i += members
+
+
+cdef void run_plan(const Run *r, const Plan *plan) noexcept nogil:
+    if plan.team == 1:
+        run_team(r, plan, 1, 0)
+        return
+    memset(plan.flags, 0, plan.team * sizeof(rk_flag))
+    with parallel(num_threads=plan.team):
+        run_team(r, plan, rk_members(), rk_member())
+
+
+cdef void bound_tiles(
+    Py_ssize_t N, Py_ssize_t full_rows, Py_ssize_t tiles, Py_ssize_t *bounds
+) noexcept nogil:
+    """Bounds of nearly equal tiles of rows, of whole row tiles where there are enough."""
+    cdef Py_ssize_t i, unit = 1, units
+    if N >= tiles * full_rows * 2:
+        unit = full_rows
+    units = (N + unit - 1) // unit
+    for i in range(tiles + 1):
+        bounds[i] = min(N, unit * (units * i // tiles))
 
 
 def ragged_tiles(lengths, int threads):
@@ -256,12 +360,9 @@ def ragged_tiles(lengths, int threads):
 def batch_tiles(Py_ssize_t N, Py_ssize_t full_rows, int threads):
     """Bounds of one tile of rows a thread, of whole row tiles where there are enough."""
     cdef Py_ssize_t tiles = max(1, min(threads, N))
-    if N >= tiles * full_rows * 2:
-        units = (N + full_rows - 1) // full_rows
-        bounds = [min(N, full_rows * (units * i // tiles)) for i in range(tiles + 1)]
-    else:
-        bounds = [N * i // tiles for i in range(tiles + 1)]
-    return np.array(bounds, np.intp)
+    bounds = np.empty(tiles + 1, np.intp)
+    bound_tiles(N, full_rows, tiles, <Py_ssize_t *><Py_ssize_t>address(bounds))
+    return bounds
 
 
 def team_size(double flops, Py_ssize_t tiles, int threads):
@@ -269,6 +370,52 @@ def team_size(double flops, Py_ssize_t tiles, int threads):
     if flops < SERIAL_FLOPS:
         return 1
     return max(1, min(usable_threads(threads), tiles))
+
+
+cdef double step_time(
+    Py_ssize_t rows, Py_ssize_t blocks, Py_ssize_t weight_bytes
+) noexcept:
+    """Microseconds that a thread takes for a step of some rows of some blocks, roughly.
+
+    The products of a row take 5 ns a KiB of weights; the weights come once, at 60 GB/s where a
+    core's L2 holds those of all its blocks and at 20 GB/s from beyond.
+    """
+    cdef double weights = <double>blocks * weight_bytes
+    return rows * weights * 5e-6 + weights / (60e3 if weights < 768e3 else 20e3)
+
+
+cdef bint splits_units(const Run *r, Py_ssize_t rows, int team) noexcept:
+    """Whether threads share a step of so many rows by its units rather than by its rows.
+
+    Of units each thread streams only its own weights, which several threads' L2 may hold together;
+    for that all meet, in 0.4 us, and read what the others have written of h.
+    """
+    cdef int phase
+    cdef Py_ssize_t slots = 0, weight_bytes
+    cdef double meeting
+    if SPLIT is not None:
+        return SPLIT == "units"
+    for phase in range(r.cell.phases):
+        slots += r.cell.recurrent[phase].slots
+    weight_bytes = slots * r.units * r.P * r.item
+    meeting = r.cell.phases * (0.4 + rows * r.P * r.item * 50e-6)
+    return step_time(rows, (r.blocks + team - 1) // team, weight_bytes) + meeting < step_time(
+        (rows + team - 1) // team, r.blocks, weight_bytes
+    )
+
+
+cdef int plan_team(
+    Plan *plan, const Run *r, Scratch scratch, double flops, Py_ssize_t rows, int threads
+) except -1:
+    """The split of so much arithmetic in steps of `rows` rows on average."""
+    plan.team = team_size(flops, max(r.N, r.blocks, plan.pieces), threads)
+    plan.by_units = plan.team > 1 and splits_units(r, rows, plan.team)
+    plan.tiles = 1 if plan.by_units else min(plan.team, r.N)
+    plan.team = min(plan.team, max(r.blocks if plan.by_units else plan.tiles, plan.pieces))
+    plan.bounds = <Py_ssize_t *>scratch.take((plan.tiles + 1) * sizeof(Py_ssize_t))
+    bound_tiles(r.N, r.kernels.full_rows, plan.tiles, plan.bounds)
+    plan.flags = <rk_flag *>scratch.take(plan.team * sizeof(rk_flag))
+    return 0
 
 
 cdef void set_weights(Run *r, PackedWeights w, Py_ssize_t N) noexcept:
@@ -279,8 +426,10 @@ cdef void set_weights(Run *r, PackedWeights w, Py_ssize_t N) noexcept:
     r.bias, r.input = w.bias, w.input
     r.recurrent = <const char **>w.recurrent
     r.storage, r.input_scale = w.storage, w.input_scale
+    r.weight_item = w.item if w.storage == RK_WHOLE else 1 if w.storage == RK_INT8 else 2
     r.recurrent_scale = <const char **>w.recurrent_scale
     r.projection, r.peepholes, r.cell_clip = w.projection, w.peepholes, w.cell_clip
+    r.projection_columns = w.column_blocks(r.P)
     r.input_last_vectors = w.input_last_vectors()
     r.gates_block = N * r.cell.memory_slots * r.units
     r.gates_time = r.blocks * r.gates_block
@@ -292,16 +441,63 @@ cdef void set_weights(Run *r, PackedWeights w, Py_ssize_t N) noexcept:
     r.index = NULL
 
 
-def pack_cells(PackedWeights w, c):
-    """(N, H) cell states as [block][N][U], zero past H."""
-    N, H = c.shape
-    packed = aligned_zeros(w.blocks * N * w.units, w.dtype)
-    padded = np.zeros((N, w.blocks * w.units), w.dtype)
-    padded[:, :H] = c
-    by_block = padded.reshape(N, w.blocks, w.units).transpose(1, 0, 2)
-    packed.reshape(w.blocks, N, w.units)[...] = by_block
+# -- states: rows of the caller's, and cell states packed as [block][row][U] --------------------
+
+cdef inline void copy_row(
+    char *to, Py_ssize_t to_stride, const char *row, Py_ssize_t stride, Py_ssize_t count,
+    Py_ssize_t item,
+) noexcept nogil:
+    """Numbers one by one where they do not lie side by side; strides in bytes."""
+    cdef Py_ssize_t i
+    if stride == item and to_stride == item:
+        memcpy(to, row, count * item)
+        return
+    for i in range(count):
+        memcpy(to + i * to_stride, row + i * stride, item)
+
+
+cdef void pack_rows_of_cells(
+    PackedWeights w, cnp.ndarray c, const Py_ssize_t *order, char *packed
+) noexcept:
+    """(N, H) as [block][N][U], zero past H; `order` has the row at each position, or is NULL."""
+    cdef Py_ssize_t N = c.shape[0], n, block, units, stride = cnp.PyArray_STRIDE(c, 1)
+    cdef Py_ssize_t width = w.units * w.item
+    cdef const char *row
+    cdef char *to
+    for n in range(N):
+        row = <const char *>cnp.PyArray_DATA(c)
+        row += (n if order == NULL else order[n]) * cnp.PyArray_STRIDE(c, 0)
+        for block in range(w.blocks):
+            to = packed + (block * N + n) * width
+            units = min(w.units, w.hidden_size - block * w.units)
+            copy_row(to, w.item, row + block * w.units * stride, stride, units, w.item)
+            memset(to + units * w.item, 0, width - units * w.item)
+
+
+cdef void unpack_row_of_cells(
+    PackedWeights w, const char *packed, Py_ssize_t block_bytes, cnp.ndarray c, Py_ssize_t n
+) noexcept:
+    """Row n of (N, H) from its units in each block."""
+    cdef Py_ssize_t block, stride = cnp.PyArray_STRIDE(c, 1)
+    cdef char *row = <char *>cnp.PyArray_DATA(c) + n * cnp.PyArray_STRIDE(c, 0)
+    for block in range(w.blocks):
+        copy_row(
+            row + block * w.units * stride, stride, packed + block * block_bytes, w.item,
+            min(w.units, w.hidden_size - block * w.units), w.item,
+        )
+
+
+def pack_cells(PackedWeights w, cnp.ndarray c, order=None):
+    """(N, H) cell states as [block][N][U], zero past H; with `order` by position."""
+    packed = aligned_empty(w.blocks * c.shape[0] * w.units, w.dtype)
+    cdef const Py_ssize_t *rows = NULL
+    if order is not None:
+        rows = <Py_ssize_t *><Py_ssize_t>address(order)
+    pack_rows_of_cells(w, c, rows, <char *><Py_ssize_t>address(packed))
     return packed
 
+
+# -- a call ------------------------------------------------------------------------------------
 
 def allocate_reserve(PackedWeights w, Py_ssize_t T, Py_ssize_t N):
     """What training keeps from forward to backward beside y, flat; None where that is enough."""
@@ -328,19 +524,19 @@ def kept(PackedWeights w, reserve, Py_ssize_t T, Py_ssize_t N, gate):
 
 def forward(
     PackedWeights w,
-    const real[:, :, :] x,
-    const real[:, :] h0,
+    cnp.ndarray x,
+    cnp.ndarray h0,
     c0,
-    real[:, :, :] y,
-    real[:, :] h_n,
+    cnp.ndarray y,
+    cnp.ndarray h_n,
     c_n,
     reserve,
     int threads,
     rows=None,
     index=None,
 ):
-    """Runs T steps and writes y (T, N, P; units contiguous), h_n (N, P) and, for a cell with a
-    cell state, c_n (N, H).
+    """Runs T steps of x (T, N, I) and writes y (T, N, P; units contiguous), h_n (N, P) and, for a
+    cell with a cell state, c_n (N, H). All have the weights' dtype and any strides.
 
     `c0` is what `pack_cells` returns, or None. `reserve`, from `allocate_reserve`, receives
     what backward needs; with None only the gates of a few steps exist at any time. With `rows`
@@ -350,155 +546,193 @@ def forward(
     index[t, n]; a table without rows stands for the one-hot vectors of I classes.
     """
     cdef Run r
-    cdef Py_ssize_t tile, tiles, n, t, k, i, pieces = 0
-    cdef int team
-    r.T, r.N = y.shape[0], y.shape[1]
+    cdef Plan plan
+    cdef Scratch scratch = Scratch()
+    cdef Py_ssize_t n, count, projected
+    set_weights(&r, w, y.shape[1])
+    r.T, r.first = y.shape[0], 0
     if rows is not None and len(rows.alive) == 0:
-        np.asarray(y)[...] = 0
+        y[...] = 0
         r.T = 0
     if r.T == 0 or r.N == 0:
-        np.asarray(h_n)[...] = h0
+        h_n[...] = h0
         if c_n is not None:
-            unpack_cells(w, c_n, c0, 0, 0)
+            for n in range(r.N):
+                unpack_row_of_cells(
+                    w, <const char *><Py_ssize_t>address(c0) + n * r.units * r.item,
+                    r.N * r.units * r.item, c_n, n if rows is None else rows.order[n],
+                )
         return
-    r.first = 0
-    set_weights(&r, w, r.N)
-    r.x = <const char *>&x[0, 0, 0]
-    r.x_time, r.x_unit = x.strides[0] // r.item, x.strides[2] // r.item
-    r.y = <char *>&y[0, 0, 0]
-    r.y_time = y.strides[0] // r.item
-
-    cdef Py_ssize_t count = r.T * r.N
-    if rows is None:
-        bounds = batch_tiles(r.N, w.kernels.full_rows, threads)
-    else:
+    r.x = <const char *>cnp.PyArray_DATA(x)
+    r.x_time = cnp.PyArray_STRIDE(x, 0) // r.item
+    r.x_unit = cnp.PyArray_STRIDE(x, 2) // r.item
+    r.y = <char *>cnp.PyArray_DATA(y)
+    r.y_time = cnp.PyArray_STRIDE(y, 0) // r.item
+    r.c0 = NULL
+    if c0 is not None:
+        r.c0 = <const char *><Py_ssize_t>address(c0)
+    count = projected = r.T * r.N
+    if rows is not None:
         r.y_steps, r.T = r.T, len(rows.alive)
         r.clears = rows.whole
         r.alive = <Py_ssize_t *><Py_ssize_t>address(rows.alive)
-        count = rows.alive.sum()
-        bounds = ragged_tiles(rows.lengths, threads)
-    cdef const Py_ssize_t[::1] bound = bounds
-    tiles = bound.shape[0] - 1
-    cdef Py_ssize_t projected = count
-    if index is not None:
-        r.one_hot = x.shape[0] == 0
-        r.table_rows = r.I if r.one_hot else x.shape[0]
-        projected = x.shape[0]
-        pieces = (projected + TABLE_ROWS - 1) // TABLE_ROWS
-    team = team_size(
-        2.0 * r.cell.gates * r.H * (<double>r.I * projected + <double>r.P * count),
-        max(tiles, pieces),
-        threads,
-    )
-    if team == 1 and tiles > 1:
-        bounds = np.array([0, r.N], np.intp)
-        bound = bounds
-        tiles = 1
-
-    # buffers
-    cdef Py_ssize_t row_gates = r.cell.memory_slots * r.units
-    r.chunk = min(r.T, max(1, PROJECTED_ROWS * tiles * r.T // count))
-    keeps = reserve is not None and r.cell.keeps_gates
-    r.gates_steps = r.T if keeps else r.chunk
-    gates = reserve if keeps else aligned_empty(r.chunk * r.gates_time, w.dtype)
-    r.gates = <char *><Py_ssize_t>address(gates)
-    h = aligned_zeros(3 * r.N * r.pitch, w.dtype)
-    first_h = h[: r.N * r.pitch].reshape(r.N, r.pitch)[:, : r.P]
-    first_h[...] = h0 if rows is None else np.asarray(h0)[rows.order]
-    r.h = <char *><Py_ssize_t>address(h)
-    r.early = r.h + 2 * r.N * r.pitch * r.item
-    r.c0 = <const char *><Py_ssize_t>address(c0) if c0 is not None else NULL
-
-    # where rows lie
-    offsets = np.empty((3, r.N), np.intp)
-    chunk_offsets = np.empty((2, r.N * r.chunk), np.intp)
-    cdef Py_ssize_t[:, ::1] row = offsets
-    cdef Py_ssize_t[:, ::1] chunk_row = chunk_offsets
-    r.y_row, r.gates_row, r.h_row = &row[0, 0], &row[1, 0], &row[2, 0]
-    r.chunk_x, r.chunk_gates = &chunk_row[0, 0], &chunk_row[1, 0]
-    cdef Py_ssize_t x_batch = x.strides[1] // r.item, y_batch = y.strides[1] // r.item
-    for n in range(r.N):
-        row[0, n] = n * y_batch
-        row[1, n] = n * row_gates
-        row[2, n] = n * r.pitch
-    if rows is None:
-        k = 0
-        for tile in range(tiles):
-            for t in range(r.chunk):
-                for n in range(bound[tile], bound[tile + 1]):
-                    chunk_row[0, k] = t * r.x_time + n * x_batch
-                    chunk_row[1, k] = t * r.gates_time + n * row_gates
-                    k += 1
-    else:
-        x_row = rows.order * x_batch + rows.start * r.x_time
-        offsets[0] = rows.order * y_batch + rows.start * r.y_time
-        r.x_row = <Py_ssize_t *><Py_ssize_t>address(x_row)
-        r.start = <Py_ssize_t *><Py_ssize_t>address(rows.start)
-        r.length = <Py_ssize_t *><Py_ssize_t>address(rows.lengths)
+        count = projected = rows.alive.sum()
         if rows.reset is not None:
             r.reset = <unsigned char *><Py_ssize_t>address(rows.reset)
             r.resets = <unsigned char *><Py_ssize_t>address(rows.resets)
-            c_reset = aligned_empty(r.blocks * r.N * r.units if c0 is not None else 0, w.dtype)
-            r.c_reset = <char *><Py_ssize_t>address(c_reset)
     if index is not None:
         r.index = <Py_ssize_t *><Py_ssize_t>address(index)
-        r.index_time = index.strides[0] // sizeof(Py_ssize_t)
-        index_row = rows.order * (index.strides[1] // sizeof(Py_ssize_t))
-        index_row = (index_row + rows.start * r.index_time).astype(np.intp)
-        r.index_row = <Py_ssize_t *><Py_ssize_t>address(index_row)
-        r.table = <char *>r.input
-        if not r.one_hot:
-            width = r.cell.input.slots * r.units
-            table = aligned_empty(r.blocks * r.table_rows * width, w.dtype)
-            r.table = <char *><Py_ssize_t>address(table)
-            table_x = (np.arange(r.table_rows) * r.x_time).astype(np.intp)
-            table_row = (np.arange(r.table_rows) * width).astype(np.intp)
-            r.table_x = <Py_ssize_t *><Py_ssize_t>address(table_x)
-            r.table_row = <Py_ssize_t *><Py_ssize_t>address(table_row)
+        r.one_hot = x.shape[0] == 0
+        r.table_rows = r.I if r.one_hot else x.shape[0]
+        projected = x.shape[0]
+    divide(&r, &plan, scratch, rows, count, projected, threads)
 
-    with nogil:
-        if team == 1:
-            for i in range(pieces):
-                project_table(&r, i * TABLE_ROWS)
-            for i in range(tiles):
-                run_rows(&r, bound[i], bound[i + 1])
-        else:
-            if pieces > 0:
-                for i in prange(pieces, num_threads=team, schedule="static"):
-                    project_table(&r, i * TABLE_ROWS)
-            for i in prange(tiles, num_threads=team, schedule="static", chunksize=1):
-                run_rows(&r, bound[i], bound[i + 1])
-
-    if rows is not None:
-        h = h[: 2 * r.N * r.pitch].reshape(2, r.N, r.pitch)
-        np.asarray(h_n)[rows.order] = h[rows.lengths & 1, np.arange(r.N), : r.P]
-        if c_n is not None:
-            unpack_last_cells(w, c_n, c0, gates, r.gates_steps, rows)
-        return
-    last = (r.T & 1) * r.N * r.pitch
-    np.asarray(h_n)[...] = h[last : last + r.N * r.pitch].reshape(r.N, r.pitch)[:, : r.P]
-    if c_n is not None:
-        unpack_cells(w, c_n, gates, (r.T - 1) % r.gates_steps, r.gates_time)
-
-
-cdef unpack_cells(PackedWeights w, c_n, gates, Py_ssize_t step, Py_ssize_t gates_time):
-    """The cell state of one step of a gate buffer, or of packed cells, as (N, H)."""
-    N, H = c_n.shape
-    if gates_time == 0:
-        cells = gates.reshape(w.blocks, N, w.units)
+    keeps = reserve is not None and r.cell.keeps_gates
+    r.gates_steps = r.T if keeps else r.chunk
+    if keeps:
+        r.gates = <char *><Py_ssize_t>address(reserve)
     else:
-        rows = gates[step * gates_time : (step + 1) * gates_time]
-        cells = rows.reshape(w.blocks, N, w.cell.memory_slots, w.units)[:, :, w.cell.slots]
-    c_n[...] = cells.transpose(1, 0, 2).reshape(N, w.blocks * w.units)[:, :H]
+        r.gates = scratch.take(r.chunk * r.gates_time * r.item)
+    lay_out_states(&r, scratch, h0, rows)
+    find_rows(&r, &plan, scratch, x, y, rows)
+    if index is not None:
+        find_table(&r, scratch, index, rows)
+    with nogil:
+        run_plan(&r, &plan)
+    take_states(&r, w, h_n, c_n, rows)
 
 
-cdef unpack_last_cells(PackedWeights w, c_n, c0, gates, steps, rows):
-    """The cell state of each row's last step, as (N, H): a row's stays in the gate buffer, since
-    no later step writes there."""
-    N, H = c_n.shape
-    position = np.arange(N)
-    by_step = gates.reshape(-1, w.blocks, N, w.cell.memory_slots, w.units)
-    cells = by_step[(rows.lengths - 1) % steps, :, position, w.cell.slots]  # (N, block, U)
-    none = rows.lengths == 0
-    cells[none] = c0.reshape(w.blocks, N, w.units)[:, none].transpose(1, 0, 2)
-    c_n[rows.order] = cells.reshape(N, w.blocks * w.units)[:, :H]
+cdef int divide(
+    Run *r, Plan *plan, Scratch scratch, rows, Py_ssize_t count, Py_ssize_t projected, int threads
+) except -1:
+    """How a team shares `count` steps of rows, of which W_ih sees `projected`."""
+    plan.pieces = 0
+    if r.index != NULL:
+        plan.pieces = (projected + TABLE_ROWS - 1) // TABLE_ROWS
+    plan_team(
+        plan, r, scratch,
+        2.0 * r.cell.gates * r.H * (<double>r.I * projected + <double>r.P * count),
+        count // r.T, threads,
+    )
+    if rows is not None:
+        bounds = ragged_tiles(rows.lengths, plan.tiles)
+        memcpy(plan.bounds, <void *><Py_ssize_t>address(bounds), bounds.nbytes)
+    r.chunk = PROJECTED_ROWS * (plan.team if plan.by_units else plan.tiles) * r.T // count
+    r.chunk = min(r.T, max(1, r.chunk))
+    return 0
+
+
+cdef int lay_out_states(Run *r, Scratch scratch, cnp.ndarray h0, rows) except -1:
+    """The tiles of h, with h0 in the first."""
+    cdef Py_ssize_t n, tile = r.N * r.pitch * r.item
+    cdef const Py_ssize_t *order = NULL
+    if rows is not None:
+        order = <Py_ssize_t *><Py_ssize_t>address(rows.order)
+    r.h = scratch.take_zeros(3 * tile)
+    r.early = r.h + 2 * tile
+    for n in range(r.N):
+        copy_row(
+            r.h + n * r.pitch * r.item, r.item,
+            <const char *>cnp.PyArray_DATA(h0)
+            + (n if order == NULL else order[n]) * cnp.PyArray_STRIDE(h0, 0),
+            cnp.PyArray_STRIDE(h0, 1), r.P, r.item,
+        )
+    if r.reset != NULL and r.cell.states == 2:
+        r.c_reset = scratch.take(r.blocks * r.N * r.units * r.item)
+    return 0
+
+
+cdef int find_rows(
+    Run *r, const Plan *plan, Scratch scratch, cnp.ndarray x, cnp.ndarray y, rows
+) except -1:
+    """The offsets of all rows."""
+    cdef Py_ssize_t n, t, tile, row, lists = r.N * r.chunk
+    cdef Py_ssize_t x_batch = cnp.PyArray_STRIDE(x, 1) // r.item
+    cdef Py_ssize_t y_batch = cnp.PyArray_STRIDE(y, 1) // r.item
+    cdef Py_ssize_t row_gates = r.cell.memory_slots * r.units
+    cdef Py_ssize_t *offsets = <Py_ssize_t *>scratch.take(4 * r.N * sizeof(Py_ssize_t))
+    cdef Py_ssize_t *y_row = offsets
+    cdef Py_ssize_t *gates_row = offsets + r.N
+    cdef Py_ssize_t *h_row = offsets + 2 * r.N
+    cdef Py_ssize_t *x_row = offsets + 3 * r.N
+    cdef const Py_ssize_t *order = NULL
+    r.y_row, r.gates_row, r.h_row, r.x_row = y_row, gates_row, h_row, x_row
+    if rows is not None:
+        order = <Py_ssize_t *><Py_ssize_t>address(rows.order)
+        r.start = <Py_ssize_t *><Py_ssize_t>address(rows.start)
+        r.length = <Py_ssize_t *><Py_ssize_t>address(rows.lengths)
+        if plan.by_units:
+            lists *= plan.team
+    for n in range(r.N):
+        gates_row[n] = n * row_gates
+        h_row[n] = n * r.pitch
+        row = n if order == NULL else order[n]
+        y_row[n] = row * y_batch
+        x_row[n] = row * x_batch
+        if order != NULL:
+            y_row[n] += r.start[n] * r.y_time
+            x_row[n] += r.start[n] * r.x_time
+    r.chunk_x = <Py_ssize_t *>scratch.take(2 * lists * sizeof(Py_ssize_t))
+    r.chunk_gates = r.chunk_x + lists
+    if order != NULL:
+        return 0
+    row = 0
+    for tile in range(plan.tiles):
+        for t in range(r.chunk):
+            for n in range(plan.bounds[tile], plan.bounds[tile + 1]):
+                r.chunk_x[row] = t * r.x_time + x_row[n]
+                r.chunk_gates[row] = t * r.gates_time + gates_row[n]
+                row += 1
+    return 0
+
+
+cdef int find_table(Run *r, Scratch scratch, index, rows) except -1:
+    """The offsets of the table's rows, and of each row's steps in the index."""
+    cdef Py_ssize_t n, k, width = r.cell.input.slots * r.units
+    cdef Py_ssize_t batch = index.strides[1] // sizeof(Py_ssize_t)
+    cdef const Py_ssize_t *order = <Py_ssize_t *><Py_ssize_t>address(rows.order)
+    cdef Py_ssize_t *index_row = <Py_ssize_t *>scratch.take(r.N * sizeof(Py_ssize_t))
+    cdef Py_ssize_t *table_x
+    cdef Py_ssize_t *table_row
+    r.index_time = index.strides[0] // sizeof(Py_ssize_t)
+    for n in range(r.N):
+        index_row[n] = order[n] * batch + r.start[n] * r.index_time
+    r.index_row = index_row
+    r.table = <char *>r.input
+    if r.one_hot:
+        return 0
+    r.table = scratch.take(r.blocks * r.table_rows * width * r.item)
+    table_x = <Py_ssize_t *>scratch.take(2 * r.table_rows * sizeof(Py_ssize_t))
+    table_row = table_x + r.table_rows
+    for k in range(r.table_rows):
+        table_x[k] = k * r.x_time
+        table_row[k] = k * width
+    r.table_x, r.table_row = table_x, table_row
+    return 0
+
+
+cdef int take_states(const Run *r, PackedWeights w, cnp.ndarray h_n, c_n, rows) except -1:
+    """The state after each row's last step: nothing writes there after it."""
+    cdef Py_ssize_t n, row, steps, row_gates = r.cell.memory_slots * r.units * r.item
+    cdef Py_ssize_t tile = r.N * r.pitch * r.item
+    for n in range(r.N):
+        row, steps = n, r.T
+        if rows is not None:
+            row, steps = rows.order[n], r.length[n]
+        copy_row(
+            <char *>cnp.PyArray_DATA(h_n) + row * cnp.PyArray_STRIDE(h_n, 0),
+            cnp.PyArray_STRIDE(h_n, 1), r.h + (steps & 1) * tile + n * r.pitch * r.item, r.item,
+            r.P, r.item,
+        )
+        if c_n is None:
+            continue
+        if steps == 0:
+            unpack_row_of_cells(
+                w, r.c0 + n * r.units * r.item, r.N * r.units * r.item, c_n, row
+            )
+            continue
+        unpack_row_of_cells(
+            w, gates_at(r, steps - 1) + n * row_gates + r.cell.slots * r.units * r.item,
+            r.gates_block * r.item, c_n, row,
+        )
+    return 0

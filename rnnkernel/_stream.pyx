@@ -14,7 +14,8 @@ from cpython.pythread cimport (
     PyThread_release_lock,
     PyThread_type_lock,
 )
-from cython.parallel cimport prange
+from cython.parallel cimport parallel
+from libc.string cimport memset
 
 cimport numpy as cnp
 
@@ -28,11 +29,12 @@ import sys
 
 import numpy as np
 
-from rnnkernel._forward cimport Run, run_rows, set_weights
+from rnnkernel._forward cimport Plan, Run, plan_team, run_team, set_weights
 from rnnkernel._packing cimport PackedWeights, address
+from rnnkernel._scratch cimport Scratch
+from rnnkernel._team cimport rk_flag, rk_member, rk_members
 
 from rnnkernel import _check, _threads
-from rnnkernel._forward import batch_tiles, team_size
 from rnnkernel._memory import aligned_zeros
 
 cnp.import_array()
@@ -60,14 +62,15 @@ cdef class Stream:
 
     cdef object frozen, layer, dtype
     cdef readonly Py_ssize_t batch_size
-    cdef Py_ssize_t layers, inputs, outputs, item, tiles
-    cdef int type_number, team
+    cdef Py_ssize_t layers, inputs, outputs, item
+    cdef int type_number
     cdef bint releases
     cdef Run *runs                 # one a layer
+    cdef Plan plan
     cdef int parity                # which of the two steps' memory holds the state
     cdef PyThread_type_lock lock   # held during a step
-    cdef Py_ssize_t[::1] bounds    # of the tiles of batch rows, one a thread
     cdef Py_ssize_t[:, ::1] offsets
+    cdef Scratch scratch
     cdef object packed, buffers, h, c, own_y
 
     def __cinit__(self):
@@ -136,11 +139,8 @@ cdef class Stream:
         self.outputs = w.projected_size
         self.own_y = _check.allocate("y", (N, self.outputs), self.dtype)
 
-        self.bounds = batch_tiles(N, self.runs[0].kernels.full_rows, _threads.resolve(None))
-        self.tiles = self.bounds.shape[0] - 1
-        self.team = team_size(flops, self.tiles, _threads.resolve(None))
-        if self.team == 1:
-            self.bounds, self.tiles = np.array([0, N], np.intp), 1
+        self.scratch = Scratch()
+        plan_team(&self.plan, &self.runs[0], self.scratch, flops, N, _threads.resolve(None))
         self.releases = flops >= RELEASE_FLOPS
 
     def __dealloc__(self):
@@ -179,7 +179,7 @@ cdef class Stream:
             Where another thread is in a step of this stream.
         """
         cdef cnp.ndarray x_array, y_array
-        cdef Py_ssize_t n, row_step, i
+        cdef Py_ssize_t n, row_step
         cdef bint flat, through = False
         if not self.plain(x, self.inputs):
             x = self.general(x, "x", "I", self.inputs)
@@ -209,17 +209,16 @@ cdef class Stream:
                 cnp.PyArray_STRIDES(x_array)[0 if flat else 1] // self.item
             )
             self.runs[self.layers - 1].y = <char *>cnp.PyArray_DATA(y_array)
-            if self.releases:
+            if self.plan.team > 1:
                 with nogil:
-                    if self.team == 1:
-                        self.advance(0, self.batch_size)
-                    else:
-                        for i in prange(
-                            self.tiles, num_threads=self.team, schedule="static", chunksize=1
-                        ):
-                            self.advance(self.bounds[i], self.bounds[i + 1])
+                    memset(self.plan.flags, 0, self.plan.team * sizeof(rk_flag))
+                    with parallel(num_threads=self.plan.team):
+                        self.advance(rk_members(), rk_member())
+            elif self.releases:
+                with nogil:
+                    self.advance(1, 0)
             else:
-                self.advance(0, self.batch_size)
+                self.advance(1, 0)
             self.parity ^= 1
         finally:
             PyThread_release_lock(self.lock)
@@ -227,15 +226,16 @@ cdef class Stream:
             out[...] = y_array if not flat else y_array[0]
         return y_array if out is None else out
 
-    cdef void advance(self, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-        """All layers of some batch rows. Steps are numbered 1 and 2 in turn: 0 would read c0."""
+    cdef void advance(self, int members, int member) noexcept nogil:
+        """What a member of the team does of a step of all layers. Steps are numbered 1 and 2 in
+        turn: 0 would read c0."""
         cdef Py_ssize_t k, t = 2 - self.parity
         cdef Run r
         cdef const char *x = self.runs[0].x
         for k in range(self.layers):
             r = self.runs[k]
             r.first, r.T, r.x = t, t + 1, x
-            run_rows(&r, begin, end)
+            run_team(&r, &self.plan, members, member)
             x = r.h + ((t + 1) & 1) * r.N * r.pitch * r.item
 
     # -- arguments ----------------------------------------------------------------------------

@@ -497,8 +497,8 @@ class _Layer:
                 looked_up = table is not None and k == 0
                 c0 = None
                 if len(states) == 2:
-                    c0 = initial[1][index] if rows[d] is None else initial[1][index][rows[d].order]
-                    c0 = _forward.pack_cells(packed, c0)
+                    order = None if rows[d] is None else rows[d].order
+                    c0 = _forward.pack_cells(packed, initial[1][index], order)
                 checkpoints = None
                 if training and checkpoint_every is not None and checkpoint_every < T:
                     if packed.keeps_gates():

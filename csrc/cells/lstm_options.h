@@ -154,34 +154,39 @@ static __attribute__((noinline)) void RK(lstm_options_step)(const rk_step *s, in
         RK(forward_step)(s, 1, 0, 4, epilogue);
 }
 
-/* The phase of the projection: h = W_hr m, into the tile and the caller's output. */
+/* The phase of the projection: h = W_hr m, into the tile and the caller's output. Blocks here are
+ * column blocks of P. */
 static void RK(lstm_project)(const rk_step *s)
 {
     static const real zeros[RK_TRANSPOSED_VECTORS * RK(LANES)];
     const ptrdiff_t columns = RK_TRANSPOSED_VECTORS * LANES;
-    const ptrdiff_t blocks = (s->projected + columns - 1) / columns;
+    const ptrdiff_t first = s->block_begin * columns;
+    const ptrdiff_t end = s->block_end * columns;
+    const ptrdiff_t units = (end < s->projected ? end : s->projected) - first;
+    const ptrdiff_t blocks = s->block_end - s->block_begin;
     const rk_product p = {
         .rows = s->rows,
         .blocks = blocks,
         .vectors = RK_TRANSPOSED_VECTORS,
-        .last_vectors = (s->projected - (blocks - 1) * columns + LANES - 1) / LANES,
+        .last_vectors = (units - (blocks - 1) * columns + LANES - 1) / LANES,
         .outer = 1,
         .inner = s->hidden,
         .a = s->operand,
         .a_row = s->operand_row,
         .a_inner = 1,
-        .b = s->weights,
+        .b = (const real *)s->weights + s->hidden * first,
         .b_block = s->hidden * columns,
         .b_inner = columns,
-        .c = s->h,
+        .c = (real *)s->h + first,
         .c_row = s->operand_row,
         .c_block = columns,
         .init = zeros,
     };
     RK(product)(&p);
     for (ptrdiff_t row = 0; row < s->rows; row++)
-        __builtin_memcpy((real *)s->y + s->y_row[row], (const real *)s->h + row * s->h_pitch,
-                         (size_t)s->projected * sizeof(real));
+        __builtin_memcpy((real *)s->y + s->y_row[row] + first,
+                         (const real *)s->h + row * s->h_pitch + first,
+                         (size_t)units * sizeof(real));
 }
 
 #define RK_LSTM_OPTIONS(options)                                                                   \

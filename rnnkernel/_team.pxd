@@ -1,0 +1,56 @@
+"""Threads of one parallel region that wait for one another inside it.
+
+Opening a region costs microseconds, and tens of them where threads sleep; a loop that needs
+everybody's last step before the next one meets here instead. Each member counts the meetings it
+has come to in a cache line of its own.
+"""
+
+cdef extern from *:
+    """
+    #include <sched.h>
+    #include <stdatomic.h>
+    #ifdef _OPENMP
+    #include <omp.h>
+    #define rk_members omp_get_num_threads
+    #define rk_member omp_get_thread_num
+    #else
+    static inline int rk_members(void) { return 1; }
+    static inline int rk_member(void) { return 0; }
+    #endif
+    #if defined(__x86_64__) || defined(__i386__)
+    #define rk_pause __builtin_ia32_pause
+    #elif defined(__aarch64__)
+    static inline void rk_pause(void) { __asm__ volatile("yield"); }
+    #else
+    static inline void rk_pause(void) {}
+    #endif
+
+    enum { RK_SPINS = 4000 }; /* then others that want the core get it */
+
+    typedef struct {
+        _Alignas(64) atomic_long met;
+    } rk_flag;
+
+    static inline void rk_meet(rk_flag *flags, int members, int member)
+    {
+        const long mine = atomic_load_explicit(&flags[member].met, memory_order_relaxed) + 1;
+        atomic_store_explicit(&flags[member].met, mine, memory_order_release);
+        for (int other = 0; other < members; other++)
+            for (int spins = 0;
+                 atomic_load_explicit(&flags[other].met, memory_order_acquire) < mine;
+                 spins++)
+                if (spins < RK_SPINS)
+                    rk_pause();
+                else
+                    sched_yield();
+    }
+    """
+    ctypedef struct rk_flag:
+        pass
+
+    # Of the region that the caller is in.
+    int rk_members() nogil
+    int rk_member() nogil
+    # Returns when all members have come as often as this one; what they wrote before is seen.
+    # `flags` are `members` zeroed flags, at a multiple of 64 bytes.
+    void rk_meet(rk_flag *flags, int members, int member) nogil

@@ -1,0 +1,86 @@
+"""Threads that split the batch and threads that split the units: the bits of one thread."""
+
+import numpy as np
+import pytest
+
+import rnnkernel as rk
+from helpers import assert_same_bits
+from rnnkernel import _forward
+from sequences import normal_state, parts
+
+LAYERS = {
+    "rnn": (rk.RNN, {}),
+    "gru after": (rk.GRU, {}),
+    "gru before": (rk.GRU, {"reset_after": False}),
+    "lstm": (rk.LSTM, {}),
+    "lstm options": (rk.LSTM, {"peephole": True, "coupled": True, "cell_clip": 0.7}),
+    "lstm projection": (rk.LSTM, {"proj_size": 70}),
+}
+
+
+@pytest.fixture(params=LAYERS.values(), ids=LAYERS.keys())
+def layer(request, dtype):
+    cls, options = request.param
+    return cls(11, 147, 2, bidirectional=True, dtype=dtype, rng=0, **options)
+
+
+@pytest.fixture(params=["rows", "units"])
+def split(request, monkeypatch):
+    """However little there is to do, and whatever is measured to be faster."""
+    monkeypatch.setattr(_forward, "SERIAL_FLOPS", 0.0)
+    monkeypatch.setattr(_forward, "SPLIT", request.param)
+    return request.param
+
+
+def sequences(layer, kind, T=23, N=9):
+    """x, and arguments of the call."""
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((T, N, layer.input_size)).astype(layer.dtype)
+    arguments = {}
+    if kind in ("ragged", "reset"):
+        arguments["lengths"] = rng.integers(0, T + 1, N)
+    if kind == "reset":
+        arguments["reset"] = rng.random((T, N)) < 0.2
+    if kind == "ids":
+        x = rng.integers(0, layer.input_size, (T, N))
+    if kind == "embedding":
+        x = rng.integers(0, 200, (T, N))
+        arguments["embedding"] = rng.standard_normal((200, layer.input_size)).astype(layer.dtype)
+    if kind == "constant":
+        x = np.broadcast_to(x[0], x.shape)
+    return x, normal_state(layer, N, rng), arguments
+
+
+@pytest.mark.parametrize("kind", ["equal", "ragged", "reset", "ids", "embedding", "constant"])
+def test_sequences(layer, split, kind):
+    x, state, arguments = sequences(layer, kind)
+    expected, last = layer(x, state, num_threads=1, **arguments)
+    for threads in (2, 3):
+        for training in (False, True):
+            out = layer.forward(x, state, num_threads=threads, training=training, **arguments)
+            assert_same_bits(out.y, expected, f"{threads} threads")
+            for actual, wanted in zip(parts(out.state), parts(last), strict=True):
+                assert_same_bits(actual, wanted, f"{threads} threads")
+
+
+@pytest.mark.parametrize("N", [1, 2, 7])
+def test_one_row_and_one_step(layer, split, N):
+    x, state, _ = sequences(layer, "equal", T=1, N=N)
+    expected, last = layer(x, state, num_threads=1)
+    y, after = layer(x, state, num_threads=4)
+    assert_same_bits(y, expected)
+    for actual, wanted in zip(parts(after), parts(last), strict=True):
+        assert_same_bits(actual, wanted)
+
+
+@pytest.mark.parametrize("weights", [None, "float16", "int8"])
+@pytest.mark.parametrize("N", [1, 5])
+def test_streams(split, monkeypatch, weights, N):
+    layer = rk.LSTM(11, 147, 2, rng=0)
+    x = np.random.default_rng(1).standard_normal((6, N, 11)).astype(np.float32)
+    frozen = layer.freeze(weights)
+    expected, _ = frozen(x, num_threads=1)
+    monkeypatch.setattr("rnnkernel._threads._requested", 3)
+    stream = frozen.stream(N)
+    for t in range(6):
+        assert_same_bits(stream.step(x[t]), expected[t], f"step {t}")
