@@ -173,6 +173,7 @@ setup(
             extension("_scratch"),
             extension("_forward"),
             extension("_backward"),
+            extension("_bptt"),
             extension("_dropout"),
             extension("_stream"),
         ],

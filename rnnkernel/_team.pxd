@@ -9,6 +9,7 @@ cdef extern from *:
     """
     #include <sched.h>
     #include <stdatomic.h>
+    #include <stddef.h>
     #ifdef _OPENMP
     #include <omp.h>
     #define rk_members omp_get_num_threads
@@ -44,6 +45,11 @@ cdef extern from *:
                 else
                     sched_yield();
     }
+
+    static inline ptrdiff_t rk_next(rk_flag *counter)
+    {
+        return atomic_fetch_add_explicit(&counter->met, 1, memory_order_relaxed);
+    }
     """
     ctypedef struct rk_flag:
         pass
@@ -54,3 +60,5 @@ cdef extern from *:
     # Returns when all members have come as often as this one; what they wrote before is seen.
     # `flags` are `members` zeroed flags, at a multiple of 64 bytes.
     void rk_meet(rk_flag *flags, int members, int member) nogil
+    # The next number of a count that members share, from 0; a zeroed flag that nobody meets at.
+    Py_ssize_t rk_next(rk_flag *counter) nogil

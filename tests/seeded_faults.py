@@ -37,7 +37,7 @@ class Fault:
 LSTM, GRU, RNN = "csrc/cells/lstm.h", "csrc/cells/gru.h", "csrc/cells/rnn.h"
 OPTIONS = "csrc/cells/lstm_options.h"
 TABLE, ARRIVAL = "csrc/kernels.h", "csrc/arrival.h"
-FORWARD, BACKWARD = "rnnkernel/_forward.pyx", "rnnkernel/_backward.pyx"
+FORWARD, BPTT = "rnnkernel/_forward.pyx", "rnnkernel/_bptt.pyx"
 PACKING = "rnnkernel/_packing.pyx"
 
 FAULTS = [
@@ -116,10 +116,9 @@ FAULTS = [
     ),
     Fault(
         "LSTM with projection: dW_hr of the gradient before clipping and dy",
-        BACKWARD,
-        "if r.projection_transposed != NULL: through_projection(r, s.early_row, begin, s.rows)",
-        "if r.projection_transposed != NULL and t < r.T - 1: "
-        "through_projection(r, s.early_row, begin, s.rows)",
+        BPTT,
+        "if r.projection_transposed != NULL: through_projection(r, s, &step)",
+        "if r.projection_transposed != NULL and t < r.T - 1: through_projection(r, s, &step)",
     ),
     Fault(
         "LSTM with projection: clipping takes c to be as wide as h",
@@ -173,27 +172,27 @@ FAULTS = [
     ),
     Fault(
         "BPTT: the first step is dropped",
-        BACKWARD,
-        "for t in range(t0 + steps - 1, t0 - 1, -1):",
-        "for t in range(t0 + steps - 1, max(t0 - 1, 0), -1):",
+        BPTT,
+        "for t in range(c.t0 + c.steps - 1, c.t0 - 1, -1):",
+        "for t in range(c.t0 + c.steps - 1, max(c.t0 - 1, 0), -1):",
     ),
     Fault(
         "BPTT: the last step's dy is dropped",
-        BACKWARD,
+        BPTT,
         "if r.dy != NULL: a.dy =",
         "if r.dy != NULL and t < r.T - 1: a.dy =",
     ),
     Fault(
         "BPTT: dW_hh pairs the first step with h_0 instead of the initial state",
-        BACKWARD,
-        "begin, s.rows, <const char *>s.h_prev, s.h_prev_row)",
-        "begin, s.rows, <const char *>s.h_prev if t > 0 else r.y, s.h_prev_row)",
+        BPTT,
+        "r, <const char *>step.h_prev + step.h_prev_row[n]",
+        "r, (<const char *>step.h_prev if t > 0 else r.y) + step.h_prev_row[n]",
     ),
     Fault(
         "BPTT: dW_hh pairs dgates_t with h_t",
-        BACKWARD,
-        "begin, s.rows, <const char *>s.h_prev, s.h_prev_row)",
-        "begin, s.rows, r.y + t * r.y_time * r.item, r.y_row + begin)",
+        BPTT,
+        "r, <const char *>step.h_prev + step.h_prev_row[n]",
+        "r, r.y + (t * r.y_time + r.y_row[s.begin + n])",
     ),
     Fault(
         "BPTT: no gradient of b_hh",

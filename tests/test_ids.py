@@ -1,11 +1,16 @@
-"""Token ids are the dense input that they stand for; so is an input that is constant in time."""
+"""Token ids are the dense input that they stand for; so is an input that is constant in time, but
+that the gradient of W_ih is summed in another order."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import rnnkernel as rk
 from helpers import assert_same_bits, bits
+from reference import stack as stack_reference
 from sequences import assert_differences, loss, normal_state, parts
+from tolerances import assert_output_close
 
 # (T, N, V, H): more ids than steps, and fewer; past chunks of steps and rows of a table
 SIZES = [(6, 5, 9, 11), (3, 1, 40, 7), (50, 11, 5, 19), (20, 23, 300, 37)]
@@ -269,8 +274,45 @@ def test_an_input_that_is_constant_in_time(case, dtype, stack, ragged):
     wanted, grads = layer.backward(expected, dy), layer.backward(out, dy)
     assert_same_bits(grads.x, wanted.x)
     assert layer.backward(out, dy, input_grad=False).x is None
+
+    # the first layer's dgates are summed over time, and then meet x
+    weights = {name: w.astype(np.float64) for name, w in layer.parameters.items()}
+    states = [s.astype(np.float64) for s in parts(state)]
+    _, _, tape = stack_reference.forward(case, weights, x.astype(np.float64), states, **others)
+    time_first = dy.swapaxes(0, 1) if layer.batch_first else dy
+    reference = stack_reference.backward(tape, time_first.astype(np.float64), None)
+    problem = SimpleNamespace(
+        case=case, dtype=dtype, passes=len(states[0]), sizes=(T, N, max(inputs, 2 * H), H)
+    )
     for name, gradient in wanted.parameters.items():
-        assert_same_bits(grads.parameters[name], gradient, name)
+        if name.startswith("weight_ih_l0"):
+            assert_output_close(
+                grads.parameters[name], reference.parameters[name], f"d_{name}", problem
+            )
+        else:
+            assert_same_bits(grads.parameters[name], gradient, name)
+
+
+@pytest.mark.parametrize("num_threads", [2, 3])
+def test_a_constant_input_and_any_number_of_threads(case, dtype, num_threads):
+    T, N, inputs, H = 70, 13, 9, 37
+    layer = build(case, dtype, inputs, H, bidirectional=True)
+    rng = np.random.default_rng(8)
+    x = np.broadcast_to(rng.standard_normal((N, inputs)).astype(dtype), (T, N, inputs))
+    dy = rng.standard_normal((T, N, 2 * H)).astype(dtype)
+    for which in (False, True):
+        others = more(which, T, N, rng)
+        one, many = (
+            layer.backward(
+                layer.forward(x, training=True, num_threads=threads, **others),
+                dy,
+                num_threads=threads,
+            )
+            for threads in (1, num_threads)
+        )
+        assert_same_bits(many.x, one.x)
+        for name, gradient in one.parameters.items():
+            assert_same_bits(many.parameters[name], gradient, name)
 
 
 @pytest.mark.parametrize("kind", ["one_hot", "embedding", "constant"])

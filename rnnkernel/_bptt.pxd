@@ -1,0 +1,127 @@
+from rnnkernel._kernels cimport rk_cell, rk_kernels
+from rnnkernel._team cimport rk_flag
+
+cdef enum:
+    # Rows (t, n) of a chunk: a long enough sum for the weight gradients' tiles, short enough that
+    # its dgates stay in cache.
+    CHUNK_ROWS = 256
+    # Columns of x and h side by side in a group: what a tile of the weight gradients broadcasts.
+    GROUP = 8
+    # Rows of dx, or of a table's gradient, in one piece of work.
+    DX_ROWS = 48
+
+# How the threads of a team share the steps of a chunk.
+cdef enum:
+    BY_COST                             # as by_units decides
+    BY_ROWS
+    BY_UNITS
+
+
+# One layer and direction, backpropagated through time. Strides and offsets are in elements;
+# pointers are to what others own. A list "by row" has the rows (t, n) of a chunk as its sums
+# take them, by step and batch row; "by step and position" goes by list_rows.
+cdef struct Bptt:
+    const rk_kernels *kernels
+    const rk_cell *cell
+    Py_ssize_t T, N, I, H, P, item, units, blocks
+    int sharing
+    rk_flag *flags                      # of the team's members, and one to count pieces of work
+    # chunks
+    Py_ssize_t count, chunk_rows        # rows in all steps, and the most of them in a chunk
+    Py_ssize_t *first                   # by step of the chunk: its first row
+    Py_ssize_t *dgates_row              # by step and position: the row's place in dgates
+    Py_ssize_t *tile_chunk_row          # likewise in tiles (rows of the chunk, pitch)
+    Py_ssize_t *group_row               # likewise in a group
+    Py_ssize_t *dx_at                   # by row: its place in dx, from the chunk's first step on
+    # what forward had and left
+    const char *x                       # x[t, n, :] at t * x_time + x_row[n], contiguous
+    Py_ssize_t x_time, x_batch
+    Py_ssize_t *x_row
+    const char *y                       # likewise
+    Py_ssize_t y_time, y_batch
+    Py_ssize_t *y_row
+    const char *h0                      # (N, P) contiguous
+    Py_ssize_t *h0_row
+    const char *gates                   # [t][block][N][memory slots][U], or NULL
+    Py_ssize_t gates_time, gates_block
+    const char *c0                      # [block][N][U]
+    # weights
+    const char **recurrent_transposed
+    const char *input_transposed
+    const char *peepholes
+    double cell_clip
+    const char *zeros                   # a column block of them
+    # what arrives
+    const char *dy                      # as y, units dy_unit apart; or NULL
+    Py_ssize_t dy_time, dy_batch, dy_unit
+    Py_ssize_t *dy_row
+    double limit, norm_limit
+    double *dh_norm                     # (T, N) or NULL
+    double *dc_norm
+    unsigned char *clipped
+    # tiles
+    char *dh                            # (N, pitch)
+    char *dc
+    char *dearly                        # gradient of what a first phase made
+    Py_ssize_t pitch
+    Py_ssize_t *tile_row
+    # what a chunk keeps for its gradients
+    Py_ssize_t gradient_slots           # of a row of dgates
+    char *dgates                        # [block][rows of the chunk][gradient slots][U]
+    Py_ssize_t dgates_block
+    Py_ssize_t *flat_row                # by row: its place in dgates
+    char *early                         # (rows of the chunk, pitch), the second phase's operand
+    char *x_groups                      # [I / GROUP][rows of the chunk][GROUP], or NULL
+    char *h_groups                      # likewise h_{t-1}
+    Py_ssize_t group                    # from one group to the next
+    # gradients, packed as in PackedGradients
+    char *bias_gradient
+    char *input_gradient
+    char **recurrent_gradient
+    Py_ssize_t *group_a                 # columns of x or h: their places in groups
+    Py_ssize_t *flat_a                  # or where they are contiguous
+    Py_ssize_t *input_c                 # and in a block of the gradients
+    Py_ssize_t *hidden_c[2]             # by phase
+    # projection, or NULL
+    const char *projection_transposed
+    Py_ssize_t projection_rows, cell_columns
+    char *projected_dh                  # (rows of the chunk, pitch): dL/dh_t of each row
+    char *projection_gradient
+    Py_ssize_t *projection_c
+    # dx
+    char *dx                            # dx[t, n, :], contiguous in the last, or NULL
+    Py_ssize_t dx_time, dx_batch, dx_pitch
+    Py_ssize_t dx_rows                  # in a piece of work
+    char *dx_tile                       # (dx_rows, dx_pitch) for each member of the team
+    Py_ssize_t *dx_row
+    # rows that differ, or NULL
+    const Py_ssize_t *alive             # (T): how many rows have each step, the first ones
+    const Py_ssize_t *order             # by position: the batch row
+    const Py_ssize_t *start             # and its first step
+    const Py_ssize_t *length
+    Py_ssize_t *position                # by batch row
+    Py_ssize_t *dx_from                 # by position
+    const unsigned char *reset          # (T, N)
+    const unsigned char *resets         # (T): whether any row
+    char *c_reset                       # [block][N][U]
+    char *h_reset                       # (N, pitch)
+    Py_ssize_t steps_of_x               # of dx
+    bint clears                         # whether to write zeros in it past the ends
+    # x as rows of a table, or NULL
+    const Py_ssize_t *index             # row of step t: index[t * index_time + index_row[n]]
+    Py_ssize_t index_time, index_batch
+    Py_ssize_t *index_row
+    Py_ssize_t table_rows
+    bint constant                       # whether each batch row sees one row of it
+    char *table_gradient                # [block][table rows][gates][U]: sums of dgates
+    Py_ssize_t *table_at                # by row of the chunk: its place there
+    Py_ssize_t *table_row               # by row of the table: likewise
+    bint finish                         # whether the sums are complete after these steps
+    char *dtable                        # (table rows, I), or NULL
+    Py_ssize_t dtable_row
+
+
+# Where the rows of a batch without lengths lie in each chunk.
+cdef void list_all_rows(Bptt *r) noexcept nogil
+# One member's part of everything; all members of a team call it.
+cdef void run_member(const Bptt *r, int members, int member) noexcept nogil

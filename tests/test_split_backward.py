@@ -1,0 +1,76 @@
+"""Backward with threads that split the batch, or the units: the bits of one thread."""
+
+import numpy as np
+import pytest
+
+import rnnkernel as rk
+from helpers import assert_same_bits
+from reference import LSTM_VARIANTS, lstm_case
+from rnnkernel import _backward
+from sequences import normal_state, parts
+
+# (T, N, I, H): few rows and many, units that no number of vectors divides, chunks of one step
+SIZES = [(37, 7, 5, 67), (130, 1, 21, 130), (5, 300, 9, 21), (70, 13, 3, 33)]
+
+
+def gradients(layer, sizes, *, num_threads, batch, **backward):
+    """All that backward returns, by name."""
+    T, N, inputs, _ = sizes
+    rng = np.random.default_rng(0)
+    state, dstate = normal_state(layer, N, rng), normal_state(layer, N, rng)
+    x = rng.standard_normal((T, N, inputs)).astype(layer.dtype)
+    given = {}
+    if "lengths" in batch:
+        given["lengths"] = rng.integers(0, T + 1, N)
+    if "reset" in batch:
+        given["reset"] = rng.random((T, N)) < 0.1
+    out = layer.forward(x, state, training=True, num_threads=1, **given)
+    dy = rng.standard_normal(out.y.shape).astype(layer.dtype)
+    grads = layer.backward(out, dy, dstate, num_threads=num_threads, **backward)
+    named = {"x": grads.x, **grads.parameters, **dict(enumerate(parts(grads.state)))}
+    if grads.flow is not None:
+        named |= {name: a for name, a in vars(grads.flow).items() if a is not None}
+    return named
+
+
+def check(monkeypatch, layer, sizes, **arguments):
+    __tracebackhide__ = True
+    monkeypatch.setattr(_backward, "SPLIT", "rows")
+    expected = gradients(layer, sizes, num_threads=1, **arguments)
+    for num_threads in (1, 2, 3, 5):
+        for split in ("rows", "units", None):
+            monkeypatch.setattr(_backward, "SPLIT", split)
+            got = gradients(layer, sizes, num_threads=num_threads, **arguments)
+            assert got.keys() == expected.keys()
+            for name in expected:
+                assert_same_bits(got[name], expected[name], f"{split}, {num_threads}: {name}")
+
+
+@pytest.mark.parametrize("batch", ["full", "lengths", "reset", "lengths and reset"])
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_sequences(case, dtype, sizes, batch, monkeypatch):
+    layer = getattr(rk, case.layer)(*sizes[2:], dtype=dtype, rng=1, **case.options)
+    check(monkeypatch, layer, sizes, batch=batch)
+
+
+@pytest.mark.parametrize("clip", [{"value": 0.3}, {"norm": 0.7}, {"value": 0.4, "norm": 0.9}])
+def test_clipping_and_norms(case, dtype, clip, monkeypatch):
+    sizes = (37, 7, 5, 67)
+    layer = getattr(rk, case.layer)(*sizes[2:], dtype=dtype, rng=1, **case.options)
+    for flow in (False, True):
+        check(monkeypatch, layer, sizes, batch="lengths", clip=rk.Clip(**clip), flow=flow)
+
+
+@pytest.mark.parametrize("variant", LSTM_VARIANTS.values(), ids=LSTM_VARIANTS.keys())
+def test_lstm_options(variant, monkeypatch):
+    sizes = (37, 7, 5, 67)
+    layer = rk.LSTM(*sizes[2:], rng=1, **variant.options)
+    check(monkeypatch, layer, sizes, batch="lengths and reset")
+
+
+@pytest.mark.parametrize("proj_size", [1, 17, 66])
+def test_projections(dtype, proj_size, monkeypatch):
+    sizes = (37, 7, 5, 67)
+    layer = rk.LSTM(*sizes[2:], dtype=dtype, rng=1, **lstm_case(proj_size=proj_size).options)
+    for arguments in ({}, {"clip": rk.Clip(norm=0.7), "flow": True}):
+        check(monkeypatch, layer, sizes, batch="lengths and reset", **arguments)
