@@ -33,6 +33,8 @@ ISAS = {
         ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"],
         {"x86_64", "AMD64"},
     ),
+    # AArch64 GCC moves all loads of a step before its FMAs and runs out of registers, 32 or not
+    "neon": (["-fno-schedule-insns"], {"aarch64", "arm64"}),
 }
 
 # No contraction: fused multiply-adds are asked for by name. -Wno-psabi: vectors as arguments

@@ -32,6 +32,9 @@ static int has_avx512(void)
 }
 RK_DECLARE(avx512)
 #endif
+#ifdef RK_HAVE_NEON
+RK_DECLARE(neon) /* a part of every AArch64 */
+#endif
 
 static const isa isas[] = {
     {"baseline", always, rk_kernels_baseline},
@@ -40,6 +43,9 @@ static const isa isas[] = {
 #endif
 #ifdef RK_HAVE_AVX512
     {"avx512", has_avx512, rk_kernels_avx512},
+#endif
+#ifdef RK_HAVE_NEON
+    {"neon", always, rk_kernels_neon},
 #endif
 };
 

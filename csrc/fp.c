@@ -14,12 +14,13 @@ unsigned long long rk_fp_enter(void)
 void rk_fp_leave(unsigned long long saved) { _mm_setcsr((unsigned)saved); }
 
 #elif defined(__aarch64__)
-enum { FZ = 1 << 24 };
+/* traps of the five exceptions and of denormals; another format than binary16 */
+enum { FZ = 1 << 24, AHP = 1 << 26, TRAPS = 0x9f00 };
 unsigned long long rk_fp_enter(void)
 {
     unsigned long long saved;
     __asm__ volatile("mrs %0, fpcr" : "=r"(saved));
-    __asm__ volatile("msr fpcr, %0" : : "r"(saved | FZ));
+    __asm__ volatile("msr fpcr, %0" : : "r"((saved & ~(TRAPS | AHP)) | FZ));
     return saved;
 }
 void rk_fp_leave(unsigned long long saved) { __asm__ volatile("msr fpcr, %0" : : "r"(saved)); }

@@ -10,4 +10,4 @@
 #define RK_DOUBLE 1
 #include "kernels.h"
 
-const rk_kernels *const rk_kernels_avx512[RK_DTYPES] = {&kernels_f32, &kernels_f64};
+const rk_kernels *const rk_kernels_avx512[RK_DTYPES] = {&rk_kernels_f32, &rk_kernels_f64};

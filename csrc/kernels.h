@@ -9,11 +9,11 @@
 #if RK_DOUBLE
 #define real double
 #define integer long long
-#define RK(name) name##_f64
+#define RK(name) rk_##name##_f64
 #else
 #define real float
 #define integer int
-#define RK(name) name##_f32
+#define RK(name) rk_##name##_f32
 #endif
 
 #include "vec.h"

@@ -47,6 +47,11 @@ RK_INLINE vec RK(widen_int8)(const signed char *p)
     return (vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
 #elif RK_VECTOR_BYTES == 32
     return (vec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+#elif defined(__aarch64__)
+    int four;
+    __builtin_memcpy(&four, p, sizeof four);
+    const int16x8_t wide = vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four)));
+    return (vec)vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
 #else
     ivec q;
     RK_FOR (i, RK(LANES))

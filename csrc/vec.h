@@ -47,7 +47,13 @@ RK_INLINE vec RK(vselect)(ivec mask, vec a, vec b)
 }
 
 /* vfma(a, b, c) = a*b + c. vmax(low, x), vmin(high, x): x where x is NaN. */
-#if RK_VECTOR_BYTES == 64 && defined(__AVX512F__)
+#if RK_VECTOR_BYTES == 16 && defined(__aarch64__)
+#if RK_DOUBLE
+#define RK_NEON(op) v##op##q_f64
+#else
+#define RK_NEON(op) v##op##q_f32
+#endif
+#elif RK_VECTOR_BYTES == 64 && defined(__AVX512F__)
 #if RK_DOUBLE
 #define RK_X86(op) _mm512_##op##_pd
 #else
@@ -68,14 +74,13 @@ RK_INLINE vec RK(vfma)(vec a, vec b, vec c) { return RK_X86(fmadd)(a, b, c); }
 RK_INLINE vec RK(vmax)(vec low, vec x) { return RK_X86(max)(low, x); }
 RK_INLINE vec RK(vmin)(vec high, vec x) { return RK_X86(min)(high, x); }
 #undef RK_X86
-#else
-#if defined(__aarch64__) && RK_DOUBLE
-RK_INLINE vec RK(vfma)(vec a, vec b, vec c) { return (vec)vfmaq_f64(c, a, b); }
-#elif defined(__aarch64__)
-RK_INLINE vec RK(vfma)(vec a, vec b, vec c) { return (vec)vfmaq_f32(c, a, b); }
+#elif defined(RK_NEON)
+RK_INLINE vec RK(vfma)(vec a, vec b, vec c) { return (vec)RK_NEON(fma)(c, a, b); }
+RK_INLINE vec RK(vmax)(vec low, vec x) { return (vec)RK_NEON(max)(low, x); }
+RK_INLINE vec RK(vmin)(vec high, vec x) { return (vec)RK_NEON(min)(high, x); }
+#undef RK_NEON
 #else
 RK_INLINE vec RK(vfma)(vec a, vec b, vec c) { return a * b + c; }
-#endif
 RK_INLINE vec RK(vmax)(vec low, vec x) { return RK(vselect)(low > x, low, x); }
 RK_INLINE vec RK(vmin)(vec high, vec x) { return RK(vselect)(high < x, high, x); }
 #endif

@@ -1,0 +1,13 @@
+#define RK_ISA "neon"
+#define RK_VECTOR_BYTES 16
+#define RK_REGISTERS 32
+
+#include "common.h"
+
+#define RK_DOUBLE 0
+#include "kernels.h"
+#undef RK_DOUBLE
+#define RK_DOUBLE 1
+#include "kernels.h"
+
+const rk_kernels *const rk_kernels_neon[RK_DTYPES] = {&rk_kernels_f32, &rk_kernels_f64};
