@@ -4,79 +4,220 @@
  * Panel of the transposed products (dh, dx): [column block][unit block][gates][U][4 vectors],
  * whose k runs over (unit block, gate, unit), the order in which dgates lie in memory.
  * Units and columns past the end are zero, so that no tile needs a special case.
+ *
+ * The first is a transpose, made of tiles of LANES x LANES in registers: a vector of each of LANES
+ * rows in, a vector of each of LANES columns out. A tile at the end of K covers columns of the one
+ * before once more. Columns may be chosen by an index, which then is followed element by element.
  */
-#define RK_PACK_STRIP 16 /* columns at once: a cache line of a row of floats */
 
-static void RK(pack)(const rk_packing *p)
+enum {
+    RK(PACK_STRIP) = 128, /* columns that are packed of all gates of a block before the next: what
+                             is read and written lies in L2, and whole cache lines at a time */
+    RK(PACK_BLOCKS) = 8,  /* column blocks that share one pass over the rows */
+};
+
+/* Element j of the two vectors that a pair of a transpose's stage becomes: where bit s of j is set
+ * they come from the second. */
+#define RK_LOW(j, s) ((j) & (s) ? RK(LANES) + (j) - (s) : (j))
+#define RK_HIGH(j, s) ((j) & (s) ? RK(LANES) + (j) : (j) + (s))
+#define RK_EACH_2(f, j, s) f((j), s), f((j) + 1, s)
+#define RK_EACH_4(f, j, s) RK_EACH_2(f, j, s), RK_EACH_2(f, (j) + 2, s)
+#define RK_EACH_8(f, j, s) RK_EACH_4(f, j, s), RK_EACH_4(f, (j) + 4, s)
+#define RK_EACH_16(f, j, s) RK_EACH_8(f, j, s), RK_EACH_8(f, (j) + 8, s)
+#if defined(__clang__)
+#define RK_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define RK_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (ivec){__VA_ARGS__})
+#endif
+#define RK_LANES (RK_VECTOR_BYTES / (RK_DOUBLE ? 8 : 4))
+#if RK_LANES == 2
+#define RK_EACH(f, s) RK_EACH_2(f, 0, s)
+#elif RK_LANES == 4
+#define RK_EACH(f, s) RK_EACH_4(f, 0, s)
+#elif RK_LANES == 8
+#define RK_EACH(f, s) RK_EACH_8(f, 0, s)
+#else
+#define RK_EACH(f, s) RK_EACH_16(f, 0, s)
+#endif
+
+/* Exchanges, in pairs of rows s apart, the elements that lie s off the diagonal. */
+#define RK_STAGE(s)                                                                                \
+    RK_FOR (i, LANES) {                                                                            \
+        if (i & (s)) continue;                                                                     \
+        const vec a = m[i], b = m[i + (s)];                                                        \
+        m[i] = RK_SHUFFLE(a, b, RK_EACH(RK_LOW, s));                                               \
+        m[i + (s)] = RK_SHUFFLE(a, b, RK_EACH(RK_HIGH, s));                                        \
+    }
+
+RK_INLINE void RK(transpose)(vec m[RK_LANES])
 {
-    const ptrdiff_t units = p->unit_vectors * LANES, width = p->gates * units;
-    for (ptrdiff_t block = p->block_begin; block < p->block_end; block++) {
-        real *panel = (real *)p->packed + block * p->k * width;
-        for (ptrdiff_t k0 = 0; k0 < p->k; k0 += RK_PACK_STRIP) {
-            const ptrdiff_t k1 = p->k - k0 < RK_PACK_STRIP ? p->k : k0 + RK_PACK_STRIP;
-            for (ptrdiff_t g = 0; g < p->gates; g++) {
-                for (ptrdiff_t u = 0; u < units; u++) {
-                    const ptrdiff_t unit = block * units + u;
-                    real *to = panel + g * units + u;
-                    if (unit >= p->hidden) {
-                        for (ptrdiff_t k = k0; k < k1; k++)
-                            to[k * width] = 0;
-                        continue;
-                    }
-                    const real *from = (const real *)p->canonical +
-                                       (p->order[g] * p->hidden + unit) * p->canonical_row;
-                    for (ptrdiff_t k = k0; k < k1; k++)
-                        to[k * width] = from[k];
-                }
-            }
-        }
+#if RK_LANES > 8
+    RK_STAGE(8)
+#endif
+#if RK_LANES > 4
+    RK_STAGE(4)
+#endif
+#if RK_LANES > 2
+    RK_STAGE(2)
+#endif
+    RK_STAGE(1)
+}
+
+/* A tile of the canonical rows: LANES columns, from `columns` if there is an index; rows past
+ * `valid` are zero. */
+RK_INLINE void RK(load_tile)(vec m[RK_LANES], const real *from, ptrdiff_t row, ptrdiff_t valid,
+                             const ptrdiff_t *columns)
+{
+    RK_FOR (i, LANES) {
+        m[i] = (vec){0};
+        if (i >= valid) continue;
+        if (columns)
+            RK_FOR (j, LANES)
+                m[i][j] = from[columns[j]];
+        else
+            m[i] = RK(vload)(from);
+        from += row;
+    }
+}
+RK_INLINE void RK(store_tile)(const vec m[RK_LANES], real *to, ptrdiff_t row, ptrdiff_t valid,
+                              const ptrdiff_t *columns)
+{
+    RK_FOR (i, LANES) {
+        if (i >= valid) continue;
+        if (columns)
+            RK_FOR (j, LANES)
+                to[columns[j]] = m[i][j];
+        else
+            RK(vstore)(to, m[i]);
+        to += row;
     }
 }
 
-static void RK(unpack)(const rk_packing *p)
+/* Columns k0..k1 of a vector of units of one gate, both ways. */
+RK_INLINE void RK(pack_units)(const real *canonical, ptrdiff_t row, ptrdiff_t valid,
+                              const ptrdiff_t *columns, real *packed, ptrdiff_t width, ptrdiff_t k0,
+                              ptrdiff_t k1)
 {
-    const ptrdiff_t units = p->unit_vectors * LANES, width = p->gates * units;
-    for (ptrdiff_t block = p->block_begin; block < p->block_end; block++) {
-        const real *panel = (const real *)p->packed + block * p->k * width;
-        const ptrdiff_t valid =
-            p->hidden - block * units < units ? p->hidden - block * units : units;
-        for (ptrdiff_t k0 = 0; k0 < p->k; k0 += RK_PACK_STRIP) {
-            const ptrdiff_t k1 = p->k - k0 < RK_PACK_STRIP ? p->k : k0 + RK_PACK_STRIP;
-            for (ptrdiff_t g = 0; g < p->gates; g++) {
-                for (ptrdiff_t u = 0; u < valid; u++) {
-                    const real *from = panel + g * units + u;
-                    real *to = (real *)p->canonical +
-                               (p->order[g] * p->hidden + block * units + u) * p->canonical_row;
-                    for (ptrdiff_t k = k0; k < k1; k++)
-                        to[k] = from[k * width];
-                }
-            }
+    if (k1 - k0 < LANES) {
+        for (ptrdiff_t k = k0; k < k1; k++)
+            for (ptrdiff_t u = 0; u < LANES; u++)
+                packed[k * width + u] =
+                    u < valid ? canonical[u * row + (columns ? columns[k] : k)] : 0;
+        return;
+    }
+    for (ptrdiff_t k = k0; k < k1; k += LANES) {
+        if (k > k1 - LANES) k = k1 - LANES;
+        vec m[RK_LANES];
+        RK(load_tile)(m, columns ? canonical : canonical + k, row, valid,
+                      columns ? columns + k : NULL);
+        RK(transpose)(m);
+        real *to = packed + k * width;
+        RK_FOR (j, LANES) {
+            RK(vstore)(to, m[j]);
+            to += width;
         }
     }
 }
+RK_INLINE void RK(unpack_units)(real *canonical, ptrdiff_t row, ptrdiff_t valid,
+                                const ptrdiff_t *columns, const real *packed, ptrdiff_t width,
+                                ptrdiff_t k0, ptrdiff_t k1)
+{
+    if (k1 - k0 < LANES) {
+        for (ptrdiff_t u = 0; u < valid; u++)
+            for (ptrdiff_t k = k0; k < k1; k++)
+                canonical[u * row + (columns ? columns[k] : k)] = packed[k * width + u];
+        return;
+    }
+    for (ptrdiff_t k = k0; k < k1; k += LANES) {
+        if (k > k1 - LANES) k = k1 - LANES;
+        vec m[RK_LANES];
+        const real *from = packed + k * width;
+        RK_FOR (j, LANES) {
+            m[j] = RK(vload)(from);
+            from += width;
+        }
+        RK(transpose)(m);
+        RK(store_tile)(m, columns ? canonical : canonical + k, row, valid,
+                       columns ? columns + k : NULL);
+    }
+}
 
-/* Here blocks are column blocks. */
+/* Calls `how` for every vector of units of the blocks, strip by strip of the columns. The case
+ * of whole tiles is compiled apart. */
+#define RK_FOR_PANEL(p, how)                                                                       \
+    const ptrdiff_t vectors = p->gates * p->unit_vectors, width = vectors * LANES;                 \
+    for (ptrdiff_t block = p->block_begin; block < p->block_end; block++) {                        \
+        real *panel = (real *)p->packed + block * p->k * width;                                    \
+        for (ptrdiff_t k0 = 0; k0 < p->k; k0 += RK(PACK_STRIP)) {                                  \
+            const ptrdiff_t k1 = p->k - k0 < 2 * RK(PACK_STRIP) ? p->k : k0 + RK(PACK_STRIP);      \
+            for (ptrdiff_t v = 0; v < vectors; v++) {                                              \
+                const ptrdiff_t unit = (block * p->unit_vectors + v % p->unit_vectors) * LANES;    \
+                const ptrdiff_t valid = p->hidden - unit;                                          \
+                real *rows =                                                                       \
+                    (real *)p->canonical +                                                         \
+                    (p->order[v / p->unit_vectors] * p->hidden + unit) * p->canonical_row;         \
+                if (valid >= LANES && !p->columns)                                                 \
+                    how(rows, p->canonical_row, LANES, NULL, panel + v * LANES, width, k0, k1);    \
+                else                                                                               \
+                    how(rows, p->canonical_row, valid, p->columns, panel + v * LANES, width, k0,   \
+                        k1);                                                                       \
+            }                                                                                      \
+            if (k1 == p->k) break;                                                                 \
+        }                                                                                          \
+    }
+
+static void RK(pack)(const rk_packing *p) { RK_FOR_PANEL(p, RK(pack_units)) }
+static void RK(unpack)(const rk_packing *p){RK_FOR_PANEL(p, RK(unpack_units))}
+
+/* The columns of one row that a block has; zeros past `valid`. */
+RK_INLINE void RK(copy_columns)(real *to, const real *from, ptrdiff_t valid)
+{
+    RK_FOR (v, RK_TRANSPOSED_VECTORS) {
+        if (valid >= LANES) {
+            RK(vstore)(to, RK(vload)(from));
+        } else {
+            for (ptrdiff_t j = 0; j < LANES; j++)
+                to[j] = j < valid ? from[j] : 0;
+        }
+        to += LANES, from += LANES, valid -= LANES;
+    }
+}
+
+/* Here blocks are column blocks. Some at once: a row is read for more than a few cache lines. */
 static void RK(pack_transposed)(const rk_packing *p)
 {
     const ptrdiff_t units = p->unit_vectors * LANES, columns = RK_TRANSPOSED_VECTORS * LANES;
     const ptrdiff_t unit_blocks = (p->hidden + units - 1) / units;
-    for (ptrdiff_t block = p->block_begin; block < p->block_end; block++) {
-        const ptrdiff_t first = block * columns;
-        const ptrdiff_t valid = p->k - first < columns ? p->k - first : columns;
-        real *to = (real *)p->packed + block * unit_blocks * p->gates * units * columns;
+    const ptrdiff_t panel = unit_blocks * p->gates * units * columns;
+    for (ptrdiff_t begin = p->block_begin; begin < p->block_end; begin += RK(PACK_BLOCKS)) {
+        const ptrdiff_t end =
+            p->block_end - begin < RK(PACK_BLOCKS) ? p->block_end : begin + RK(PACK_BLOCKS);
+        real *to = (real *)p->packed + begin * panel;
         for (ptrdiff_t ub = 0; ub < unit_blocks; ub++) {
             for (ptrdiff_t g = 0; g < p->gates; g++) {
                 for (ptrdiff_t u = 0; u < units; u++, to += columns) {
                     const ptrdiff_t unit = ub * units + u;
-                    const ptrdiff_t some = unit < p->hidden ? valid : 0;
                     const real *from = (const real *)p->canonical +
-                                       (p->order[g] * p->hidden + unit) * p->canonical_row + first;
-                    for (ptrdiff_t j = 0; j < some; j++)
-                        to[j] = from[j];
-                    for (ptrdiff_t j = some; j < columns; j++)
-                        to[j] = 0;
+                                       (p->order[g] * p->hidden + unit) * p->canonical_row;
+                    for (ptrdiff_t block = begin; block < end; block++) {
+                        const ptrdiff_t valid = unit < p->hidden ? p->k - block * columns : 0;
+                        RK(copy_columns)(to + (block - begin) * panel, from + block * columns,
+                                         valid);
+                    }
                 }
             }
         }
     }
 }
+
+#undef RK_LOW
+#undef RK_HIGH
+#undef RK_EACH_2
+#undef RK_EACH_4
+#undef RK_EACH_8
+#undef RK_EACH_16
+#undef RK_EACH
+#undef RK_SHUFFLE
+#undef RK_STAGE
+#undef RK_LANES
+#undef RK_FOR_PANEL

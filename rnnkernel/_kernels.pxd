@@ -38,6 +38,7 @@ cdef extern from "rnnkernel.h" nogil:
         Py_ssize_t unit_vectors
         void *canonical
         Py_ssize_t canonical_row
+        const Py_ssize_t *columns
         void *packed
         Py_ssize_t block_begin, block_end
 

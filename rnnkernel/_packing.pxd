@@ -1,6 +1,13 @@
 from rnnkernel._kernels cimport rk_cell, rk_kernels, rk_packing, rk_window
 
 
+# A panel, and what fills it or takes it apart.
+cdef struct Panel:
+    void (*move)(const rk_packing *) noexcept nogil
+    rk_packing job
+    Py_ssize_t blocks
+
+
 cdef class PackedWeights:
     cdef const rk_kernels *kernels
     cdef const rk_cell *cell
@@ -11,7 +18,7 @@ cdef class PackedWeights:
     cdef int gradient_slots                   # of a row of dgates
     cdef double cell_clip
     # what the pointers below point into
-    cdef object arrays
+    cdef object memory
     cdef char *bias                           # [block][S][U]
     cdef char *input                          # [block][I][G][U]
     cdef char *recurrent[2]                   # [block][P][slots][U], by phase
@@ -23,35 +30,56 @@ cdef class PackedWeights:
     cdef char *input_transposed               # [columns of I][block][G][U][4 vectors], or NULL
     cdef char *recurrent_transposed[2]        # [columns of P][block][slots][U][4 vectors]
     cdef char *projection_transposed          # [columns of H][P padded][4 vectors], or NULL
+    # how the panels are packed: W_ih's, W_hh's of each phase, all others; and from which arrays
+    cdef Panel panels[8]
+    cdef int panel_count
+    cdef object sources
 
-    cdef char *keep(self, array) except NULL
-    cdef char *pack_bias(self, bias_ih, bias_hh) except NULL
-    cdef char *pack_rows(self, rows) except NULL
-    cdef char *shrink_panel(self, char *panel, smaller) except NULL
-    cdef char *pack_scale(self, scale, const rk_window *window) except NULL
-    cdef rk_packing job(self, weight, const rk_window *window)
-    cdef char *pack(self, weight, const rk_window *window, int threads) except NULL
-    cdef char *pack_transposed(self, weight, const rk_window *window, int threads) except NULL
-    cdef int pack_projection(self, weight_hr, bint transposed, int threads) except -1
+    cdef int prepare(
+        self, int cell, weight_ih, weight_hh, bias_ih, bias_hh, bint transposed, weight_ch,
+        cell_clip, weight_hr, bint through_input, columns,
+    ) except -1
+    cdef int lay_out(
+        self, bint peepholes, bint projection, bint transposed, bint through_input
+    ) except -1
+    cdef Panel *add_panel(
+        self, bint transposed, weight, const rk_window *window, char *packed
+    ) except NULL
+    cdef void add_projection(self, bint transposed, Panel *panel) noexcept
+    cdef int fill_job(
+        self, rk_packing *job, weight, const rk_window *window, char *packed
+    ) except -1
+    cdef int pack_vectors(self, bias_ih, bias_hh, weight_ch) except -1
+    cdef void pack(self, int first, int threads) noexcept
+    cdef void pack_input_blocks(self, Py_ssize_t begin, Py_ssize_t end) noexcept nogil
+    cdef void pack_recurrent_blocks(
+        self, int phase, Py_ssize_t begin, Py_ssize_t end
+    ) noexcept nogil
+    cdef char *moved(self, list parts, char *part, Py_ssize_t count, dtype) except NULL
+    cdef char *scale(self, list parts, scale, const rk_window *window) except NULL
     cdef Py_ssize_t projected_rows(self) noexcept nogil
     cdef Py_ssize_t input_last_vectors(self) noexcept nogil
     cdef Py_ssize_t column_blocks(self, Py_ssize_t columns) noexcept nogil
     cdef Py_ssize_t column_last_vectors(self, Py_ssize_t columns) noexcept nogil
 
 
+cdef PackedWeights pack_weights(
+    int cell, weight_ih, weight_hh, bias_ih, bias_hh, bint transposed, int threads, weight_ch,
+    cell_clip, weight_hr, bint through_input, columns,
+)
+cdef PackedWeights prepare_weights(
+    int cell, weight_ih, weight_hh, bias_ih, bias_hh, weight_ch, cell_clip, weight_hr, columns
+)
 cdef Py_ssize_t address(object array) except? -1
 
 
 cdef class PackedGradients:
     cdef PackedWeights weights
-    cdef object arrays, bias_array
+    # what the pointers below point into
+    cdef object memory
     cdef char *bias                           # [block][S and peepholes][U]
     cdef char *input                          # [block][I][G][U]
     cdef char *recurrent[2]                   # [block][P][slots][U]
-    cdef object projection_array
-    cdef char *projection                     # [columns of H][P][4 vectors]
+    cdef char *projection                     # [columns of H][P][4 vectors], or NULL
 
-    cdef char *zeros(self, Py_ssize_t count) except NULL
-    cdef int unpack_weight(
-        self, weight, const rk_window *window, char *packed, int threads
-    ) except -1
+    cdef void unpack_projection(self, weight_hr) noexcept

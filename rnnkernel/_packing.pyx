@@ -4,26 +4,33 @@ csrc/README.md draws the layouts. Packing costs one pass over the weights and se
 steps of a call, or, held in a `PackedWeights`, all calls.
 """
 
-import math
-
 from cython.parallel cimport prange
+from libc.math cimport INFINITY
+from libc.string cimport memcpy, memset
 
 cimport numpy as cnp
 
 import numpy as np
 
 from rnnkernel._kernels cimport (
+    RK_ALIGNMENT,
     RK_FLOAT32,
     RK_FLOAT64,
     RK_HALF,
     RK_INT8,
     RK_TRANSPOSED_VECTORS,
     kernels,
-    rk_packing,
     usable_threads,
 )
 
 from rnnkernel._memory import aligned_empty, aligned_zeros
+
+# Below so many bytes of weights one thread packs: opening a team costs more.
+cdef Py_ssize_t SERIAL_BYTES = 1 << 20
+
+ctypedef fused real:
+    float
+    double
 
 
 cdef Py_ssize_t address(object array) except? -1:
@@ -31,31 +38,149 @@ cdef Py_ssize_t address(object array) except? -1:
     return <Py_ssize_t>cnp.PyArray_DATA(<cnp.ndarray?>array)
 
 
-cdef void pack_blocks(
-    void (*pack)(const rk_packing *) noexcept nogil,
-    const rk_packing *job,
-    Py_ssize_t blocks,
-    int threads,
+# Memory: one array of bytes for all that belongs together, each part at the start of a cache line.
+# The sizes do not overflow: the weights are in memory, and padded they are some thousand times
+# more at most.
+
+cdef inline Py_ssize_t aligned(Py_ssize_t place) noexcept nogil:
+    return (place + RK_ALIGNMENT - 1) // RK_ALIGNMENT * RK_ALIGNMENT
+
+
+cdef inline char *carve(Py_ssize_t *place, Py_ssize_t size) noexcept nogil:
+    """The next `size` bytes; `place` moves past them."""
+    cdef Py_ssize_t here = place[0]
+    place[0] = aligned(here + size)
+    return <char *>here
+
+
+cdef object new_memory(Py_ssize_t size):
+    cdef cnp.npy_intp count = size + RK_ALIGNMENT
+    return cnp.PyArray_EMPTY(1, &count, cnp.NPY_UINT8, 0)
+
+
+cdef inline char *data(object array) noexcept:
+    return <char *>cnp.PyArray_DATA(<cnp.ndarray>array)
+
+
+cdef object contiguous(object array):
+    if cnp.PyArray_IS_C_CONTIGUOUS(<cnp.ndarray?>array):
+        return array
+    return np.ascontiguousarray(array)
+
+
+# Panels.
+
+cdef void run_blocks(const Panel *panel, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    cdef rk_packing job = panel.job
+    job.block_begin = begin
+    job.block_end = end
+    panel.move(&job)
+
+
+cdef void run_part(const Panel *panels, int count, int part, int parts) noexcept nogil:
+    """A share of the blocks of every panel."""
+    cdef int i
+    for i in range(count):
+        run_blocks(
+            &panels[i], panels[i].blocks * part // parts, panels[i].blocks * (part + 1) // parts
+        )
+
+
+cdef void run_panels(
+    const Panel *panels, int count, Py_ssize_t size, int threads
 ) noexcept nogil:
-    cdef Py_ssize_t block
-    cdef int team = usable_threads(threads)
+    """Packs or unpacks weights of `size` bytes."""
+    cdef int part, team = usable_threads(threads) if size >= SERIAL_BYTES else 1
     if team <= 1:
-        pack_one(pack, job, 0, blocks)
+        run_part(panels, count, 0, 1)
         return
-    for block in prange(blocks, num_threads=team, schedule="static"):
-        pack_one(pack, job, block, block + 1)
+    for part in prange(team, num_threads=team, schedule="static", chunksize=1):
+        run_part(panels, count, part, team)
 
 
-cdef void pack_one(
-    void (*pack)(const rk_packing *) noexcept nogil,
-    const rk_packing *job,
-    Py_ssize_t begin,
-    Py_ssize_t end,
+# Vectors of H numbers as one slot of [block][slots][U].
+
+cdef void add_row(
+    real *packed, Py_ssize_t slots, Py_ssize_t units, const real *row, Py_ssize_t hidden
 ) noexcept nogil:
-    cdef rk_packing part = job[0]
-    part.block_begin = begin
-    part.block_end = end
-    pack(&part)
+    cdef Py_ssize_t unit = 0, u
+    while unit < hidden:
+        for u in range(min(units, hidden - unit)):
+            packed[u] += row[unit + u]
+        packed += slots * units
+        unit += units
+
+
+cdef void add_gate(
+    char *packed, Py_ssize_t slots, int slot, const char *vector, int gate, PackedWeights w
+) noexcept nogil:
+    """The part of a vector (G*H,) that belongs to a gate."""
+    cdef Py_ssize_t to = slot * w.units, row = gate * w.hidden_size
+    if w.item == sizeof(float):
+        add_row[float](
+            <float *>packed + to, slots, w.units, <const float *>vector + row, w.hidden_size
+        )
+    else:
+        add_row[double](
+            <double *>packed + to, slots, w.units, <const double *>vector + row, w.hidden_size
+        )
+
+
+cdef void add_rows(
+    char *packed, Py_ssize_t slots, int slot, const char *vector, const rk_window *window,
+    PackedWeights w,
+) noexcept nogil:
+    """Those of a window, whose first slot is `slot`."""
+    cdef int i
+    for i in range(window.slots):
+        add_gate(packed, slots, slot + i, vector, window.order[i], w)
+
+
+cdef void copy_rows(
+    char *vector, const char *packed, Py_ssize_t slots, const rk_window *window, PackedWeights w
+) noexcept nogil:
+    """The same backwards."""
+    cdef int i
+    cdef Py_ssize_t unit
+    cdef const char *here
+    cdef char *row
+    for i in range(window.slots):
+        here = packed + (window.slot + i) * w.units * w.item
+        row = vector + window.order[i] * w.hidden_size * w.item
+        unit = 0
+        while unit < w.hidden_size:
+            memcpy(row + unit * w.item, here, min(w.units, w.hidden_size - unit) * w.item)
+            here += slots * w.units * w.item
+            unit += w.units
+
+
+cdef PackedWeights pack_weights(
+    int cell, weight_ih, weight_hh, bias_ih, bias_hh, bint transposed, int threads, weight_ch,
+    cell_clip, weight_hr, bint through_input, columns,
+):
+    """A PackedWeights."""
+    cdef PackedWeights w = PackedWeights.__new__(PackedWeights)
+    w.prepare(
+        cell, weight_ih, weight_hh, bias_ih, bias_hh, transposed, weight_ch, cell_clip, weight_hr,
+        through_input, columns,
+    )
+    w.pack(0, threads)
+    w.sources = None
+    return w
+
+
+cdef PackedWeights prepare_weights(
+    int cell, weight_ih, weight_hh, bias_ih, bias_hh, weight_ch, cell_clip, weight_hr, columns
+):
+    """A PackedWeights for one pass of inference that packs W_ih and W_hh where it first uses them,
+    by `pack_input_blocks` and `pack_recurrent_blocks`; all else is there."""
+    cdef PackedWeights w = PackedWeights.__new__(PackedWeights)
+    w.prepare(
+        cell, weight_ih, weight_hh, bias_ih, bias_hh, False, weight_ch, cell_clip, weight_hr,
+        False, columns,
+    )
+    w.pack(1 + w.cell.phases, 1)
+    return w
 
 
 cdef class PackedWeights:
@@ -65,7 +190,7 @@ cdef class PackedWeights:
     rows contiguous), the biases ((G*H,) or None), whether backward needs the transposed
     copies, the number of threads to pack with, and for an LSTM with them the peepholes (3*H,),
     the limit of the cell and the projection (P, H). Without `through_input` there is no transposed
-    copy of W_ih.
+    copy of W_ih. With `columns` (intp) W_ih has only these columns, and there is none.
     """
 
     def __init__(
@@ -81,157 +206,235 @@ cdef class PackedWeights:
         cell_clip=None,
         weight_hr=None,
         bint through_input=True,
+        columns=None,
     ):
-        cdef int phase
-        self.dtype = weight_ih.dtype
-        self.kernels = kernels(RK_FLOAT32 if self.dtype == np.float32 else RK_FLOAT64)
+        self.prepare(
+            cell, weight_ih, weight_hh, bias_ih, bias_hh, transposed, weight_ch, cell_clip,
+            weight_hr, through_input, columns,
+        )
+        self.pack(0, threads)
+        self.sources = None
+
+    cdef int prepare(
+        self,
+        int cell,
+        weight_ih,
+        weight_hh,
+        bias_ih,
+        bias_hh,
+        bint transposed,
+        weight_ch,
+        cell_clip,
+        weight_hr,
+        bint through_input,
+        columns,
+    ) except -1:
+        """Everything but what `pack` does."""
+        cdef cnp.ndarray ih = weight_ih, hh = weight_hh
+        self.dtype = ih.dtype
+        self.kernels = kernels(
+            RK_FLOAT32 if cnp.PyArray_TYPE(ih) == cnp.NPY_FLOAT32 else RK_FLOAT64
+        )
         self.cell = &self.kernels.cells[cell]
         self.cell_index = cell
-        self.input_size = weight_ih.shape[1]
-        self.hidden_size = weight_hh.shape[0] // self.cell.gates
-        self.projected_size = weight_hh.shape[1]
-        self.item = self.dtype.itemsize
+        self.input_size = cnp.PyArray_DIM(ih, 1) if columns is None else len(columns)
+        self.hidden_size = cnp.PyArray_DIM(hh, 0) // self.cell.gates
+        self.projected_size = cnp.PyArray_DIM(hh, 1)
+        self.item = cnp.PyArray_ITEMSIZE(ih)
         self.units = self.cell.unit_vectors * self.kernels.lanes
         self.blocks = (self.hidden_size + self.units - 1) // self.units
         self.gradient_slots = self.cell.slots + self.cell.peephole.slots
-        self.cell_clip = np.inf if cell_clip is None else cell_clip
-        self.arrays = []
-        # opening a team of threads costs more than packing little
-        if weight_ih.size + weight_hh.size < 1 << 16:
-            threads = 1
+        self.cell_clip = INFINITY if cell_clip is None else cell_clip
+        self.sources = (weight_ih, weight_hh, weight_hr, columns)
+        self.lay_out(
+            weight_ch is not None, weight_hr is not None, transposed,
+            through_input and columns is None,
+        )
+        self.pack_vectors(bias_ih, bias_hh, weight_ch)
+        return 0
 
-        self.bias = self.pack_bias(bias_ih, bias_hh)
-        if weight_ch is not None:
-            self.peepholes = self.pack_rows(weight_ch.reshape(3, self.hidden_size))
-        self.input = self.pack(weight_ih, &self.cell.input, threads)
-        for phase in range(self.cell.phases):
-            self.recurrent[phase] = self.pack(weight_hh, &self.cell.recurrent[phase], threads)
-        if transposed:
-            if through_input:
-                self.input_transposed = self.pack_transposed(weight_ih, &self.cell.input, threads)
+    cdef int lay_out(
+        self, bint peepholes, bint projection, bint transposed, bint through_input
+    ) except -1:
+        """Memory for all, and the panels to be packed into it."""
+        cdef int phase, sized
+        cdef Py_ssize_t place = 0, row = self.blocks * self.units * self.item
+        cdef Py_ssize_t columns = RK_TRANSPOSED_VECTORS * self.kernels.lanes * self.item
+        cdef Py_ssize_t inputs = self.input_size, P = self.projected_size, H = self.hidden_size
+        cdef const rk_window *window = &self.kernels.cells[0].input  # W_hr has one slot, as RNN
+        weight_ih, weight_hh, weight_hr, index = self.sources
+        for sized in range(2):  # first how much it is, then where
+            if sized:
+                self.memory = new_memory(place)
+                place = aligned(address(self.memory))
+            self.bias = carve(&place, self.cell.slots * row)
+            if peepholes:
+                self.peepholes = carve(&place, 3 * row)
+            self.input = carve(&place, inputs * self.cell.input.slots * row)
             for phase in range(self.cell.phases):
-                self.recurrent_transposed[phase] = self.pack_transposed(
-                    weight_hh, &self.cell.recurrent[phase], threads
+                self.recurrent[phase] = carve(&place, P * self.cell.recurrent[phase].slots * row)
+            if projection:
+                self.projection = carve(&place, self.column_blocks(P) * H * columns)
+            if not transposed:
+                continue
+            if through_input:
+                self.input_transposed = carve(
+                    &place,
+                    self.column_blocks(inputs) * self.blocks * self.units * self.cell.input.slots
+                    * columns,
                 )
-        if weight_hr is not None:
-            self.pack_projection(weight_hr, transposed, threads)
+            for phase in range(self.cell.phases):
+                self.recurrent_transposed[phase] = carve(
+                    &place,
+                    self.column_blocks(P) * self.blocks * self.units
+                    * self.cell.recurrent[phase].slots * columns,
+                )
+            if projection:
+                self.projection_transposed = carve(
+                    &place, self.column_blocks(H) * self.projected_rows() * columns
+                )
+
+        self.panel_count = 0
+        self.add_panel(False, weight_ih, &self.cell.input, self.input)
+        if index is not None:
+            self.panels[0].job.k = inputs
+            self.panels[0].job.columns = <const Py_ssize_t *><Py_ssize_t>address(index)
+        for phase in range(self.cell.phases):
+            self.add_panel(
+                False, weight_hh, &self.cell.recurrent[phase], self.recurrent[phase]
+            )
+        if projection:
+            self.add_projection(False, self.add_panel(False, weight_hr, window, self.projection))
+        if not transposed:
+            return 0
+        if through_input:
+            self.add_panel(True, weight_ih, &self.cell.input, self.input_transposed)
+        for phase in range(self.cell.phases):
+            self.add_panel(
+                True, weight_hh, &self.cell.recurrent[phase], self.recurrent_transposed[phase]
+            )
+        if projection:
+            self.add_projection(
+                True, self.add_panel(True, weight_hr, window, self.projection_transposed)
+            )
+        return 0
+
+    cdef Panel *add_panel(
+        self, bint transposed, weight, const rk_window *window, char *packed
+    ) except NULL:
+        cdef Panel *panel = &self.panels[self.panel_count]
+        self.panel_count += 1
+        self.fill_job(&panel.job, weight, window, packed)
+        panel.move = self.kernels.pack_transposed if transposed else self.kernels.pack
+        panel.blocks = self.column_blocks(panel.job.k) if transposed else self.blocks
+        return panel
+
+    cdef void add_projection(self, bint transposed, Panel *panel) noexcept:
+        """W_hr's panels: P columns in blocks for h, and H columns in blocks for backward."""
+        panel.job.hidden = self.projected_size
+        panel.job.unit_vectors = 1 if transposed else RK_TRANSPOSED_VECTORS
+        panel.blocks = self.column_blocks(
+            self.hidden_size if transposed else self.projected_size
+        )
+
+    cdef int fill_job(
+        self, rk_packing *job, weight, const rk_window *window, char *packed
+    ) except -1:
+        cdef cnp.ndarray array = weight
+        job.hidden = self.hidden_size
+        job.k = cnp.PyArray_DIM(array, 1)
+        job.gates = window.slots
+        job.order = window.order
+        job.unit_vectors = self.cell.unit_vectors
+        job.canonical = cnp.PyArray_DATA(array)
+        job.canonical_row = cnp.PyArray_STRIDE(array, 0) // self.item
+        job.columns = NULL
+        job.packed = packed
+        return 0
+
+    cdef int pack_vectors(self, bias_ih, bias_hh, weight_ch) except -1:
+        """Biases, per slot those of the windows that it belongs to, added once; peepholes."""
+        cdef int phase, i
+        cdef const rk_window *window = &self.cell.input
+        cdef Py_ssize_t row = self.blocks * self.units * self.item
+        memset(self.bias, 0, self.cell.slots * row)
+        if bias_ih is not None:
+            bias_ih, bias_hh = contiguous(bias_ih), contiguous(bias_hh)
+            add_rows(self.bias, self.cell.slots, window.slot, data(bias_ih), window, self)
+            for phase in range(self.cell.phases):
+                window = &self.cell.recurrent[phase]
+                add_rows(self.bias, self.cell.slots, window.slot, data(bias_hh), window, self)
+        if weight_ch is not None:
+            weight_ch = contiguous(weight_ch)
+            memset(self.peepholes, 0, 3 * row)
+            for i in range(3):
+                add_gate(self.peepholes, 3, i, data(weight_ch), i, self)
+        return 0
+
+    cdef void pack(self, int first, int threads) noexcept:
+        """The panels from `first` on."""
+        cdef Py_ssize_t size = 0
+        cdef int i
+        for i in range(first, self.panel_count):
+            size += self.panels[i].job.hidden * self.panels[i].job.gates * self.panels[i].job.k
+        with nogil:
+            run_panels(&self.panels[first], self.panel_count - first, size * self.item, threads)
+
+    cdef void pack_input_blocks(self, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+        run_blocks(&self.panels[0], begin, end)
+
+    cdef void pack_recurrent_blocks(
+        self, int phase, Py_ssize_t begin, Py_ssize_t end
+    ) noexcept nogil:
+        run_blocks(&self.panels[1 + phase], begin, end)
 
     def keeps_gates(self):
         """Whether backward needs the gates of every step."""
         return bool(self.cell.keeps_gates)
 
-    cdef char *keep(self, array) except NULL:
-        self.arrays.append(array)
-        return <char *><Py_ssize_t>address(array)
-
-    cdef char *pack_bias(self, bias_ih, bias_hh) except NULL:
-        """Per slot the biases of the windows that it belongs to, added once."""
-        cdef int phase, gate
-        cdef Py_ssize_t H = self.hidden_size
-        by_slot = np.zeros((self.cell.slots, H), self.dtype)
-        if bias_ih is not None:
-            for gate in range(self.cell.input.slots):
-                rows = self.cell.input.order[gate] * H
-                by_slot[self.cell.input.slot + gate] += bias_ih[rows : rows + H]
-            for phase in range(self.cell.phases):
-                for gate in range(self.cell.recurrent[phase].slots):
-                    rows = self.cell.recurrent[phase].order[gate] * H
-                    by_slot[self.cell.recurrent[phase].slot + gate] += bias_hh[rows : rows + H]
-        return self.pack_rows(by_slot)
-
-    cdef char *pack_rows(self, rows) except NULL:
-        """Rows of H numbers as [block][row][U]."""
-        padded = np.zeros((len(rows), self.blocks * self.units), self.dtype)
-        padded[:, : self.hidden_size] = rows
-        packed = aligned_empty(padded.size, self.dtype)
-        by_block = padded.reshape(len(rows), self.blocks, self.units).transpose(1, 0, 2)
-        packed.reshape(by_block.shape)[...] = by_block
-        return self.keep(packed)
-
     def shrink(self, scale_ih=None, scale_hh=None):
         """Stores the panels smaller: as float16, or with scales (G*H,) as int8, where the weights
-        are integers from -127 to 127 that these multiply."""
+        are integers from -127 to 127 that these multiply. There are no transposed copies."""
         cdef int phase
-        smaller = np.float16 if scale_ih is None else np.int8
-        self.storage = RK_HALF if scale_ih is None else RK_INT8
-        self.input = self.shrink_panel(self.input, smaller)
+        cdef Py_ssize_t width = self.blocks * self.units
+        smaller, parts = np.float16 if scale_ih is None else np.int8, []
+        self.bias = self.moved(parts, self.bias, self.cell.slots * width, self.dtype)
+        if self.peepholes != NULL:
+            self.peepholes = self.moved(parts, self.peepholes, 3 * width, self.dtype)
+        if self.projection != NULL:
+            count = self.column_blocks(self.projected_size) * self.hidden_size
+            count *= RK_TRANSPOSED_VECTORS * self.kernels.lanes
+            self.projection = self.moved(parts, self.projection, count, self.dtype)
+        width *= self.cell.input.slots
+        self.input = self.moved(parts, self.input, width * self.input_size, smaller)
         if scale_ih is not None:
-            self.input_scale = self.pack_scale(scale_ih, &self.cell.input)
+            self.input_scale = self.scale(parts, scale_ih, &self.cell.input)
         for phase in range(self.cell.phases):
-            self.recurrent[phase] = self.shrink_panel(self.recurrent[phase], smaller)
+            width = self.blocks * self.units * self.cell.recurrent[phase].slots
+            self.recurrent[phase] = self.moved(
+                parts, self.recurrent[phase], width * self.projected_size, smaller
+            )
             if scale_hh is not None:
-                self.recurrent_scale[phase] = self.pack_scale(
-                    scale_hh, &self.cell.recurrent[phase]
+                self.recurrent_scale[phase] = self.scale(
+                    parts, scale_hh, &self.cell.recurrent[phase]
                 )
+        self.storage = RK_HALF if scale_ih is None else RK_INT8
+        self.memory = parts
 
-    cdef char *shrink_panel(self, char *panel, smaller) except NULL:
-        index = [address(array) for array in self.arrays].index(<Py_ssize_t>panel)
-        whole = self.arrays.pop(index)
-        packed = aligned_empty(whole.size, smaller)
-        packed[...] = whole
-        return self.keep(packed)
+    cdef char *moved(self, list parts, char *part, Py_ssize_t count, dtype) except NULL:
+        """So many numbers of the memory as an array of their own."""
+        start = <Py_ssize_t>part - <Py_ssize_t>address(self.memory)
+        array = aligned_empty(count, dtype)
+        array[...] = self.memory[start : start + count * self.item].view(self.dtype)
+        parts.append(array)
+        return data(array)
 
-    cdef char *pack_scale(self, scale, const rk_window *window) except NULL:
-        H = self.hidden_size
-        rows = [window.order[gate] * H for gate in range(window.slots)]
-        return self.pack_rows(np.stack([scale[row : row + H] for row in rows]))
-
-    cdef rk_packing job(self, weight, const rk_window *window):
-        cdef rk_packing job
-        job.hidden = self.hidden_size
-        job.k = weight.shape[1]
-        job.gates = window.slots
-        job.order = window.order
-        job.unit_vectors = self.cell.unit_vectors
-        job.canonical = <void *><Py_ssize_t>address(weight)
-        job.canonical_row = weight.strides[0] // self.item
-        return job
-
-    cdef char *pack(self, weight, const rk_window *window, int threads) except NULL:
-        cdef rk_packing job = self.job(weight, window)
-        cdef char *packed = self.keep(
-            aligned_empty(self.blocks * job.k * window.slots * self.units, self.dtype)
-        )
-        job.packed = packed
-        with nogil:
-            pack_blocks(self.kernels.pack, &job, self.blocks, threads)
-        return packed
-
-    cdef char *pack_transposed(self, weight, const rk_window *window, int threads) except NULL:
-        cdef rk_packing job = self.job(weight, window)
-        cdef Py_ssize_t blocks = self.column_blocks(job.k)
-        cdef Py_ssize_t columns = RK_TRANSPOSED_VECTORS * self.kernels.lanes
-        cdef char *packed = self.keep(
-            aligned_empty(blocks * self.blocks * window.slots * self.units * columns, self.dtype)
-        )
-        job.packed = packed
-        with nogil:
-            pack_blocks(self.kernels.pack_transposed, &job, blocks, threads)
-        return packed
-
-    cdef int pack_projection(self, weight_hr, bint transposed, int threads) except -1:
-        """W_hr twice: P columns in blocks for h, and H columns in blocks for backward."""
-        cdef Py_ssize_t blocks = self.column_blocks(self.projected_size)
-        cdef Py_ssize_t columns = RK_TRANSPOSED_VECTORS * self.kernels.lanes
-        # one slot, as that of RNN, the first cell
-        cdef rk_packing job = self.job(weight_hr, &self.kernels.cells[0].input)
-        job.hidden = self.projected_size
-        job.unit_vectors = RK_TRANSPOSED_VECTORS
-        self.projection = self.keep(aligned_empty(blocks * job.k * columns, self.dtype))
-        job.packed = self.projection
-        with nogil:
-            pack_blocks(self.kernels.pack, &job, blocks, threads)
-        if not transposed:
-            return 0
-        blocks = self.column_blocks(self.hidden_size)
-        job.unit_vectors = 1
-        self.projection_transposed = self.keep(
-            aligned_empty(blocks * self.projected_rows() * columns, self.dtype)
-        )
-        job.packed = self.projection_transposed
-        with nogil:
-            pack_blocks(self.kernels.pack_transposed, &job, blocks, threads)
-        return 0
+    cdef char *scale(self, list parts, scale, const rk_window *window) except NULL:
+        array = aligned_zeros(self.blocks * window.slots * self.units, self.dtype)
+        parts.append(array)
+        scale = contiguous(scale)
+        add_rows(data(array), window.slots, 0, data(scale), window, self)
+        return data(array)
 
     cdef Py_ssize_t projected_rows(self) noexcept nogil:
         """P, padded as in projection_transposed."""
@@ -260,70 +463,85 @@ cdef class PackedGradients:
     """Gradients of one layer and direction's weights, summed in the packed layout."""
 
     def __init__(self, PackedWeights weights):
-        cdef int phase
-        cdef Py_ssize_t width = weights.blocks * weights.units
+        cdef int phase, sized
+        cdef Py_ssize_t place = 0, begin = 0, row = weights.blocks * weights.units * weights.item
         self.weights = weights
-        self.arrays = []
-        self.bias_array = aligned_zeros(width * weights.gradient_slots, weights.dtype)
-        self.bias = <char *><Py_ssize_t>address(self.bias_array)
-        self.input = self.zeros(width * weights.cell.input.slots * weights.input_size)
-        for phase in range(weights.cell.phases):
-            self.recurrent[phase] = self.zeros(
-                width * weights.cell.recurrent[phase].slots * weights.projected_size
-            )
-        if weights.projection != NULL:
-            columns = RK_TRANSPOSED_VECTORS * weights.kernels.lanes
-            shape = (weights.column_blocks(weights.hidden_size), weights.projected_size, columns)
-            self.projection_array = aligned_zeros(math.prod(shape), weights.dtype).reshape(shape)
-            self.projection = <char *><Py_ssize_t>address(self.projection_array)
-
-    cdef char *zeros(self, Py_ssize_t count) except NULL:
-        array = aligned_zeros(count, self.weights.dtype)
-        self.arrays.append(array)
-        return <char *><Py_ssize_t>address(array)
+        for sized in range(2):  # first how much it is, then where
+            if sized:
+                self.memory = new_memory(place)
+                begin = place = aligned(address(self.memory))
+            self.bias = carve(&place, weights.gradient_slots * row)
+            self.input = carve(&place, weights.input_size * weights.cell.input.slots * row)
+            for phase in range(weights.cell.phases):
+                self.recurrent[phase] = carve(
+                    &place, weights.projected_size * weights.cell.recurrent[phase].slots * row
+                )
+            if weights.projection != NULL:
+                self.projection = carve(
+                    &place,
+                    weights.column_blocks(weights.hidden_size) * weights.projected_size
+                    * RK_TRANSPOSED_VECTORS * weights.kernels.lanes * weights.item,
+                )
+        with nogil:
+            memset(<char *>begin, 0, place - begin)
 
     def unpack(
-        self, weight_ih, weight_hh, bias_ih, bias_hh, int threads, weight_ch=None, weight_hr=None
+        self,
+        weight_ih,
+        weight_hh,
+        bias_ih,
+        bias_hh,
+        int threads,
+        weight_ch=None,
+        weight_hr=None,
+        columns=None,
     ):
-        """Writes the canonical gradients into the arrays; those from the biases on may be None."""
-        cdef int phase, gate
+        """Writes the canonical gradients into the arrays (rows contiguous); those from the biases
+        on may be None. With `columns` those of W_ih go there, and its others stay as they are."""
+        cdef int phase, count = 1
         cdef PackedWeights w = self.weights
-        cdef Py_ssize_t H = w.hidden_size
+        cdef Py_ssize_t size
+        cdef Panel[3] panels
         if w.cell.input.slots < w.cell.gates:  # a gate whose weights have no effect
             for array in (weight_ih, weight_hh, bias_ih, bias_hh, weight_ch):
                 if array is not None:
                     array[...] = 0
-        if weight_ih.size + weight_hh.size < 1 << 16:
-            threads = 1
-        self.unpack_weight(weight_ih, &w.cell.input, self.input, threads)
+        w.fill_job(&panels[0].job, weight_ih, &w.cell.input, self.input)
+        if columns is not None:
+            panels[0].job.k = w.input_size
+            panels[0].job.columns = <const Py_ssize_t *><Py_ssize_t>address(columns)
         for phase in range(w.cell.phases):
-            self.unpack_weight(weight_hh, &w.cell.recurrent[phase], self.recurrent[phase], threads)
-        by_slot = (
-            self.bias_array.reshape(w.blocks, w.gradient_slots, w.units)
-            .transpose(1, 0, 2)
-            .reshape(w.gradient_slots, w.blocks * w.units)[:, :H]
-        )
-        for gate in range(w.cell.peephole.slots):
-            rows = w.cell.peephole.order[gate] * H
-            weight_ch[rows : rows + H] = by_slot[w.cell.peephole.slot + gate]
+            w.fill_job(
+                &panels[count].job, weight_hh, &w.cell.recurrent[phase], self.recurrent[phase]
+            )
+            count += 1
+        for phase in range(count):
+            panels[phase].move = w.kernels.unpack
+            panels[phase].blocks = w.blocks
+        size = (w.input_size + w.projected_size) * w.cell.gates * w.hidden_size * w.item
+        with nogil:
+            run_panels(panels, count, size, threads)
+        if weight_ch is not None:
+            copy_rows(data(weight_ch), self.bias, w.gradient_slots, &w.cell.peephole, w)
         if weight_hr is not None:
-            projection = self.projection_array.transpose(1, 0, 2)
-            weight_hr[...] = projection.reshape(w.projected_size, -1)[:, :H]
+            self.unpack_projection(weight_hr)
         if bias_ih is None:
             return
-        for gate in range(w.cell.input.slots):
-            rows = w.cell.input.order[gate] * H
-            bias_ih[rows : rows + H] = by_slot[w.cell.input.slot + gate]
+        copy_rows(data(bias_ih), self.bias, w.gradient_slots, &w.cell.input, w)
         for phase in range(w.cell.phases):
-            for gate in range(w.cell.recurrent[phase].slots):
-                rows = w.cell.recurrent[phase].order[gate] * H
-                bias_hh[rows : rows + H] = by_slot[w.cell.recurrent[phase].slot + gate]
+            copy_rows(data(bias_hh), self.bias, w.gradient_slots, &w.cell.recurrent[phase], w)
 
-    cdef int unpack_weight(
-        self, weight, const rk_window *window, char *packed, int threads
-    ) except -1:
-        cdef rk_packing job = self.weights.job(weight, window)
-        job.packed = packed
+    cdef void unpack_projection(self, weight_hr) noexcept:
+        cdef PackedWeights w = self.weights
+        cdef Py_ssize_t columns = RK_TRANSPOSED_VECTORS * w.kernels.lanes, column = 0, p
+        cdef const char *packed = self.projection
+        cdef char *to = data(weight_hr)
         with nogil:
-            pack_blocks(self.weights.kernels.unpack, &job, self.weights.blocks, threads)
-        return 0
+            while column < w.hidden_size:
+                for p in range(w.projected_size):
+                    memcpy(
+                        to + (p * w.hidden_size + column) * w.item, packed,
+                        min(columns, w.hidden_size - column) * w.item,
+                    )
+                    packed += columns * w.item
+                column += columns

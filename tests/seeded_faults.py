@@ -135,16 +135,17 @@ FAULTS = [
     Fault(
         "GRU, reset after: the recurrent bias of n is forgotten",
         PACKING,
-        "by_slot[self.cell.recurrent[phase].slot + gate] += bias_hh[rows : rows + H]",
-        "by_slot[self.cell.recurrent[phase].slot + gate] += bias_hh[rows : rows + H] * ("
-        "self.cell.recurrent[phase].slot + gate < 3)",
+        "window.slot, data(bias_hh), window, self)",
+        # the window of the other GRU's first phase: r and z
+        "window.slot, data(bias_hh), "
+        "&self.kernels.cells[3].recurrent[0] if self.cell_index == 2 else window, self)",
     ),
     Fault(
         "GRU, reset before: the recurrent bias of n is forgotten",
         PACKING,
-        "by_slot[self.cell.recurrent[phase].slot + gate] += bias_hh[rows : rows + H]",
-        "by_slot[self.cell.recurrent[phase].slot + gate] += bias_hh[rows : rows + H] * ("
-        "phase == 0)",
+        "add_rows(self.bias, self.cell.slots, window.slot, data(bias_hh), window, self)",
+        "if phase == 0: add_rows(self.bias, self.cell.slots, window.slot, data(bias_hh), window, "
+        "self)",
     ),
     Fault(
         "GRU, reset after: the gradient of W_hn h + b_hn without r",
@@ -197,8 +198,8 @@ FAULTS = [
     Fault(
         "BPTT: no gradient of b_hh",
         PACKING,
-        "bias_hh[rows : rows + H] = by_slot[w.cell.recurrent[phase].slot + gate]",
-        "bias_hh[rows : rows + H] = 0",
+        "copy_rows(data(bias_hh), self.bias, w.gradient_slots, &w.cell.recurrent[phase], w)",
+        "bias_hh[...] = 0",
     ),
     Fault(
         "forward: the final h is that of the step before",
