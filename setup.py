@@ -174,6 +174,7 @@ setup(
             extension("_packing"),
             extension("_scratch"),
             extension("_forward"),
+            extension("_plain"),
             extension("_backward"),
             extension("_bptt"),
             extension("_dropout"),

@@ -1,6 +1,7 @@
 from rnnkernel._kernels cimport rk_cell, rk_kernels
 from rnnkernel._packing cimport PackedWeights
 from rnnkernel._scratch cimport Scratch
+from rnnkernel._states cimport Matrix
 from rnnkernel._team cimport rk_flag
 
 ctypedef fused real:
@@ -16,9 +17,9 @@ cdef struct Run:
     Py_ssize_t first              # steps first..T are run
     Py_ssize_t chunk              # steps projected at once
     const char *x                 # x[t, n, i] at t * x_time + x_row[n] + i * x_unit
-    Py_ssize_t x_time, x_unit
+    Py_ssize_t x_time, x_batch, x_unit
     char *y                       # likewise; units contiguous
-    Py_ssize_t y_time
+    Py_ssize_t y_time, y_batch
     const Py_ssize_t *y_row
     const char *bias
     const char *input
@@ -74,6 +75,10 @@ cdef struct Plan:
 
 
 cdef void set_weights(Run *r, PackedWeights w, Py_ssize_t N) noexcept
+cdef int run_layer(
+    Run *r, PackedWeights w, const Matrix *h0, const Matrix *h_n, const Matrix *c_n, char *reserve,
+    rows, index, int threads,
+) except -1
 cdef int plan_team(
     Plan *plan, const Run *r, Scratch scratch, double flops, Py_ssize_t rows, int threads
 ) except -1

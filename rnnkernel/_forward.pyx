@@ -34,6 +34,7 @@ from rnnkernel._kernels cimport (
 from rnnkernel._packing cimport PackedWeights, address
 from rnnkernel._rows cimport any_set, cells_after_reset, clear_ends, clear_rows
 from rnnkernel._scratch cimport Scratch
+from rnnkernel._states cimport Matrix, copy_row, pack_cell_states, unpack_cell_state
 from rnnkernel._team cimport rk_flag, rk_meet, rk_member, rk_members
 
 from rnnkernel._memory import aligned_empty, tile_pitch
@@ -439,52 +440,17 @@ cdef void set_weights(Run *r, PackedWeights w, Py_ssize_t N) noexcept:
     r.clears = False
     r.reset = r.resets = NULL
     r.index = NULL
+    r.c0 = NULL
 
 
-# -- states: rows of the caller's, and cell states packed as [block][row][U] --------------------
+# -- a call ------------------------------------------------------------------------------------
 
-cdef inline void copy_row(
-    char *to, Py_ssize_t to_stride, const char *row, Py_ssize_t stride, Py_ssize_t count,
-    Py_ssize_t item,
-) noexcept nogil:
-    """Numbers one by one where they do not lie side by side; strides in bytes."""
-    cdef Py_ssize_t i
-    if stride == item and to_stride == item:
-        memcpy(to, row, count * item)
-        return
-    for i in range(count):
-        memcpy(to + i * to_stride, row + i * stride, item)
-
-
-cdef void pack_rows_of_cells(
-    PackedWeights w, cnp.ndarray c, const Py_ssize_t *order, char *packed
-) noexcept:
-    """(N, H) as [block][N][U], zero past H; `order` has the row at each position, or is NULL."""
-    cdef Py_ssize_t N = c.shape[0], n, block, units, stride = cnp.PyArray_STRIDE(c, 1)
-    cdef Py_ssize_t width = w.units * w.item
-    cdef const char *row
-    cdef char *to
-    for n in range(N):
-        row = <const char *>cnp.PyArray_DATA(c)
-        row += (n if order == NULL else order[n]) * cnp.PyArray_STRIDE(c, 0)
-        for block in range(w.blocks):
-            to = packed + (block * N + n) * width
-            units = min(w.units, w.hidden_size - block * w.units)
-            copy_row(to, w.item, row + block * w.units * stride, stride, units, w.item)
-            memset(to + units * w.item, 0, width - units * w.item)
-
-
-cdef void unpack_row_of_cells(
-    PackedWeights w, const char *packed, Py_ssize_t block_bytes, cnp.ndarray c, Py_ssize_t n
-) noexcept:
-    """Row n of (N, H) from its units in each block."""
-    cdef Py_ssize_t block, stride = cnp.PyArray_STRIDE(c, 1)
-    cdef char *row = <char *>cnp.PyArray_DATA(c) + n * cnp.PyArray_STRIDE(c, 0)
-    for block in range(w.blocks):
-        copy_row(
-            row + block * w.units * stride, stride, packed + block * block_bytes, w.item,
-            min(w.units, w.hidden_size - block * w.units), w.item,
-        )
+cdef Matrix matrix(cnp.ndarray array) noexcept:
+    """(N, units) where it lies."""
+    cdef Matrix m
+    m.data = <char *>cnp.PyArray_DATA(array)
+    m.row, m.unit = cnp.PyArray_STRIDE(array, 0), cnp.PyArray_STRIDE(array, 1)
+    return m
 
 
 def pack_cells(PackedWeights w, cnp.ndarray c, order=None):
@@ -493,11 +459,10 @@ def pack_cells(PackedWeights w, cnp.ndarray c, order=None):
     cdef const Py_ssize_t *rows = NULL
     if order is not None:
         rows = <Py_ssize_t *><Py_ssize_t>address(order)
-    pack_rows_of_cells(w, c, rows, <char *><Py_ssize_t>address(packed))
+    cdef Matrix cells = matrix(c)
+    pack_cell_states(w, &cells, c.shape[0], rows, <char *><Py_ssize_t>address(packed))
     return packed
 
-
-# -- a call ------------------------------------------------------------------------------------
 
 def allocate_reserve(PackedWeights w, Py_ssize_t T, Py_ssize_t N):
     """What training keeps from forward to backward beside y, flat; None where that is enough."""
@@ -546,11 +511,16 @@ def forward(
     index[t, n]; a table without rows stands for the one-hot vectors of I classes.
     """
     cdef Run r
-    cdef Plan plan
-    cdef Scratch scratch = Scratch()
-    cdef Py_ssize_t n, count, projected
+    cdef Matrix first_h = matrix(h0), last_h = matrix(h_n), last_c
+    cdef Py_ssize_t n
+    cdef char *gates = NULL
+    last_c.data = NULL
+    if c_n is not None:
+        last_c = matrix(c_n)
     set_weights(&r, w, y.shape[1])
     r.T, r.first = y.shape[0], 0
+    if c0 is not None:
+        r.c0 = <const char *><Py_ssize_t>address(c0)
     if rows is not None and len(rows.alive) == 0:
         y[...] = 0
         r.T = 0
@@ -558,25 +528,22 @@ def forward(
         h_n[...] = h0
         if c_n is not None:
             for n in range(r.N):
-                unpack_row_of_cells(
-                    w, <const char *><Py_ssize_t>address(c0) + n * r.units * r.item,
-                    r.N * r.units * r.item, c_n, n if rows is None else rows.order[n],
+                unpack_cell_state(
+                    w, r.c0 + n * r.units * r.item, r.N * r.units * r.item, &last_c,
+                    n if rows is None else rows.order[n],
                 )
         return
     r.x = <const char *>cnp.PyArray_DATA(x)
     r.x_time = cnp.PyArray_STRIDE(x, 0) // r.item
+    r.x_batch = cnp.PyArray_STRIDE(x, 1) // r.item
     r.x_unit = cnp.PyArray_STRIDE(x, 2) // r.item
     r.y = <char *>cnp.PyArray_DATA(y)
     r.y_time = cnp.PyArray_STRIDE(y, 0) // r.item
-    r.c0 = NULL
-    if c0 is not None:
-        r.c0 = <const char *><Py_ssize_t>address(c0)
-    count = projected = r.T * r.N
+    r.y_batch = cnp.PyArray_STRIDE(y, 1) // r.item
     if rows is not None:
         r.y_steps, r.T = r.T, len(rows.alive)
         r.clears = rows.whole
         r.alive = <Py_ssize_t *><Py_ssize_t>address(rows.alive)
-        count = projected = rows.alive.sum()
         if rows.reset is not None:
             r.reset = <unsigned char *><Py_ssize_t>address(rows.reset)
             r.resets = <unsigned char *><Py_ssize_t>address(rows.resets)
@@ -584,30 +551,45 @@ def forward(
         r.index = <Py_ssize_t *><Py_ssize_t>address(index)
         r.one_hot = x.shape[0] == 0
         r.table_rows = r.I if r.one_hot else x.shape[0]
-        projected = x.shape[0]
-    divide(&r, &plan, scratch, rows, count, projected, threads)
+    if reserve is not None and r.cell.keeps_gates:
+        gates = <char *><Py_ssize_t>address(reserve)
+    run_layer(&r, w, &first_h, &last_h, &last_c, gates, rows, index, threads)
 
-    keeps = reserve is not None and r.cell.keeps_gates
-    r.gates_steps = r.T if keeps else r.chunk
-    if keeps:
-        r.gates = <char *><Py_ssize_t>address(reserve)
+
+cdef int run_layer(
+    Run *r, PackedWeights w, const Matrix *h0, const Matrix *h_n, const Matrix *c_n, char *reserve,
+    rows, index, int threads,
+) except -1:
+    """One layer and direction whose weights, sizes, x, y and c0 are set; `c_n` may have no data
+    and `reserve` be NULL."""
+    cdef Plan plan
+    cdef Scratch scratch = Scratch()
+    divide(r, &plan, scratch, rows, threads)
+    r.gates_steps = r.chunk
+    r.gates = reserve
+    if reserve != NULL:
+        r.gates_steps = r.T
     else:
         r.gates = scratch.take(r.chunk * r.gates_time * r.item)
-    lay_out_states(&r, scratch, h0, rows)
-    find_rows(&r, &plan, scratch, x, y, rows)
-    if index is not None:
-        find_table(&r, scratch, index, rows)
+    lay_out_states(r, scratch, h0, rows)
+    find_rows(r, &plan, scratch, rows)
+    if r.index != NULL:
+        find_table(r, scratch, index, rows)
     with nogil:
-        run_plan(&r, &plan)
-    take_states(&r, w, h_n, c_n, rows)
+        run_plan(r, &plan)
+    take_states(r, w, h_n, c_n, rows)
+    return 0
 
 
-cdef int divide(
-    Run *r, Plan *plan, Scratch scratch, rows, Py_ssize_t count, Py_ssize_t projected, int threads
-) except -1:
-    """How a team shares `count` steps of rows, of which W_ih sees `projected`."""
+cdef int divide(Run *r, Plan *plan, Scratch scratch, rows, int threads) except -1:
+    """How a team shares the call."""
+    cdef Py_ssize_t count = r.T * r.N, projected
+    if rows is not None:
+        count = rows.alive.sum()
+    projected = count
     plan.pieces = 0
     if r.index != NULL:
+        projected = 0 if r.one_hot else r.table_rows
         plan.pieces = (projected + TABLE_ROWS - 1) // TABLE_ROWS
     plan_team(
         plan, r, scratch,
@@ -622,7 +604,7 @@ cdef int divide(
     return 0
 
 
-cdef int lay_out_states(Run *r, Scratch scratch, cnp.ndarray h0, rows) except -1:
+cdef int lay_out_states(Run *r, Scratch scratch, const Matrix *h0, rows) except -1:
     """The tiles of h, with h0 in the first."""
     cdef Py_ssize_t n, tile = r.N * r.pitch * r.item
     cdef const Py_ssize_t *order = NULL
@@ -633,22 +615,16 @@ cdef int lay_out_states(Run *r, Scratch scratch, cnp.ndarray h0, rows) except -1
     for n in range(r.N):
         copy_row(
             r.h + n * r.pitch * r.item, r.item,
-            <const char *>cnp.PyArray_DATA(h0)
-            + (n if order == NULL else order[n]) * cnp.PyArray_STRIDE(h0, 0),
-            cnp.PyArray_STRIDE(h0, 1), r.P, r.item,
+            h0.data + (n if order == NULL else order[n]) * h0.row, h0.unit, r.P, r.item,
         )
     if r.reset != NULL and r.cell.states == 2:
         r.c_reset = scratch.take(r.blocks * r.N * r.units * r.item)
     return 0
 
 
-cdef int find_rows(
-    Run *r, const Plan *plan, Scratch scratch, cnp.ndarray x, cnp.ndarray y, rows
-) except -1:
+cdef int find_rows(Run *r, const Plan *plan, Scratch scratch, rows) except -1:
     """The offsets of all rows."""
     cdef Py_ssize_t n, t, tile, row, lists = r.N * r.chunk
-    cdef Py_ssize_t x_batch = cnp.PyArray_STRIDE(x, 1) // r.item
-    cdef Py_ssize_t y_batch = cnp.PyArray_STRIDE(y, 1) // r.item
     cdef Py_ssize_t row_gates = r.cell.memory_slots * r.units
     cdef Py_ssize_t *offsets = <Py_ssize_t *>scratch.take(4 * r.N * sizeof(Py_ssize_t))
     cdef Py_ssize_t *y_row = offsets
@@ -667,8 +643,8 @@ cdef int find_rows(
         gates_row[n] = n * row_gates
         h_row[n] = n * r.pitch
         row = n if order == NULL else order[n]
-        y_row[n] = row * y_batch
-        x_row[n] = row * x_batch
+        y_row[n] = row * r.y_batch
+        x_row[n] = row * r.x_batch
         if order != NULL:
             y_row[n] += r.start[n] * r.y_time
             x_row[n] += r.start[n] * r.x_time
@@ -711,27 +687,29 @@ cdef int find_table(Run *r, Scratch scratch, index, rows) except -1:
     return 0
 
 
-cdef int take_states(const Run *r, PackedWeights w, cnp.ndarray h_n, c_n, rows) except -1:
+cdef int take_states(
+    const Run *r, PackedWeights w, const Matrix *h_n, const Matrix *c_n, rows
+) except -1:
     """The state after each row's last step: nothing writes there after it."""
     cdef Py_ssize_t n, row, steps, row_gates = r.cell.memory_slots * r.units * r.item
     cdef Py_ssize_t tile = r.N * r.pitch * r.item
+    cdef const Py_ssize_t *order = NULL
+    if rows is not None:
+        order = <Py_ssize_t *><Py_ssize_t>address(rows.order)
     for n in range(r.N):
         row, steps = n, r.T
-        if rows is not None:
-            row, steps = rows.order[n], r.length[n]
+        if order != NULL:
+            row, steps = order[n], r.length[n]
         copy_row(
-            <char *>cnp.PyArray_DATA(h_n) + row * cnp.PyArray_STRIDE(h_n, 0),
-            cnp.PyArray_STRIDE(h_n, 1), r.h + (steps & 1) * tile + n * r.pitch * r.item, r.item,
-            r.P, r.item,
+            h_n.data + row * h_n.row, h_n.unit, r.h + (steps & 1) * tile + n * r.pitch * r.item,
+            r.item, r.P, r.item,
         )
-        if c_n is None:
+        if c_n.data == NULL:
             continue
         if steps == 0:
-            unpack_row_of_cells(
-                w, r.c0 + n * r.units * r.item, r.N * r.units * r.item, c_n, row
-            )
+            unpack_cell_state(w, r.c0 + n * r.units * r.item, r.N * r.units * r.item, c_n, row)
             continue
-        unpack_row_of_cells(
+        unpack_cell_state(
             w, gates_at(r, steps - 1) + n * row_gates + r.cell.slots * r.units * r.item,
             r.gates_block * r.item, c_n, row,
         )

@@ -16,12 +16,8 @@ def _read(path: str) -> str:
         return file.read()
 
 
-@functools.cache
 def _quota() -> int | None:
-    """Cores that the container's CPU quota allows, rounded up; None without a quota.
-
-    Read once: opening these files takes as long as a small call.
-    """
+    """Cores that the container's CPU quota allows, rounded up; None without a quota."""
     try:
         quota, period = _read("/sys/fs/cgroup/cpu.max").split()
         if quota == "max":
@@ -43,8 +39,12 @@ def _from_environment(name: str) -> int | None:
     return int(text) if text.isdecimal() and int(text) > 0 else None
 
 
+@functools.cache
 def default() -> tuple[int, str]:
-    """Threads where nobody asks for a number, and the reason in words."""
+    """Threads where nobody asks for a number, and the reason in words.
+
+    Found once, at the first call that wants to know: looking takes as long as a small call.
+    """
     for name in ("RNNKERNEL_NUM_THREADS", "OMP_NUM_THREADS"):
         asked = _from_environment(name)
         if asked is not None:

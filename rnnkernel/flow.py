@@ -227,7 +227,7 @@ def _groups(
 
 def _alone(layer: Any, index: int) -> Any:
     """One layer and direction as a layer of its own, with the same parameters."""
-    suffix = layer._suffixes()[index]
+    suffix = layer._suffixes[index]
     alone = copy.copy(layer)
     alone.num_layers, alone.bidirectional, alone._directions = 1, False, 1
     alone.batch_first = False
@@ -237,6 +237,7 @@ def _alone(layer: Any, index: int) -> Any:
         if name.endswith(suffix)
     }
     alone.input_size = alone.parameters["weight_ih_l0"].shape[1]
+    alone._name_parameters()
     return alone
 
 

@@ -6,6 +6,7 @@ from types import MappingProxyType
 import numpy as np
 
 from rnnkernel import _check, _threads
+from rnnkernel._plain import infer
 from rnnkernel._stream import Stream
 
 
@@ -44,7 +45,9 @@ class Frozen:
         self._weights = weights
         # a private layer of the same class and options knows the shapes, checks and layouts
         self._layer = copy.copy(layer)
-        arrays = _check.parameters("parameters", layer.parameters, layer._shapes(), layer.dtype)
+        arrays = _check.parameters(
+            "parameters", layer.parameters, layer._parameter_shapes, layer.dtype
+        )
         packed_from, scales = arrays, {}
         if weights == "float16":
             packed_from = arrays = _halved(arrays)
@@ -59,7 +62,7 @@ class Frozen:
         )
         threads = _threads.resolve(None)
         self._packed = []
-        for index, suffix in enumerate(layer._suffixes()):
+        for index, suffix in enumerate(layer._suffixes):
             packed = layer._pack(packed_from, index, False, threads)
             if weights is not None:
                 packed.shrink(scales.get(f"weight_ih{suffix}"), scales.get(f"weight_hh{suffix}"))
@@ -85,6 +88,11 @@ class Frozen:
         self, x, state=None, *, lengths=None, reset=None, embedding=None, num_threads=None
     ):
         """Inference: `y, state` of `forward`."""
+        if lengths is None and reset is None and embedding is None:
+            threads = _threads.resolve(num_threads)
+            plain = infer(self._layer, self._packed, x, state, threads)
+            if plain is not None:
+                return plain
         out = self.forward(
             x,
             state,

@@ -14,6 +14,7 @@ import numpy as np
 from rnnkernel import _check, _checkpoints, _dropout, _forward, _threads, cells
 from rnnkernel._checkpoints import Checkpoints
 from rnnkernel._packing import PackedGradients, PackedWeights
+from rnnkernel._plain import infer
 from rnnkernel._sequence import Rows, Sequence, Table, constant, tokens
 from rnnkernel.clipping import Clip
 from rnnkernel.inference import Frozen, Stream
@@ -171,6 +172,7 @@ class _Layer:
             "bidirectional": self.bidirectional,
         }
         self._directions = 2 if self.bidirectional else 1
+        self._name_parameters()
         rng = _check.generator("rng", rng)
         self.parameters: dict[str, np.ndarray] = self._initial_parameters(rng)
         # drawn last, and only where it is used: the parameters are those without dropout
@@ -185,7 +187,8 @@ class _Layer:
     def _initial_parameters(self, rng) -> dict[str, np.ndarray]:
         limit = self.hidden_size**-0.5
         arrays = {
-            name: _check.allocate(name, shape, self.dtype) for name, shape in self._shapes().items()
+            name: _check.allocate(name, shape, self.dtype)
+            for name, shape in self._parameter_shapes.items()
         }
         for array in arrays.values():
             array[...] = rng.uniform(-limit, limit, array.shape)
@@ -197,7 +200,9 @@ class _Layer:
 
         class Given(cls):
             def _initial_parameters(self, rng):
-                return _check.parameters("parameters", parameters, self._shapes(), self.dtype)
+                return _check.parameters(
+                    "parameters", parameters, self._parameter_shapes, self.dtype
+                )
 
         layer = Given(*sizes, **options)
         layer.__class__ = cls
@@ -208,17 +213,17 @@ class _Layer:
         """Units of each state; y has those of the first."""
         return (self.hidden_size,) * len(self._cell.states)
 
-    def _suffixes(self):
-        """One for each layer and direction, in the order of the states' rows."""
-        return [
+    def _name_parameters(self):
+        """Sets what follows from the sizes: a suffix for each layer and direction, in the order of
+        the states' rows, and all parameters' shapes."""
+        self._suffixes = [
             f"_l{k}{reverse}"
             for k in range(self.num_layers)
             for reverse in ("", "_reverse")[: self._directions]
         ]
-
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
-        rows, P, shapes = len(self._cell.gates) * self.hidden_size, self._widths[0], {}
-        for index, suffix in enumerate(self._suffixes()):
+        rows, P = len(self._cell.gates) * self.hidden_size, self._widths[0]
+        shapes: dict[str, tuple[int, ...]] = {}
+        for index, suffix in enumerate(self._suffixes):
             first = index < self._directions
             inputs = self.input_size if first else self._directions * P
             shapes[f"weight_ih{suffix}"] = (rows, inputs)
@@ -230,7 +235,7 @@ class _Layer:
                 shapes[f"weight_hr{suffix}"] = (P, self.hidden_size)
             if self._cell.peepholes:
                 shapes[f"weight_ch{suffix}"] = (len(self._cell.peepholes) * self.hidden_size,)
-        return shapes
+        self._parameter_shapes = shapes
 
     def __repr__(self):
         defaults = {
@@ -265,7 +270,7 @@ class _Layer:
         TypeError, ValueError
             For other names, shapes or dtypes than the layer's; then nothing was changed.
         """
-        arrays = _check.parameters("state_dict", state_dict, self._shapes(), self.dtype)
+        arrays = _check.parameters("state_dict", state_dict, self._parameter_shapes, self.dtype)
         for name, array in arrays.items():
             self.parameters[name][...] = array
 
@@ -297,6 +302,10 @@ class _Layer:
         self, x, state=None, *, lengths=None, reset=None, embedding=None, num_threads=None
     ):
         """Inference: `y, state` of `forward`."""
+        if lengths is None and reset is None and embedding is None:
+            plain = infer(self, None, x, state, _threads.resolve(num_threads))
+            if plain is not None:
+                return plain
         out = self.forward(
             x,
             state,
@@ -383,7 +392,9 @@ class _Layer:
                     "trace keeps the gates of every step"
                 )
         threads = _threads.resolve(num_threads)
-        weights = _check.parameters("parameters", self.parameters, self._shapes(), self.dtype)
+        weights = _check.parameters(
+            "parameters", self.parameters, self._parameter_shapes, self.dtype
+        )
         return self._run(
             lambda index, columns=None: self._pack(weights, index, training, threads, columns),
             weights,
@@ -406,7 +417,7 @@ class _Layer:
 
         With `columns` W_ih has only these, and x no gradient.
         """
-        suffix = self._suffixes()[index]
+        suffix = self._suffixes[index]
         weight_ih = weights[f"weight_ih{suffix}"]
         return PackedWeights(
             self._cell.index,
@@ -631,7 +642,8 @@ class _Layer:
 
         dinitial = [_check.allocate("grads.state", (L * D, N, w), self.dtype) for w in self._widths]
         parameters = {
-            name: _check.allocate(name, shape, self.dtype) for name, shape in self._shapes().items()
+            name: _check.allocate(name, shape, self.dtype)
+            for name, shape in self._parameter_shapes.items()
         }
         limits = tuple(
             np.inf if limit is None else limit
@@ -642,7 +654,7 @@ class _Layer:
         if is_tokens:
             input_grad = False
             if table.rows is None:  # most columns have no gradient
-                for suffix in self._suffixes()[:D]:
+                for suffix in self._suffixes[:D]:
                     name = f"weight_ih{suffix}"
                     parameters[name] = np.zeros(parameters[name].shape, self.dtype)
             else:
@@ -654,7 +666,7 @@ class _Layer:
             dlayer, dx = dx, None
             for d in range(D):
                 index = k * D + d
-                step, suffix, one = -1 if d else 1, self._suffixes()[index], tape.passes[index]
+                step, suffix, one = -1 if d else 1, self._suffixes[index], tape.passes[index]
                 dpart = dtable = None
                 if k > 0:
                     dpart = _check.allocate("grads.x", one.x.shape, self.dtype)
@@ -1032,7 +1044,7 @@ class LSTM(_Layer):
             name, start = ("i", -self.forget_bias) if self.coupled else ("f", self.forget_bias)
             gate = self._cell.gates.index(name)
             rows = slice(gate * self.hidden_size, (gate + 1) * self.hidden_size)
-            for suffix in self._suffixes():
+            for suffix in self._suffixes:
                 arrays[f"bias_ih{suffix}"][rows] = start
                 arrays[f"bias_hh{suffix}"][rows] = 0
         return arrays

@@ -1,0 +1,112 @@
+"""A call without lengths, resets or ids takes a shorter way than `forward`: with the same bits."""
+
+import numpy as np
+import pytest
+from rnnkernel._plain import infer
+
+import rnnkernel as rk
+from helpers import assert_same_bits, unchanged
+from sequences import like, normal_state, parts
+
+LAYERS = {
+    "rnn": (rk.RNN, {}),
+    "relu": (rk.RNN, {"nonlinearity": "relu", "bias": False}),
+    "gru after": (rk.GRU, {}),
+    "gru before": (rk.GRU, {"reset_after": False}),
+    "lstm": (rk.LSTM, {}),
+    "lstm options": (rk.LSTM, {"peephole": True, "coupled": True, "cell_clip": 0.7}),
+    "lstm projection": (rk.LSTM, {"proj_size": 5}),
+}
+STACKS = [
+    {},
+    {"num_layers": 3},
+    {"bidirectional": True},
+    {"num_layers": 2, "bidirectional": True, "batch_first": True},
+]
+
+
+@pytest.fixture(params=LAYERS.values(), ids=LAYERS.keys())
+def cell(request):
+    return request.param
+
+
+@pytest.fixture(params=STACKS, ids=str)
+def layer(request, cell, dtype):
+    cls, options = cell
+    return cls(7, 19, dtype=dtype, rng=0, **options, **request.param)
+
+
+def draw(layer, T, N):
+    rng = np.random.default_rng([T, N])
+    shape = (N, T, 7) if layer.batch_first else (T, N, 7)
+    return rng.standard_normal(shape).astype(layer.dtype), normal_state(layer, N, rng)
+
+
+def check(layer, x, state):
+    """The call took the shorter way, and gave what `forward` gives."""
+    __tracebackhide__ = True
+    assert infer(layer, None, x, state, 1) is not None
+    out = layer.forward(x, state)
+    arrays = [x, *layer.parameters.values(), *([] if state is None else parts(state))]
+    for run in (layer, layer.freeze()):
+        with unchanged(*arrays):
+            y, last = run(x, state)
+        assert_same_bits(y, out.y, "y")
+        assert y.flags.c_contiguous
+        assert isinstance(last, tuple) == isinstance(out.state, tuple)
+        for actual, expected in zip(parts(last), parts(out.state), strict=True):
+            assert_same_bits(actual, expected, "state")
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), (1, 6), (8, 1), (9, 13)], ids=str)
+def test_batches(layer, sizes):
+    x, state = draw(layer, *sizes)
+    check(layer, x, state)
+    check(layer, x, None)
+
+
+def test_unbatched(layer):
+    x, state = draw(layer, 6, 1)
+    state = like([np.ascontiguousarray(s[:, 0]) for s in parts(state)])
+    check(layer, np.ascontiguousarray(x[0] if layer.batch_first else x[:, 0]), state)
+    check(layer, np.ascontiguousarray(x[0] if layer.batch_first else x[:, 0]), None)
+
+
+def test_any_strides(layer):
+    x, state = draw(layer, 12, 12)
+    state = like([np.repeat(s, 2, axis=2)[:, ::-1, ::2] for s in parts(state)])
+    rows = like([s[:, ::2] for s in parts(state)])
+    check(layer, x[::-2, :, ::-1] if layer.batch_first else x[:, ::-2, ::-1], rows)
+    check(layer, np.asfortranarray(x), state)
+    check(layer, x.swapaxes(0, 1), state)
+
+
+def test_what_is_not_plain_goes_the_other_way(layer):
+    x, state = draw(layer, 4, 3)
+    states = parts(state)
+    constant = np.broadcast_to(x[:, :1] if layer.batch_first else x[:1], x.shape)
+    unaligned = np.frombuffer(b"\0" + x.tobytes(), np.uint8)[1:].view(x.dtype).reshape(x.shape)
+    for other in (x.tolist(), x.astype(np.float16), x[:0], x[..., :3], constant, unaligned):
+        assert infer(layer, None, other, None, 1) is None
+    for other in ((*states, states[0]), [*states], like([s[:, :1] for s in states])):
+        assert infer(layer, None, x, other, 1) is None
+    assert_same_bits(layer(unaligned)[0], layer(x)[0])
+    assert_same_bits(layer(constant)[0], layer(np.array(constant))[0])
+
+
+def test_parameters_in_other_arrays(layer):
+    x, state = draw(layer, 4, 3)
+    expected = layer(x, state)[0]
+    name = "weight_ih_l0"
+    array = layer.parameters[name]
+    layer.parameters[name] = np.asfortranarray(array)
+    assert infer(layer, None, x, state, 1) is None
+    assert_same_bits(layer(x, state)[0], expected)
+    layer.parameters[name] = np.repeat(array, 2, axis=0)[::2]
+    check(layer, x, state)
+    layer.parameters[name] = array[:-1]
+    with pytest.raises(ValueError, match=f"parameters\\['{name}'\\]"):
+        layer(x, state)
+    del layer.parameters[name]
+    with pytest.raises(ValueError, match="parameters: expected the names"):
+        layer(x, state)
