@@ -199,13 +199,18 @@ cdef Py_ssize_t row_part(const Bptt *r, const Chunk *c, int i, int parts) noexce
         n += 1
 
 
-cdef double step_cycles(const Bptt *r, double rows, Py_ssize_t vectors) noexcept nogil:
+cdef double step_cycles(const Bptt *r, Py_ssize_t rows, Py_ssize_t vectors) noexcept nogil:
     """About what a core takes for the product with so many columns of W_hh."""
-    cdef double bytes = <double>vectors * r.kernels.lanes * r.cell.gates * r.H * r.item
-    # of a line of weights: half a cycle for each row's multiply-adds, but no less than it takes
-    # from L2; and from L3 so much of the time as is not hidden behind these
-    cdef double cycles = max(0.5 * rows, 1.5) + (6 if bytes > L2_BYTES else 0)
-    return bytes / 64 * cycles
+    cdef Py_ssize_t vector_bytes = r.kernels.lanes * r.item
+    cdef double lines = vectors * r.cell.gates * r.H * vector_bytes / 64.0
+    cdef Py_ssize_t tiles = (rows + r.kernels.full_rows - 1) // r.kernels.full_rows
+    # of a line of weights: two vectors of multiply-adds a cycle, but no tile of rows is faster
+    # than the line comes from L2
+    cdef double cycles = max(32.0 / vector_bytes * rows, 2.5 * tiles)
+    # and from L3 so much of the time as is not hidden behind these
+    if lines * 64 > L2_BYTES:
+        cycles += 6
+    return lines * cycles
 
 
 cdef bint by_units(const Bptt *r, const Chunk *c, int members) noexcept nogil:
@@ -216,7 +221,7 @@ cdef bint by_units(const Bptt *r, const Chunk *c, int members) noexcept nogil:
     meet in every step, which costs some 1000 cycles in each phase, and more where other programs
     want the cores: what saves little is not worth it.
     """
-    cdef double rows = <double>c.rows / c.steps
+    cdef Py_ssize_t rows = (c.rows + c.steps - 1) // c.steps  # on average
     cdef Py_ssize_t vectors = vectors_of(r, r.P), most = 0
     cdef int i
     if members == 1 or r.sharing != BY_COST:
@@ -227,7 +232,7 @@ cdef bint by_units(const Bptt *r, const Chunk *c, int members) noexcept nogil:
         )
     return (
         step_cycles(r, rows, most) + 1000 * r.cell.phases
-        < 0.95 * step_cycles(r, max(1.0, rows / members), vectors)
+        < 0.95 * step_cycles(r, (rows + members - 1) // members, vectors)
     )
 
 
