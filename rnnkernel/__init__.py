@@ -22,6 +22,7 @@ from rnnkernel.gradcheck import GradientError, gradcheck
 from rnnkernel.inference import Frozen, Stream
 from rnnkernel.layers import GRU, LSTM, RNN, Flow, Gradients, Output
 from rnnkernel.optim import Adam
+from rnnkernel.profiling import Profile, profile
 from rnnkernel.ragged import pack, unpack
 from rnnkernel.readout import Linear, softmax_cross_entropy
 from rnnkernel.serialization import load, save
@@ -39,6 +40,7 @@ __all__ = [
     "LSTM",
     "Linear",
     "Output",
+    "Profile",
     "RNN",
     "Stream",
     "Trace",
@@ -51,6 +53,7 @@ __all__ = [
     "load",
     "pack",
     "plot",
+    "profile",
     "save",
     "set_num_threads",
     "show_config",

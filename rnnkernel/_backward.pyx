@@ -33,6 +33,7 @@ from rnnkernel._team cimport rk_flag, rk_member, rk_members
 
 from rnnkernel._forward import team_size
 from rnnkernel._memory import aligned_zeros, tile_pitch
+from rnnkernel.profiling import current
 
 cnp.import_array()
 
@@ -388,12 +389,19 @@ def backward(
     if r.cell.states == 2:
         into_tile(&r, dc_n, r.dc, r.H)
 
+    r.spent = NULL
+    call = current()
+    if call is not None:
+        spent = call.enter(team)
+        r.spent = <long long *>start(spent)
     with nogil:
         if team == 1:
             run_member(&r, 1, 0)
         else:
             with parallel(num_threads=team):
                 run_member(&r, rk_members(), rk_member())
+    if call is not None:
+        call.leave(team)
 
     from_tile(&r, r.dh, dh0, r.P)
     if r.cell.states == 2:

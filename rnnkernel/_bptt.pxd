@@ -119,6 +119,7 @@ cdef struct Bptt:
     bint finish                         # whether the sums are complete after these steps
     char *dtable                        # (table rows, I), or NULL
     Py_ssize_t dtable_row
+    long long *spent                    # by thread and phase (_clock.pxd), or NULL
 
 
 # Where the rows of a batch without lengths lie in each chunk.

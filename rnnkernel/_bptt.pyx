@@ -15,6 +15,15 @@ meets the others before the product, which is over all units. `by_units` decides
 
 from libc.string cimport memcpy, memset
 
+from rnnkernel._clock cimport (
+    INPUT_GRADIENT,
+    LOOP,
+    WAITING,
+    WEIGHT_GRADIENTS,
+    Clock,
+    charge,
+    start_clock,
+)
 from rnnkernel._kernels cimport (
     RK_TRANSPOSED_VECTORS,
     fp_enter,
@@ -45,6 +54,7 @@ cdef struct Share:
     Py_ssize_t block_begin, block_end   # the same in blocks
     Py_ssize_t x_first, x_past          # groups of x and h to keep
     Py_ssize_t h_first, h_past
+    Clock *clock
 
 
 # -- products ------------------------------------------------------------------------------------
@@ -236,11 +246,13 @@ cdef bint by_units(const Bptt *r, const Chunk *c, int members) noexcept nogil:
     )
 
 
-cdef Share share_of(const Bptt *r, const Chunk *c, int members, int member) noexcept nogil:
+cdef Share share_of(
+    const Bptt *r, const Chunk *c, int members, int member, Clock *clock
+) noexcept nogil:
     cdef Share s
     cdef Py_ssize_t vectors = vectors_of(r, r.P), units = vectors_of(r, r.H)
     cdef Py_ssize_t x_groups = (r.I + GROUP - 1) // GROUP, h_groups = (r.P + GROUP - 1) // GROUP
-    s.members, s.member = members, member
+    s.members, s.member, s.clock = members, member, clock
     if not by_units(r, c, members):
         s.begin = row_part(r, c, member, members)
         s.end = row_part(r, c, member + 1, members)
@@ -264,7 +276,9 @@ cdef Share share_of(const Bptt *r, const Chunk *c, int members, int member) noex
 
 cdef inline void meet(const Bptt *r, const Share *s) noexcept nogil:
     if s.members > 1:
+        charge(s.clock, LOOP)
         rk_meet(r.flags, s.members, s.member)
+        charge(s.clock, WAITING)
 
 
 # -- one step ------------------------------------------------------------------------------------
@@ -630,7 +644,7 @@ cdef void input_gradient(
 
 
 cdef Py_ssize_t share_gradients(
-    const Bptt *r, const Chunk *c, Py_ssize_t counted, int members, int member
+    const Bptt *r, const Chunk *c, Py_ssize_t counted, int members, int member, Clock *clock
 ) noexcept nogil:
     """Piece by piece what follows the steps of a chunk; what the next count begins with.
 
@@ -647,13 +661,16 @@ cdef Py_ssize_t share_gradients(
         if task < pieces:
             begin = task * r.dx_rows
             input_gradient(r, c, begin, member)
-        elif task < pieces + r.blocks:
+            charge(clock, INPUT_GRADIENT)
+            continue
+        if task < pieces + r.blocks:
             add_input_gradients(r, c, task - pieces)
         elif task < pieces + blocks:
             task -= pieces + r.blocks
             add_recurrent_gradient(r, c, task // r.blocks, task % r.blocks)
         else:
             add_projection_gradient(r, c, task - pieces - blocks)
+        charge(clock, WEIGHT_GRADIENTS)
     return counted + tasks + members  # each found once that nothing was left
 
 
@@ -694,7 +711,7 @@ cdef void add_constant_gradient(const Bptt *r, Py_ssize_t block) noexcept nogil:
 
 
 cdef void finish_gradients(
-    const Bptt *r, Py_ssize_t counted, int members, int member
+    const Bptt *r, Py_ssize_t counted, int members, int member, Clock *clock
 ) noexcept nogil:
     cdef Py_ssize_t task, i = member, tasks = 0
     if r.finish and r.dtable != NULL:
@@ -707,8 +724,10 @@ cdef void finish_gradients(
             break
         if r.constant:
             add_constant_gradient(r, task)
+            charge(clock, WEIGHT_GRADIENTS)
         else:
             table_gradient(r, task * DX_ROWS, member)
+            charge(clock, INPUT_GRADIENT)
     while r.dx != NULL and r.clears and i < r.N:
         clear_ends(
             r.dx + r.dx_from[i] * r.item, r.dx_time * r.item, r.I * r.item, r.start[i],
@@ -717,9 +736,16 @@ cdef void finish_gradients(
         i += members
 
 
+cdef inline void meet_all(const Bptt *r, int members, int member, Clock *clock) noexcept nogil:
+    if members > 1:
+        rk_meet(r.flags, members, member)
+        charge(clock, WAITING)
+
+
 cdef void run_member(const Bptt *r, int members, int member) noexcept nogil:
     cdef unsigned long long saved = fp_enter()
     cdef Py_ssize_t past = r.T, counted = 0
+    cdef Clock clock = start_clock(r.spent, member)
     cdef Chunk c
     cdef Share s
     while past > 0:
@@ -727,13 +753,14 @@ cdef void run_member(const Bptt *r, int members, int member) noexcept nogil:
         if r.alive != NULL:
             if member == 0:
                 list_rows(r, &c)
-            rk_meet(r.flags, members, member)
-        s = share_of(r, &c, members, member)
+            meet_all(r, members, member, &clock)
+        s = share_of(r, &c, members, member, &clock)
         steps_back(r, &s, &c)
-        rk_meet(r.flags, members, member)
-        counted = share_gradients(r, &c, counted, members, member)
+        charge(&clock, LOOP)
+        meet_all(r, members, member, &clock)
+        counted = share_gradients(r, &c, counted, members, member, &clock)
         # the next chunk's dgates go where these are
-        rk_meet(r.flags, members, member)
+        meet_all(r, members, member, &clock)
         past = c.t0
-    finish_gradients(r, counted, members, member)
+    finish_gradients(r, counted, members, member, &clock)
     fp_leave(saved)

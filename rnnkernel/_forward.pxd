@@ -62,6 +62,7 @@ cdef struct Run:
     char *table                   # [block][table rows][gates][U]
     const Py_ssize_t *table_x     # its rows in x
     const Py_ssize_t *table_row   # and in the table
+    long long *spent              # by thread and phase (_clock.pxd), or NULL
 
 
 # How a team shares a call.

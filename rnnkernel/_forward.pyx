@@ -20,6 +20,7 @@ cdef extern from *:
 
 import numpy as np
 
+from rnnkernel._clock cimport LOOP, PROJECTION, WAITING, Clock, charge, start_clock
 from rnnkernel._kernels cimport (
     RK_INT8,
     RK_WHOLE,
@@ -38,6 +39,7 @@ from rnnkernel._states cimport Matrix, copy_row, pack_cell_states, unpack_cell_s
 from rnnkernel._team cimport rk_flag, rk_meet, rk_member, rk_members
 
 from rnnkernel._memory import aligned_empty, tile_pitch
+from rnnkernel.profiling import current
 
 cnp.import_array()
 
@@ -64,6 +66,7 @@ cdef struct Part:
     Py_ssize_t *chunk_gates       # and in the gates
     rk_flag *flags                # of those that share the rows, or NULL
     int members, member
+    Clock *clock
 
 
 cdef inline char *gates_at(const Run *r, Py_ssize_t t) noexcept nogil:
@@ -73,7 +76,9 @@ cdef inline char *gates_at(const Run *r, Py_ssize_t t) noexcept nogil:
 cdef void meet(const Part *part) noexcept nogil:
     """Waits for the other units of the same rows."""
     if part.members > 1:
+        charge(part.clock, LOOP)
         rk_meet(part.flags, part.members, part.member)
+        charge(part.clock, WAITING)
 
 
 cdef Py_ssize_t list_rows(
@@ -241,6 +246,7 @@ cdef void run_part(const Run *r, const Part *part) noexcept nogil:
     while t0 < r.T and (r.alive == NULL or r.alive[t0] > begin):
         steps = min(r.chunk, r.T - t0)
         project(r, part, t0, steps)
+        charge(part.clock, PROJECTION)
         for t in range(t0, t0 + steps):
             if r.alive != NULL:
                 s.rows = min(end, r.alive[t]) - begin
@@ -283,6 +289,7 @@ cdef void run_part(const Run *r, const Part *part) noexcept nogil:
                 if s.block_begin < s.block_end:
                     r.cell.project(&s)
                 meet(part)
+        charge(part.clock, LOOP)
         t0 += steps
     if r.clears:
         n = begin + part.member
@@ -293,17 +300,22 @@ cdef void run_part(const Run *r, const Part *part) noexcept nogil:
             )
             n += part.members
     fp_leave(saved)
+    charge(part.clock, LOOP)
 
 
 cdef void run_team(const Run *r, const Plan *plan, int members, int member) noexcept nogil:
     """What one member of a team does of a call."""
     cdef Py_ssize_t i = member
+    cdef Clock clock = start_clock(r.spent, member)
     cdef Part part
+    part.clock = &clock
     while i < plan.pieces:
         project_table(r, i * TABLE_ROWS)
         i += members
+    charge(&clock, PROJECTION)
     if plan.pieces > 0 and members > 1:
         rk_meet(plan.flags, members, member)
+        charge(&clock, WAITING)
     part.flags = plan.flags
     part.members, part.member = 1, 0
     part.block_begin, part.block_end = 0, r.blocks
@@ -441,6 +453,7 @@ cdef void set_weights(Run *r, PackedWeights w, Py_ssize_t N) noexcept:
     r.reset = r.resets = NULL
     r.index = NULL
     r.c0 = NULL
+    r.spent = NULL
 
 
 # -- a call ------------------------------------------------------------------------------------
@@ -575,8 +588,14 @@ cdef int run_layer(
     find_rows(r, &plan, scratch, rows)
     if r.index != NULL:
         find_table(r, scratch, index, rows)
+    call = current()
+    if call is not None:
+        spent = call.enter(plan.team)
+        r.spent = <long long *><Py_ssize_t>address(spent)
     with nogil:
         run_plan(r, &plan)
+    if call is not None:
+        call.leave(plan.team)
     take_states(r, w, h_n, c_n, rows)
     return 0
 

@@ -51,6 +51,7 @@ cdef class PackedWeights:
     ) except -1
     cdef int pack_vectors(self, bias_ih, bias_hh, weight_ch) except -1
     cdef void pack(self, int first, int threads) noexcept
+    cdef int pack_all(self, int threads) except -1
     cdef void pack_input_blocks(self, Py_ssize_t begin, Py_ssize_t end) noexcept nogil
     cdef void pack_recurrent_blocks(
         self, int phase, Py_ssize_t begin, Py_ssize_t end

@@ -12,6 +12,7 @@ cimport numpy as cnp
 
 import numpy as np
 
+from rnnkernel._clock cimport PACK, UNPACK, nanoseconds
 from rnnkernel._kernels cimport (
     RK_ALIGNMENT,
     RK_FLOAT32,
@@ -24,6 +25,7 @@ from rnnkernel._kernels cimport (
 )
 
 from rnnkernel._memory import aligned_empty, aligned_zeros
+from rnnkernel.profiling import current
 
 # Below so many bytes of weights one thread packs: opening a team costs more.
 cdef Py_ssize_t SERIAL_BYTES = 1 << 20
@@ -164,8 +166,7 @@ cdef PackedWeights pack_weights(
         cell, weight_ih, weight_hh, bias_ih, bias_hh, transposed, weight_ch, cell_clip, weight_hr,
         through_input, columns,
     )
-    w.pack(0, threads)
-    w.sources = None
+    w.pack_all(threads)
     return w
 
 
@@ -212,8 +213,7 @@ cdef class PackedWeights:
             cell, weight_ih, weight_hh, bias_ih, bias_hh, transposed, weight_ch, cell_clip,
             weight_hr, through_input, columns,
         )
-        self.pack(0, threads)
-        self.sources = None
+        self.pack_all(threads)
 
     cdef int prepare(
         self,
@@ -380,6 +380,15 @@ cdef class PackedWeights:
         with nogil:
             run_panels(&self.panels[first], self.panel_count - first, size * self.item, threads)
 
+    cdef int pack_all(self, int threads) except -1:
+        cdef long long began = nanoseconds()
+        self.pack(0, threads)
+        self.sources = None
+        call = current()
+        if call is not None:
+            call.add(PACK, nanoseconds() - began)
+        return 0
+
     cdef void pack_input_blocks(self, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
         run_blocks(&self.panels[0], begin, end)
 
@@ -502,6 +511,7 @@ cdef class PackedGradients:
         cdef PackedWeights w = self.weights
         cdef Py_ssize_t size
         cdef Panel[3] panels
+        cdef long long began = nanoseconds()
         if w.cell.input.slots < w.cell.gates:  # a gate whose weights have no effect
             for array in (weight_ih, weight_hh, bias_ih, bias_hh, weight_ch):
                 if array is not None:
@@ -525,11 +535,13 @@ cdef class PackedGradients:
             copy_rows(data(weight_ch), self.bias, w.gradient_slots, &w.cell.peephole, w)
         if weight_hr is not None:
             self.unpack_projection(weight_hr)
-        if bias_ih is None:
-            return
-        copy_rows(data(bias_ih), self.bias, w.gradient_slots, &w.cell.input, w)
-        for phase in range(w.cell.phases):
-            copy_rows(data(bias_hh), self.bias, w.gradient_slots, &w.cell.recurrent[phase], w)
+        if bias_ih is not None:
+            copy_rows(data(bias_ih), self.bias, w.gradient_slots, &w.cell.input, w)
+            for phase in range(w.cell.phases):
+                copy_rows(data(bias_hh), self.bias, w.gradient_slots, &w.cell.recurrent[phase], w)
+        call = current()
+        if call is not None:
+            call.add(UNPACK, nanoseconds() - began)
 
     cdef void unpack_projection(self, weight_hr) noexcept:
         cdef PackedWeights w = self.weights

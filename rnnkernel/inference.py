@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from rnnkernel import _check, _threads
+from rnnkernel import _check, _threads, profiling
 from rnnkernel._plain import infer
 from rnnkernel._stream import Stream
 
@@ -89,9 +89,12 @@ class Frozen:
     ):
         """Inference: `y, state` of `forward`."""
         if lengths is None and reset is None and embedding is None:
+            call = profiling.begin(self, "forward()")
             threads = _threads.resolve(num_threads)
             plain = infer(self._layer, self._packed, x, state, threads)
             if plain is not None:
+                if call is not None:
+                    call.end()
                 return plain
         out = self.forward(
             x,
@@ -123,11 +126,12 @@ class Frozen:
         TypeError, ValueError, MemoryError
             As the layer's `forward`; ValueError for `training=True`.
         """
+        call = profiling.begin(self, "forward()")
         if _check.flag("training", training):
             raise ValueError("training: expected False, got True: a frozen layer does inference")
         trace = _check.flag("trace", trace)
         threads = _threads.resolve(num_threads)
-        return self._layer._run(
+        result = self._layer._run(
             self._packed.__getitem__,
             self.parameters,
             threads,
@@ -140,6 +144,9 @@ class Frozen:
             out=out,
             one_hot="packed" if self._weights is None else "vectors",
         )
+        if call is not None:
+            call.end()
+        return result
 
     def stream(self, batch_size=1):
         """A `Stream` of `batch_size` sequences that go on step by step, from zero states.

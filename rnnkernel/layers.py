@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rnnkernel import _check, _checkpoints, _dropout, _forward, _threads, cells
+from rnnkernel import _check, _checkpoints, _dropout, _forward, _threads, cells, profiling
 from rnnkernel._checkpoints import Checkpoints
 from rnnkernel._packing import PackedGradients, PackedWeights
 from rnnkernel._plain import infer
@@ -303,8 +303,11 @@ class _Layer:
     ):
         """Inference: `y, state` of `forward`."""
         if lengths is None and reset is None and embedding is None:
+            call = profiling.begin(self, "forward()")
             plain = infer(self, None, x, state, _threads.resolve(num_threads))
             if plain is not None:
+                if call is not None:
+                    call.end()
                 return plain
         out = self.forward(
             x,
@@ -383,6 +386,7 @@ class _Layer:
         gradients stop where a piece begins. Going back through the pieces from the last, with
         `dstate=` the `grads.state` of the piece behind, adds up to the whole's gradient.
         """
+        call = profiling.begin(self, "forward(training=True)" if training else "forward()")
         training, trace = _check.flag("training", training), _check.flag("trace", trace)
         if checkpoint_every is not None:
             checkpoint_every = _check.size("checkpoint_every", checkpoint_every)
@@ -395,7 +399,7 @@ class _Layer:
         weights = _check.parameters(
             "parameters", self.parameters, self._parameter_shapes, self.dtype
         )
-        return self._run(
+        result = self._run(
             lambda index, columns=None: self._pack(weights, index, training, threads, columns),
             weights,
             threads,
@@ -409,6 +413,9 @@ class _Layer:
             checkpoint_every=checkpoint_every,
             out=out,
         )
+        if call is not None:
+            call.end()
+        return result
 
     def _pack(
         self, weights, index: int, transposed: bool, threads: int, columns=None
@@ -612,6 +619,7 @@ class _Layer:
         TypeError, ValueError
             For a bad argument, named in the message.
         """
+        call = profiling.begin(self, "backward()")
         if not isinstance(out, Output):
             raise TypeError(f"out: expected what forward returned, got {type(out).__name__}")
         if out._tape is None:
@@ -719,13 +727,16 @@ class _Layer:
                     dx = dpart if dx is None else np.add(dx, dpart, out=dx)
             if k > 0 and tape.dropped is not None:
                 tape.dropped(k - 1, dx, dx, threads)
-        return Gradients(
+        gradients = Gradients(
             self._caller_view(dx, batched) if input_grad else None,
             self._caller_state(dinitial, batched),
             parameters,
             dembedding,
             self._flow(records) if flow else None,
         )
+        if call is not None:
+            call.end()
+        return gradients
 
     def _flow(self, records) -> Flow:
         steps = [-1 if d else 1 for d in range(self._directions)] * self.num_layers
