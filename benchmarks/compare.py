@@ -21,7 +21,8 @@ The JSON file:
      "results": [{"problem": {fields of Problem}, "mode", "flops", "peak": GFLOP/s, best burst
                   "limits": {"arithmetic" or a level of memory: seconds} of the roofline model,
                   "limit": their sum,
-                  "overhead", "least_call": seconds of rnnkernel's smallest calls (see probes),
+                  "phases": {phase: share of rnnkernel's call, on the calling thread}, see
+                            rnnkernel.profile; empty for steps of a stream
                   "memory_bound": {what for: bytes} (see limits.memory),
                   "peers": {peer: {"median", "best": seconds, "calls", "rounds": [medians],
                                    "variant", "error": largest, relative,
@@ -45,7 +46,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 
@@ -116,18 +117,6 @@ class Worker:
             self.process = None
 
 
-def probes(problem, mode, worker):
-    """Seconds of rnnkernel's smallest calls: of a layer of one unit ("overhead": checks, and
-    crossing to the kernels), and of one row's shortest sequence with the problem's weights
-    ("least_call": also packing them, and in training what grows with their gradients)."""
-    T = 1 if problem.step else 2
-    least = replace(problem, T=T, N=1, lengths=(T,) if problem.lengths else None)
-    found = {}
-    for name, one in (("overhead", replace(least, I=1, H=1)), ("least_call", least)):
-        found[name] = worker.ask("probe", problem=asdict(one), mode=mode).get("seconds")
-    return found
-
-
 def compare(problem, mode, workers, machine, arguments, seconds, folder):
     """One entry of "results"."""
     expected = Path(folder) / "expected.npz"
@@ -144,7 +133,7 @@ def compare(problem, mode, workers, machine, arguments, seconds, folder):
     expected.unlink()
     running = [name for name, answer in found.items() if "seconds" in answer]
     if "rnnkernel" in running:
-        entry |= probes(problem, mode, workers["rnnkernel"])
+        entry["phases"] = workers["rnnkernel"].ask("profile").get("phases")
 
     # calls so that turns take about equally long, rounds so that the problem keeps to its seconds
     calls = {

@@ -128,46 +128,47 @@ def _shortfalls(entries):
                 limited_by(spent),
                 f"{entry['ratio']:.2f}",
                 f"{seconds(median)} to {seconds(median * entry['ratio'] / WANTED)}",
-                *(percent(spent[kind]) for kind in ("call", "weights")),
+                *(percent(spent[kind]) for kind in ("set-up", "packing", "waiting")),
                 ", ".join(f"{percent(spent[kind])} {kind}" for kind in entry["limits"]),
                 percent(spent["kernels"]),
             ]
         )
-    heads = ["problem", "best peer", "limited by", "ratio", f"for {WANTED} from", "call"]
+    heads = ["problem", "best peer", "limited by", "ratio", f"for {WANTED} from"]
+    heads += ["set-up", "packing", "waiting", "roofline", "kernels"]
     return [
-        f"Less than {WANTED} times the best peer, and where the time goes: *call* is what a call "
-        "of one unit takes, *weights* what packing them (and unpacking their gradients) adds in "
-        "the shortest call, then the roofline by what bounds it, and *kernels* what they take "
-        "beyond it.",
+        f"Less than {WANTED} times the best peer, and where the time of the calling thread goes: "
+        "*set-up* is what Python does, *packing* that of weights and their gradients, *waiting* "
+        "for other threads, *roofline* what the products and the reading of weights need at "
+        "least, and *kernels* what they take beyond it.",
         "",
-        *_table([*heads, "weights", "roofline", "kernels"], 3, rows),
+        *_table(heads, 3, rows),
     ]
 
 
 def time_spent(entry):
     """Shares of rnnkernel's median."""
-    median = entry["peers"]["rnnkernel"]["median"]
-    call = min(entry["overhead"] or 0.0, median)
-    weights = max(0.0, min(entry["least_call"] or 0.0, median) - call)
-    if entry["problem"]["T"] == 1 and entry["mode"] == "rest":
-        weights = 0.0  # nothing is packed: that call is the problem itself, or a row of it
-    shares = {"call": call / median, "weights": weights / median}
+    median, phases = entry["peers"]["rnnkernel"]["median"], entry["phases"] or {}
+    shares = {
+        "set-up": phases.get("set-up", 0.0),
+        "packing": phases.get("pack", 0.0) + phases.get("unpack", 0.0),
+        "waiting": phases.get("waiting", 0.0),
+    }
     shares |= {kind: seconds / median for kind, seconds in entry["limits"].items()}
     return shares | {"kernels": max(0.0, 1 - sum(shares.values()))}
 
 
 def limited_by(spent):
+    """In words, the largest share; what bounds the roofline, where kernels are short of it."""
     words = {
-        "call": "the call's overhead",
-        "weights": "packing weights",
-        "kernels": "kernels below the roofline",
+        "set-up": "set-up of the call",
+        "packing": "packing weights",
+        "waiting": "waiting for threads",
         "arithmetic": "arithmetic",
     }
     most = max(spent, key=spent.get)
     if most == "kernels":
-        bound = max((kind for kind in spent if kind not in words), key=spent.get, default=None)
-        if bound and spent[bound] > spent["arithmetic"]:
-            return f"{words[most]} ({bound})"
+        bounds = [kind for kind in spent if kind not in ("set-up", "packing", "waiting", most)]
+        return f"kernels ({max(bounds, key=spent.get)})"
     return words.get(most, f"reading weights from {most}")
 
 

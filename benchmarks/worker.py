@@ -3,8 +3,7 @@
 {"do": "load", "problem": {...}, "mode": ..., "expected": path}
     -> {"variant": ..., "seconds": of a call, "error": largest, "memory": bytes}
      | {"refused": why} | {"failed": why}
-{"do": "probe", "problem": {...}, "mode": ...}
-    -> {"seconds": of a call, "variant": ...}, unchecked
+{"do": "profile"}  -> {"phases": {phase: share of a call}}, where the peer tells
 {"do": "time", "calls": k}  -> {"times": [seconds, ...]}
 {"do": "unload"}            -> {}
 """
@@ -91,8 +90,9 @@ class Worker:
         self.unload()
         data = draw(problem, mode)
         expected = dict(np.load(expected))
+        variants = self.peer.prepare(problem, mode, data, self.threads)
         best = None
-        for variant, (run, outputs, *select) in self.variants(problem, mode, data).items():
+        for variant, (run, outputs, *select) in variants.items():
             for prepare in select:
                 prepare()
             result, memory = peak_memory(run)
@@ -107,18 +107,8 @@ class Worker:
             prepare()
         return best
 
-    def probe(self, problem, mode):
-        from data import draw
-
-        problem = _problem(problem)
-        variants = self.variants(problem, mode, draw(problem, mode))
-        return min(
-            ({"seconds": seconds_of(run), "variant": name} for name, (run, *_) in variants.items()),
-            key=lambda one: one["seconds"],
-        )
-
-    def variants(self, problem, mode, data):
-        return self.peer.prepare(problem, mode, data, self.threads)
+    def profile(self):
+        return {"phases": self.peer.profile(self.run)}
 
     def time(self, calls):
         run, clock, times = self.run, time.perf_counter_ns, []

@@ -13,6 +13,23 @@ def refuses(problem, mode):
     return problems.missing(problem, mode)
 
 
+def profile(run, calls=5):
+    """The phases of a run, forward and backward together, as shares of the calling thread's time;
+    of the run that took the median."""
+    runs = []
+    for _ in range(calls):
+        with rk.profile() as p:
+            run()
+        phases = {}
+        for record in p.records:
+            for phase, spent in record.phases.items():
+                phases[phase] = phases.get(phase, 0.0) + spent[0]
+        runs.append(phases)
+    phases = sorted(runs, key=lambda one: sum(one.values()))[calls // 2]
+    whole = sum(phases.values())
+    return {phase: spent / whole for phase, spent in phases.items()}
+
+
 def prepare(problem, mode, data, threads):
     layer, state = make_layer(problem, data), layer_state(problem, data.states)
     rk.set_num_threads(threads)
