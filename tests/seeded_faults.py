@@ -204,14 +204,14 @@ FAULTS = [
     Fault(
         "forward: the final h is that of the step before",
         FORWARD,
-        "last = (r.T & 1) * r.N * r.pitch",
-        "last = ((r.T + 1) & 1) * r.N * r.pitch",
+        "r.h + (steps & 1) * tile + n",
+        "r.h + ((steps + 1) & 1) * tile + n",
     ),
     Fault(
         "forward: the final c is that of the step before",
         FORWARD,
-        "(r.T - 1) % r.gates_steps, r.gates_time)",
-        "(r.T - 2 + r.gates_steps) % r.gates_steps, r.gates_time)",
+        "gates_at(r, steps - 1) + n",
+        "gates_at(r, max(0, steps - 2)) + n",
     ),
 ]
 
