@@ -231,6 +231,8 @@ cdef class PackedWeights:
     ) except -1:
         """Everything but what `pack` does."""
         cdef cnp.ndarray ih = weight_ih, hh = weight_hh
+        if columns is not None:
+            columns = np.ascontiguousarray(columns, np.intp)
         self.dtype = ih.dtype
         self.kernels = kernels(
             RK_FLOAT32 if cnp.PyArray_TYPE(ih) == cnp.NPY_FLOAT32 else RK_FLOAT64
@@ -518,6 +520,7 @@ cdef class PackedGradients:
                     array[...] = 0
         w.fill_job(&panels[0].job, weight_ih, &w.cell.input, self.input)
         if columns is not None:
+            columns = np.ascontiguousarray(columns, np.intp)
             panels[0].job.k = w.input_size
             panels[0].job.columns = <const Py_ssize_t *><Py_ssize_t>address(columns)
         for phase in range(w.cell.phases):

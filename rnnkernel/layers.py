@@ -428,7 +428,7 @@ class _Layer:
         weight_ih = weights[f"weight_ih{suffix}"]
         return PackedWeights(
             self._cell.index,
-            np.ascontiguousarray(weight_ih if columns is None else weight_ih.take(columns, axis=1)),
+            np.ascontiguousarray(weight_ih),
             np.ascontiguousarray(weights[f"weight_hh{suffix}"]),
             weights.get(f"bias_ih{suffix}"),
             weights.get(f"bias_hh{suffix}"),
@@ -437,7 +437,8 @@ class _Layer:
             weights.get(f"weight_ch{suffix}"),
             self.options.get("cell_clip"),
             np.ascontiguousarray(weights[f"weight_hr{suffix}"]) if self._cell.projects else None,
-            columns is None,
+            True,
+            columns,
         )
 
     def _run(
@@ -705,22 +706,17 @@ class _Layer:
                 )
                 if flow and one.rows is not None:
                     records[index] = [one.rows.restore(record) for record in records[index]]
-                weight_ih = parameters[f"weight_ih{suffix}"]
                 some_columns = k == 0 and is_tokens and table.rows is None
-                if some_columns:
-                    shape = (len(weight_ih), len(table.ids))
-                    weight_ih = _check.allocate("grads.parameters", shape, self.dtype)
                 gradients.unpack(
-                    weight_ih,
+                    parameters[f"weight_ih{suffix}"],
                     parameters[f"weight_hh{suffix}"],
                     parameters.get(f"bias_ih{suffix}"),
                     parameters.get(f"bias_hh{suffix}"),
                     threads,
                     parameters.get(f"weight_ch{suffix}"),
                     parameters.get(f"weight_hr{suffix}"),
+                    table.ids if some_columns else None,
                 )
-                if some_columns:
-                    parameters[f"weight_ih{suffix}"][:, table.ids] = weight_ih
                 if dtable is not None:
                     dembedding[table.ids] += dtable
                 if dpart is not None:
