@@ -94,10 +94,11 @@ RK_INLINE void RK(store_tile)(const vec m[RK_LANES], real *to, ptrdiff_t row, pt
 }
 
 /* Columns k0..k1 of a vector of units of one gate, both ways. */
-RK_INLINE void RK(pack_units)(const real *canonical, ptrdiff_t row, ptrdiff_t valid,
+RK_INLINE void RK(pack_units)(const rk_packing *p, const real *canonical, ptrdiff_t valid,
                               const ptrdiff_t *columns, real *packed, ptrdiff_t width, ptrdiff_t k0,
                               ptrdiff_t k1)
 {
+    const ptrdiff_t row = p->canonical_row;
     if (k1 - k0 < LANES) {
         for (ptrdiff_t k = k0; k < k1; k++)
             for (ptrdiff_t u = 0; u < LANES; u++)
@@ -118,10 +119,16 @@ RK_INLINE void RK(pack_units)(const real *canonical, ptrdiff_t row, ptrdiff_t va
         }
     }
 }
-RK_INLINE void RK(unpack_units)(real *canonical, ptrdiff_t row, ptrdiff_t valid,
+RK_INLINE void RK(unpack_units)(const rk_packing *p, real *canonical, ptrdiff_t valid,
                                 const ptrdiff_t *columns, const real *packed, ptrdiff_t width,
                                 ptrdiff_t k0, ptrdiff_t k1)
 {
+    const ptrdiff_t row = p->canonical_row;
+    if (columns) { /* zeros between them, while they pass through the cache */
+        const ptrdiff_t first = k0 ? columns[k0] : 0, past = k1 < p->k ? columns[k1] : p->all;
+        for (ptrdiff_t u = 0; u < valid; u++)
+            __builtin_memset(canonical + u * row + first, 0, (size_t)(past - first) * sizeof(real));
+    }
     if (k1 - k0 < LANES) {
         for (ptrdiff_t u = 0; u < valid; u++)
             for (ptrdiff_t k = k0; k < k1; k++)
@@ -152,15 +159,14 @@ RK_INLINE void RK(unpack_units)(real *canonical, ptrdiff_t row, ptrdiff_t valid,
             const ptrdiff_t k1 = p->k - k0 < 2 * RK(PACK_STRIP) ? p->k : k0 + RK(PACK_STRIP);      \
             for (ptrdiff_t v = 0; v < vectors; v++) {                                              \
                 const ptrdiff_t unit = (block * p->unit_vectors + v % p->unit_vectors) * LANES;    \
-                const ptrdiff_t valid = p->hidden - unit;                                          \
+                const ptrdiff_t valid = p->hidden - unit < LANES ? p->hidden - unit : LANES;       \
                 real *rows =                                                                       \
                     (real *)p->canonical +                                                         \
                     (p->order[v / p->unit_vectors] * p->hidden + unit) * p->canonical_row;         \
-                if (valid >= LANES && !p->columns)                                                 \
-                    how(rows, p->canonical_row, LANES, NULL, panel + v * LANES, width, k0, k1);    \
+                if (valid == LANES && !p->columns)                                                 \
+                    how(p, rows, LANES, NULL, panel + v * LANES, width, k0, k1);                   \
                 else                                                                               \
-                    how(rows, p->canonical_row, valid, p->columns, panel + v * LANES, width, k0,   \
-                        k1);                                                                       \
+                    how(p, rows, valid, p->columns, panel + v * LANES, width, k0, k1);             \
             }                                                                                      \
             if (k1 == p->k) break;                                                                 \
         }                                                                                          \

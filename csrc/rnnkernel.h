@@ -79,7 +79,8 @@ typedef struct {
     void *canonical;                   /* (G*H, K), read by pack and written by unpack */
     ptrdiff_t canonical_row;           /* stride of its rows; columns are contiguous */
     const ptrdiff_t *columns;          /* (K) which of them, ascending; NULL: the first K. Not of
-                                          pack_transposed */
+                                          pack_transposed; unpack writes zeros to the others */
+    ptrdiff_t all;                     /* how many there are, where some are chosen */
     void *packed;                      /* [block][K][gates][U], aligned to 64 bytes */
     ptrdiff_t block_begin, block_end;  /* which blocks to do */
 } rk_packing;

@@ -39,6 +39,7 @@ cdef extern from "rnnkernel.h" nogil:
         void *canonical
         Py_ssize_t canonical_row
         const Py_ssize_t *columns
+        Py_ssize_t all
         void *packed
         Py_ssize_t block_begin, block_end
 

@@ -351,6 +351,7 @@ cdef class PackedWeights:
         job.canonical = cnp.PyArray_DATA(array)
         job.canonical_row = cnp.PyArray_STRIDE(array, 0) // self.item
         job.columns = NULL
+        job.all = job.k
         job.packed = packed
         return 0
 
@@ -508,7 +509,7 @@ cdef class PackedGradients:
         columns=None,
     ):
         """Writes the canonical gradients into the arrays (rows contiguous); those from the biases
-        on may be None. With `columns` those of W_ih go there, and its others stay as they are."""
+        on may be None. With `columns` those of W_ih go there, and zeros to the others."""
         cdef int phase, count = 1
         cdef PackedWeights w = self.weights
         cdef Py_ssize_t size
@@ -521,6 +522,8 @@ cdef class PackedGradients:
         w.fill_job(&panels[0].job, weight_ih, &w.cell.input, self.input)
         if columns is not None:
             columns = np.ascontiguousarray(columns, np.intp)
+            if w.input_size == 0:
+                weight_ih[...] = 0
             panels[0].job.k = w.input_size
             panels[0].job.columns = <const Py_ssize_t *><Py_ssize_t>address(columns)
         for phase in range(w.cell.phases):

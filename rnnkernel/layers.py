@@ -662,13 +662,8 @@ class _Layer:
         is_tokens = table is not None and table.ids is not None
         if is_tokens:
             input_grad = False
-            if table.rows is None:  # most columns have no gradient
-                for suffix in self._suffixes[:D]:
-                    name = f"weight_ih{suffix}"
-                    parameters[name] = np.zeros(parameters[name].shape, self.dtype)
-            else:
-                shape = (tape.vocabulary, self.input_size)
-                dembedding = np.zeros(shape, self.dtype)
+            if table.rows is not None:
+                dembedding = np.zeros((tape.vocabulary, self.input_size), self.dtype)
         records = [None] * (L * D)
         dx = dy
         for k in reversed(range(L)):

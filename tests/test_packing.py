@@ -116,3 +116,26 @@ def test_a_team_larger_than_the_blocks(dtype):
     expected = np.zeros((3, 300_000), dtype)
     np.add.at(expected, (slice(None), columns), dy[0].T)
     np.testing.assert_array_equal(grads.parameters["weight_ih_l0"], expected)
+
+
+@pytest.mark.parametrize(("ids", "H"), [(3, 700), (40, 520)])
+def test_a_team_unpacks_some_columns(dtype, ids, H):
+    """Fewer than a vector and more, with rows in other threads' blocks."""
+    rng = np.random.default_rng(0)
+    layer = layer_with(relu, 90, H, dtype)
+    columns = rng.choice(90, ids, replace=False)
+    out = layer.forward(columns[None], training=True, num_threads=2)
+    np.testing.assert_array_equal(out.y[0], layer.parameters["weight_ih_l0"][:, columns].T)
+    dy = rng.uniform(0.5, 2, (1, ids, H)).astype(dtype)
+    grads = layer.backward(out, dy, num_threads=2)
+    expected = np.zeros((H, 90), dtype)
+    expected[:, columns] = dy[0].T
+    np.testing.assert_array_equal(grads.parameters["weight_ih_l0"], expected)
+
+
+def test_no_ids_no_gradient(dtype):
+    layer = layer_with(relu, 9, 20, dtype)
+    for T, N in ((0, 2), (2, 0)):
+        out = layer.forward(np.zeros((T, N), int), training=True)
+        grads = layer.backward(out, np.ones(out.y.shape, dtype)).parameters
+        assert not np.any([g.any() for g in grads.values()])
