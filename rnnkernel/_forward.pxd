@@ -1,5 +1,5 @@
 from rnnkernel._kernels cimport rk_cell, rk_kernels
-from rnnkernel._packing cimport PackedWeights
+from rnnkernel._packing cimport PackedWeights, Panel
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._states cimport Matrix
 from rnnkernel._team cimport rk_flag
@@ -21,6 +21,8 @@ cdef struct Run:
     char *y                       # likewise; units contiguous
     Py_ssize_t y_time, y_batch
     const Py_ssize_t *y_row
+    const Panel *panels           # of W_ih and W_hh that are yet to be packed, or NULL
+    int panel_count
     const char *bias
     const char *input
     const char **recurrent

@@ -20,7 +20,7 @@ cdef extern from *:
 
 import numpy as np
 
-from rnnkernel._clock cimport LOOP, PROJECTION, WAITING, Clock, charge, start_clock
+from rnnkernel._clock cimport LOOP, PACK, PROJECTION, WAITING, Clock, charge, start_clock
 from rnnkernel._kernels cimport (
     RK_INT8,
     RK_WHOLE,
@@ -32,7 +32,7 @@ from rnnkernel._kernels cimport (
     rk_step,
     usable_threads,
 )
-from rnnkernel._packing cimport PackedWeights, address
+from rnnkernel._packing cimport PackedWeights, address, pack_share
 from rnnkernel._rows cimport any_set, cells_after_reset, clear_ends, clear_rows
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._states cimport Matrix, copy_row, pack_cell_states, unpack_cell_state
@@ -52,6 +52,9 @@ cdef Py_ssize_t TABLE_ROWS = 64
 
 # Below this much arithmetic a call stays on one thread: opening a team costs more.
 SERIAL_FLOPS = 400e3
+
+# Packing a weight takes as long as so much.
+cdef double PACKING = 10
 
 # "rows" or "units" splits every call between threads so; None lets `splits_units` choose. Results
 # are the same, as tests show by setting it.
@@ -309,6 +312,12 @@ cdef void run_team(const Run *r, const Plan *plan, int members, int member) noex
     cdef Clock clock = start_clock(r.spent, member)
     cdef Part part
     part.clock = &clock
+    if r.panels != NULL:
+        pack_share(r.panels, r.panel_count, member, members)
+        charge(&clock, PACK)
+        if members > 1 and not plan.by_units:  # of units each uses what it has packed
+            rk_meet(plan.flags, members, member)
+            charge(&clock, WAITING)
     while i < plan.pieces:
         project_table(r, i * TABLE_ROWS)
         i += members
@@ -453,6 +462,7 @@ cdef void set_weights(Run *r, PackedWeights w, Py_ssize_t N) noexcept:
     r.reset = r.resets = NULL
     r.index = NULL
     r.c0 = NULL
+    r.panels = NULL
     r.spent = NULL
 
 
@@ -603,6 +613,7 @@ cdef int run_layer(
 cdef int divide(Run *r, Plan *plan, Scratch scratch, rows, int threads) except -1:
     """How a team shares the call."""
     cdef Py_ssize_t count = r.T * r.N, projected
+    cdef double flops
     if rows is not None:
         count = rows.alive.sum()
     projected = count
@@ -610,9 +621,11 @@ cdef int divide(Run *r, Plan *plan, Scratch scratch, rows, int threads) except -
     if r.index != NULL:
         projected = 0 if r.one_hot else r.table_rows
         plan.pieces = (projected + TABLE_ROWS - 1) // TABLE_ROWS
+    flops = 2.0 * r.cell.gates * r.H * (<double>r.I * projected + <double>r.P * count)
+    if r.panels != NULL:
+        flops += PACKING * r.cell.gates * r.H * (r.I + r.P)
     plan_team(
-        plan, r, scratch,
-        2.0 * r.cell.gates * r.H * (<double>r.I * projected + <double>r.P * count),
+        plan, r, scratch, flops,
         count // r.T, threads,
     )
     if rows is not None:

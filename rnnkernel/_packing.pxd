@@ -52,10 +52,6 @@ cdef class PackedWeights:
     cdef int pack_vectors(self, bias_ih, bias_hh, weight_ch) except -1
     cdef void pack(self, int first, int threads) noexcept
     cdef int pack_all(self, int threads) except -1
-    cdef void pack_input_blocks(self, Py_ssize_t begin, Py_ssize_t end) noexcept nogil
-    cdef void pack_recurrent_blocks(
-        self, int phase, Py_ssize_t begin, Py_ssize_t end
-    ) noexcept nogil
     cdef char *moved(self, list parts, char *part, Py_ssize_t count, dtype) except NULL
     cdef char *scale(self, list parts, scale, const rk_window *window) except NULL
     cdef Py_ssize_t projected_rows(self) noexcept nogil
@@ -71,6 +67,7 @@ cdef PackedWeights pack_weights(
 cdef PackedWeights prepare_weights(
     int cell, weight_ih, weight_hh, bias_ih, bias_hh, weight_ch, cell_clip, weight_hr, columns
 )
+cdef void pack_share(const Panel *panels, int count, int part, int parts) noexcept nogil
 cdef Py_ssize_t address(object array) except? -1
 
 

@@ -79,8 +79,8 @@ cdef void run_blocks(const Panel *panel, Py_ssize_t begin, Py_ssize_t end) noexc
     panel.move(&job)
 
 
-cdef void run_part(const Panel *panels, int count, int part, int parts) noexcept nogil:
-    """A share of the blocks of every panel."""
+cdef void pack_share(const Panel *panels, int count, int part, int parts) noexcept nogil:
+    """A share of the blocks of every panel: the unit blocks part/parts of W_ih's and W_hh's."""
     cdef int i
     for i in range(count):
         run_blocks(
@@ -94,10 +94,10 @@ cdef void run_panels(
     """Packs or unpacks weights of `size` bytes."""
     cdef int part, team = usable_threads(threads) if size >= SERIAL_BYTES else 1
     if team <= 1:
-        run_part(panels, count, 0, 1)
+        pack_share(panels, count, 0, 1)
         return
     for part in prange(team, num_threads=team, schedule="static", chunksize=1):
-        run_part(panels, count, part, team)
+        pack_share(panels, count, part, team)
 
 
 # Vectors of H numbers as one slot of [block][slots][U].
@@ -173,8 +173,8 @@ cdef PackedWeights pack_weights(
 cdef PackedWeights prepare_weights(
     int cell, weight_ih, weight_hh, bias_ih, bias_hh, weight_ch, cell_clip, weight_hr, columns
 ):
-    """A PackedWeights for one pass of inference that packs W_ih and W_hh where it first uses them,
-    by `pack_input_blocks` and `pack_recurrent_blocks`; all else is there."""
+    """A PackedWeights for one pass of inference that packs W_ih and W_hh itself, by `pack_share` of
+    the first 1 + phases panels; all else is there."""
     cdef PackedWeights w = PackedWeights.__new__(PackedWeights)
     w.prepare(
         cell, weight_ih, weight_hh, bias_ih, bias_hh, False, weight_ch, cell_clip, weight_hr,
@@ -391,14 +391,6 @@ cdef class PackedWeights:
         if call is not None:
             call.add(PACK, nanoseconds() - began)
         return 0
-
-    cdef void pack_input_blocks(self, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
-        run_blocks(&self.panels[0], begin, end)
-
-    cdef void pack_recurrent_blocks(
-        self, int phase, Py_ssize_t begin, Py_ssize_t end
-    ) noexcept nogil:
-        run_blocks(&self.panels[1 + phase], begin, end)
 
     def keeps_gates(self):
         """Whether backward needs the gates of every step."""

@@ -16,7 +16,7 @@ cdef extern from *:
 import numpy as np
 
 from rnnkernel._forward cimport Run, run_layer, set_weights
-from rnnkernel._packing cimport PackedWeights
+from rnnkernel._packing cimport PackedWeights, prepare_weights
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._states cimport Matrix, pack_cell_states
 
@@ -81,7 +81,8 @@ def infer(layer, list packed, x, state, int threads):
     cdef Py_ssize_t D = layer._directions, L = layer.num_layers
     cdef Py_ssize_t T, N, P, H = layer.hidden_size, item, k, d, index, width
     cdef Py_ssize_t time_axis = 0, batch_axis = 1
-    cdef int states = len(layer._cell.states)
+    cdef object cell = layer._cell
+    cdef int states = len(cell.states)
     cdef cnp.npy_intp[3] shape
     cdef cnp.ndarray x_array, y, h_n, c_n = None
     cdef PackedWeights w
@@ -142,7 +143,6 @@ def infer(layer, list packed, x, state, int threads):
         arrays = [parameters.get(name) for name in names]
         if not are_plain(arrays, list(names.values()), type_number):
             return None
-        packed = [None] * (L * D)
 
     # results
     shape[time_axis], shape[batch_axis], shape[2] = T, N, D * P
@@ -168,10 +168,13 @@ def infer(layer, list packed, x, state, int threads):
             layer_y = scratch.take(T * N * D * P * item)
         for d in range(D):
             index = k * D + d
-            if packed[index] is None:
-                packed[index] = layer._pack(parameters, index, False, threads)
-            w = packed[index]
+            if packed is None:
+                w = prepare(layer, cell, arrays, index, L * D)
+            else:
+                w = packed[index]
             set_weights(&r, w, N)
+            if packed is None:
+                r.panels, r.panel_count = w.panels, 1 + w.cell.phases
             r.T, r.first = T, 0
             r.x, r.x_time, r.x_batch, r.x_unit = layer_x, x_time, x_batch, x_unit
             r.y, r.y_time, r.y_batch = layer_y + d * P * item, y_time, y_batch
@@ -189,6 +192,23 @@ def infer(layer, list packed, x, state, int threads):
             run_layer(&r, w, &first_h, &last_h, &last_c, NULL, None, None, threads)
         layer_x, x_time, x_batch, x_unit = layer_y, y_time, y_batch, 1
     return y, (h_n if states == 1 else (h_n, c_n))
+
+
+cdef PackedWeights prepare(layer, cell, list arrays, Py_ssize_t index, Py_ssize_t passes):
+    """The weights of one layer and direction, from the parameters in their order."""
+    cdef Py_ssize_t count = len(arrays) // passes, at = index * count
+    cdef Py_ssize_t biases = 2 if layer.bias else 0
+    cdef object b_ih = None, b_hh = None, w_hr = None, w_ch = None
+    if layer.bias:
+        b_ih, b_hh = arrays[at + 2], arrays[at + 3]
+    if cell.projects:
+        w_hr = arrays[at + 2 + biases]
+    if cell.peepholes:
+        w_ch = arrays[at + count - 1]
+    return prepare_weights(
+        cell.index, arrays[at], arrays[at + 1], b_ih, b_hh, w_ch, layer.options.get("cell_clip"),
+        w_hr, None,
+    )
 
 
 cdef int set_first(
