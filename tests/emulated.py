@@ -20,8 +20,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from seeded_faults import copy_sources
+
 ROOT = Path(__file__).resolve().parent.parent
-COPIED = ("csrc", "rnnkernel", "tests", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
 TOOLS = ("gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross", "qemu-user")
 # of the emulated machine, with what they depend on
@@ -143,16 +144,6 @@ class Machine:
         environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
         command = [self.command, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
         return subprocess.run(command, cwd=tree, env=environment).returncode
-
-
-def copy_sources(tree):
-    for name in COPIED:
-        path = ROOT / name
-        if path.is_dir():
-            ignored = shutil.ignore_patterns("*.so", "__pycache__", ".*")
-            shutil.copytree(path, tree / name, ignore=ignored)
-        else:
-            shutil.copy2(path, tree / name)
 
 
 def run(folder, arguments):
