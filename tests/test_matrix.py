@@ -45,6 +45,8 @@ class Combination:
     state: bool
     clip: dict
     kept: object  # "trace", or steps between checkpoints, or None for what training keeps
+    out: bool  # whether y goes where the caller says
+    input_grad: bool
     num_threads: int
     seed: int
 
@@ -73,6 +75,8 @@ def combinations(cases):
             ({}, {"value": 0.3}, {"norm": 0.7}, {"value": 0.4, "norm": 0.9}),
         ),
         kept=st.sampled_from((None, "trace", 1, 2, 4)),
+        out=st.booleans(),
+        input_grad=st.booleans(),
         num_threads=st.integers(1, 3),
         seed=st.integers(0, 2**32 - 1),
     ).filter(lambda c: c.case.options.get("proj_size", 0) < c.H)
@@ -235,21 +239,42 @@ def check(c):
     given = threads | {"lengths": p.lengths, "reset": lay(p.reset), "embedding": p.embedding}
     x, state = lay(p.x), lay_state(p.states) if c.state else None
     dy, dstate = lay(p.dy), lay_state(p.dstates)
+    place = np.full_like(lay(y), np.nan, c.dtype) if c.out else None
     with unchanged(*callers_arrays(p)):
         inferred = layer(x, state, **given)
+        frozen = layer.freeze()
+        at_rest = frozen.forward(x, state, out=place, **given)
+        assert not c.out or at_rest.y is place
+        at_rest_y = at_rest.y.copy()
+        streamed = step_by_step(frozen, p)
         out = layer.forward(
             x,
             state,
             training=True,
             trace=c.kept == "trace",
             checkpoint_every=None if c.kept == "trace" else c.kept,
+            out=place,
             **given,
         )
+        trained_y = out.y.copy()
+        if c.out:  # backward has what it needs
+            assert out.y is place
+            place[...] = np.nan
         clip = rk.Clip(**c.clip) if c.clip else None
-        grads = layer.backward(out, dy, dstate, clip=clip, flow=True, **threads)
+        grads = layer.backward(
+            out, dy, dstate, clip=clip, flow=True, input_grad=c.input_grad, **threads
+        )
 
+    assert_same_bits(at_rest_y, inferred[0], "y of the frozen layer")
+    for name, pair in of_states(at_rest.state, "{} of the frozen layer", inferred[1]).items():
+        assert_same_bits(*pair, name)
+    if streamed is not None:
+        assert_same_bits(lay(streamed[0]), inferred[0], "y of the stream")
+        laid = lay_state(c.case.unpack(streamed[1]))
+        for name, pair in of_states(laid, "{} of the stream", inferred[1]).items():
+            assert_same_bits(*pair, name)
     if p.masks is None:
-        assert_same_bits(inferred[0], out.y, "y of inference")
+        assert_same_bits(inferred[0], trained_y, "y of inference")
         for name, pair in of_states(inferred[1], "{} of inference", out.state).items():
             assert_same_bits(*pair, name)
     else:
@@ -259,9 +284,9 @@ def check(c):
             assert_output_close(*pair, name, p)
 
     assert list(grads.parameters) == list(layer.parameters)
-    outputs = {"y": (out.y, lay(y))}
+    outputs = {"y": (trained_y, lay(y))}
     for name, pair in {
-        "dx": (grads.x, lay(expected.x)),
+        "dx": (grads.x, lay(expected.x) if c.input_grad else None),
         "d_embedding": (grads.embedding, expected.embedding),
     }.items():
         if pair[1] is None:
@@ -286,6 +311,22 @@ def check(c):
     for name, (got, wanted) in outputs.items():
         assert_output_close(got, wanted, name, p)
     np.testing.assert_array_equal(grads.flow.clipped, expected.clipped)
+
+
+def step_by_step(frozen, p):
+    """y and the final state of a stream over all steps, or None where a stream is not for that."""
+    c = p.combination
+    if c.bidirectional or p.lengths is not None or p.x.dtype != c.dtype:
+        return None
+    stream = frozen.stream(p.x.shape[1])
+    if c.state:
+        stream.state = c.case.pack(p.states)
+    y = []
+    for t in range(c.T):
+        if p.reset is not None:
+            stream.reset(p.reset[t])
+        y.append(stream.step(p.x[t]))
+    return np.stack(y), stream.state
 
 
 def callers_arrays(p):
