@@ -339,7 +339,8 @@ class _Layer:
         ----------
         x : (T, N, I) array; (N, T, I) with `batch_first`; or (T, I), unbatched
             Of the layer's dtype, with any strides; never written. An x that is broadcast along time
-            (stride 0) is projected once. Integers (T, N), (N, T) or (T,) are token ids: rows of
+            (stride 0) is projected once, and the gradient of weight_ih is summed over time before
+            it meets x. Integers (T, N), (N, T) or (T,) are token ids: rows of
             `embedding`, or without one the one-hot vectors of I classes.
         state : (L*D, N, H) array, or for LSTM a pair h (L*D, N, P), c (L*D, N, H)
             Initial states, without N where x has none; None is zeros.
