@@ -62,7 +62,6 @@ class _Layer:
         dtype: npt.DTypeLike,
         rng: _Seed,
     ) -> None: ...
-    def _shapes(self) -> dict[str, tuple[int, ...]]: ...
     @classmethod
     def _with_parameters(
         cls: type[_L], parameters: dict[str, _Array], *sizes: int, **options: Any
