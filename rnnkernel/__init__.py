@@ -20,11 +20,12 @@ from rnnkernel.clipping import Clip, clip_grad_norm, clip_grad_value
 from rnnkernel.flow import GradientFlow, gradient_flow
 from rnnkernel.gradcheck import GradientError, gradcheck
 from rnnkernel.inference import Frozen, Stream
-from rnnkernel.layers import GRU, LSTM, RNN, Flow, Gradients, Output
+from rnnkernel.layers import GRU, LSTM, RNN
 from rnnkernel.optim import Adam
 from rnnkernel.profiling import Profile, profile
 from rnnkernel.ragged import pack, unpack
 from rnnkernel.readout import Linear, softmax_cross_entropy
+from rnnkernel.results import Flow, Gradients, Output
 from rnnkernel.serialization import load, save
 from rnnkernel.trace import Trace
 

@@ -117,8 +117,10 @@ def generator(name: str, value) -> np.random.Generator:
         ) from None
 
 
-def _foreign_array(name: str, value) -> np.ndarray:
-    """Anything that shares its memory as an array does."""
+def as_array(name: str, value) -> np.ndarray:
+    """An array as it is, and anything that shares its memory as an array does."""
+    if isinstance(value, np.ndarray):
+        return value
     try:
         if hasattr(value, "__array_interface__"):
             return np.asarray(value)
@@ -147,8 +149,7 @@ def array(
 
     `dims` names the dimensions for the message; a size of None takes any.
     """
-    if not isinstance(value, np.ndarray):
-        value = _foreign_array(name, value)
+    value = as_array(name, value)
     if value.dtype != dtype:
         raise TypeError(
             f"{name}: expected dtype {dtype}{reason}, got {value.dtype}; convert it "
@@ -200,7 +201,7 @@ def any_array(name: str, value) -> np.ndarray:
             return np.asarray(value)
         except ValueError as error:  # ragged
             raise ValueError(f"{name}: expected an array, got {_kind(value)}: {error}") from None
-    return value if isinstance(value, np.ndarray) else _foreign_array(name, value)
+    return as_array(name, value)
 
 
 def lengths(name: str, value, T: int, N: int, batched: bool) -> np.ndarray:

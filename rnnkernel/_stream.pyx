@@ -34,7 +34,7 @@ from rnnkernel._packing cimport PackedWeights, address
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._team cimport rk_flag, rk_member, rk_members
 
-from rnnkernel import _check, _threads
+from rnnkernel import _arguments, _check, _threads
 from rnnkernel._memory import aligned_zeros
 
 cnp.import_array()
@@ -266,8 +266,7 @@ cdef class Stream:
 
     cdef general(self, value, str name, str dim, Py_ssize_t width):
         """The check of any argument; what it returns the loop can read."""
-        if not isinstance(value, np.ndarray):
-            value = _check._foreign_array(name, value)
+        value = _check.as_array(name, value)
         if self.batch_size == 1 and value.ndim == 1:
             return _check.array(name, value, self.dtype, (dim,), (width,))
         return _check.array(name, value, self.dtype, ("N", dim), (self.batch_size, width))
@@ -314,12 +313,12 @@ cdef class Stream:
                 for k, c in enumerate(self.c)
             ]
             arrays.append(np.stack(cells))
-        return self.layer._caller_state(arrays, True)
+        return _arguments.as_state(arrays)
 
     @state.setter
     def state(self, value):
         cdef Py_ssize_t k
-        arrays = self.layer._check_state("state", value, self.batch_size, True)
+        arrays = _arguments.check_state(self.layer, "state", value, self.batch_size, True)
         self.hold()
         try:
             for k in range(self.layers):

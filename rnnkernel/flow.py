@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from rnnkernel import _check
+from rnnkernel._arguments import as_state, check_state, check_x
 from rnnkernel.layers import _Layer
 
 __all__ = ["GradientFlow", "gradient_flow"]
@@ -124,8 +125,9 @@ def gradient_flow(
     )
     norms = [None, None]
     if jacobian:
-        initial = plain._check_state("state", state, out._tape.shape[1], out._tape.batched)
-        norms = _jacobian_norms(plain, out, plain._check_x(x)[0], embedding, initial, num_threads)
+        seen, layout = check_x(plain, x)
+        initial = check_state(plain, "state", state, seen.shape[1], layout.batched)
+        norms = _jacobian_norms(plain, out, seen, embedding, initial, num_threads)
     return GradientFlow(
         grads.flow.dh_norm,
         grads.flow.dc_norm,
@@ -156,7 +158,7 @@ def _saturated(layer: Any, out: Any, margin: float) -> dict[str, np.ndarray]:
     alive = valid.sum(axis=(1, 2))
 
     def share(name: str, trace: Any) -> np.ndarray:
-        gate = layer._time_first(trace[name], out._tape.batched)
+        gate = out._tape.layout.time_first(trace[name])
         if name in ("h", "g", "n"):
             flat = gate <= 0 if relu else np.abs(gate) > 1 - margin
         else:
@@ -188,7 +190,7 @@ def _jacobian_norms(
         arguments = {"embedding": embedding if first_layer else None, "num_threads": num_threads}
         states = []
         for name, first in zip(layer._cell.states, initial, strict=True):
-            after = layer._time_first(out.trace[index][name], out._tape.batched)[::step]
+            after = out._tape.layout.time_first(out.trace[index][name])[::step]
             before = np.concatenate([first[index][None], after])
             if one.rows is not None:  # a row's first step may not be the array's
                 before[one.rows.start, one.rows.order] = first[index][one.rows.order]
@@ -268,12 +270,12 @@ def _carry_back(
         before = [np.repeat(s[t], starts, axis=0)[None] for s in states]
         out = alone.forward(
             np.repeat(x[t], starts, axis=0)[None],
-            _like(before),
+            as_state(before),
             reset=None if reset is None else np.repeat(reset[t], starts)[None],
             training=True,
             **arguments,
         )
-        arriving = _like([d.reshape(1, R * starts, -1) for d in ds])
+        arriving = as_state([d.reshape(1, R * starts, -1) for d in ds])
         grads = alone.backward(
             out, None, arriving, input_grad=False, num_threads=arguments["num_threads"]
         )
@@ -315,7 +317,3 @@ def _spectral_norms(
 
 def _safe(norm: np.ndarray) -> np.ndarray:
     return np.where(norm > 0, norm, 1)
-
-
-def _like(parts: list[np.ndarray]) -> Any:
-    return tuple(parts) if len(parts) > 1 else parts[0]

@@ -1,4 +1,3 @@
-from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
@@ -6,7 +5,7 @@ import numpy.typing as npt
 
 from rnnkernel.clipping import Clip
 from rnnkernel.inference import Frozen, Stream
-from rnnkernel.trace import Trace
+from rnnkernel.results import Gradients, Output
 
 _Array: TypeAlias = npt.NDArray[Any]
 _Pair: TypeAlias = tuple[_Array, _Array]
@@ -16,27 +15,6 @@ _ArrayLike: TypeAlias = Any
 _State: TypeAlias = Any
 _L = TypeVar("_L", bound="_Layer")
 _Seed: TypeAlias = int | np.random.Generator | None
-
-@dataclass(frozen=True)
-class Output:
-    y: _Array
-    state: _State
-    trace: tuple[Trace, ...] | None = None
-    _tape: object = ...
-
-@dataclass(frozen=True)
-class Flow:
-    dh_norm: npt.NDArray[np.float64]
-    dc_norm: npt.NDArray[np.float64] | None
-    clipped: npt.NDArray[np.int64]
-
-@dataclass(frozen=True)
-class Gradients:
-    x: _Array | None
-    state: _State
-    parameters: dict[str, _Array]
-    embedding: _Array | None = None
-    flow: Flow | None = None
 
 class _Layer:
     input_size: int

@@ -174,7 +174,7 @@ class Linear:
         return [slice(start, start + block) for start in range(0, rows, block)]
 
     def _array(self, name: str, value: Any, last: int) -> np.ndarray:
-        array = value if isinstance(value, np.ndarray) else _check._foreign_array(name, value)
+        array = _check.as_array(name, value)
         if array.dtype != self.dtype:
             raise TypeError(f"{name}: expected dtype {self.dtype}, got {array.dtype}")
         if array.ndim == 0 or array.shape[-1] != last:
