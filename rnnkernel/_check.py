@@ -290,13 +290,13 @@ def _overlaps_itself(array: np.ndarray) -> bool:
     return False
 
 
-def output(name: str, value, dtype: np.dtype, dims, sizes, inputs: dict) -> np.ndarray:
+def output(name: str, value, dtype: np.dtype, dims, sizes, inputs: dict) -> None:
     """An array to write to that overlaps neither itself nor what is read."""
     if not isinstance(value, np.ndarray):
         raise TypeError(f"{name}: expected a numpy.ndarray, got {_kind(value)}")
     if value.dtype != dtype:
         raise TypeError(f"{name}: expected dtype {dtype}, as the layer's, got {value.dtype}")
-    checked = array(name, value, dtype, dims, sizes)
+    array(name, value, dtype, dims, sizes)
     if not value.flags.writeable:
         raise ValueError(f"{name}: expected a writable array, got a read-only one")
     if _overlaps_itself(value):
@@ -308,7 +308,6 @@ def output(name: str, value, dtype: np.dtype, dims, sizes, inputs: dict) -> np.n
             raise ValueError(
                 f"{name}: expected memory of its own, got an array that overlaps {other}"
             )
-    return checked if checked.base is not None or checked is value else value
 
 
 def allocate(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

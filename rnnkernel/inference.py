@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from rnnkernel import _check, _stack, _threads, profiling
+from rnnkernel import _check, _passes, _threads, profiling
 from rnnkernel._plain import infer
 from rnnkernel._stream import Stream
 
@@ -63,7 +63,7 @@ class Frozen:
         threads = _threads.resolve(None)
         self._packed = []
         for index, suffix in enumerate(layer._suffixes):
-            packed = _stack.pack(layer, packed_from, index, False, threads)
+            packed = _passes.pack(layer, packed_from, index, False, threads)
             if weights is not None:
                 packed.shrink(scales.get(f"weight_ih{suffix}"), scales.get(f"weight_hh{suffix}"))
             self._packed.append(packed)
@@ -131,7 +131,7 @@ class Frozen:
             raise ValueError("training: expected False, got True: a frozen layer does inference")
         trace = _check.flag("trace", trace)
         threads = _threads.resolve(num_threads)
-        result = _stack.forward(
+        result = _passes.forward(
             self._layer,
             self._packed.__getitem__,
             self.parameters,

@@ -8,7 +8,7 @@ import warnings
 
 import numpy as np
 
-from rnnkernel import _check, _stack, _threads, cells, profiling
+from rnnkernel import _check, _passes, _threads, cells, profiling
 from rnnkernel._plain import infer
 from rnnkernel.clipping import Clip
 from rnnkernel.inference import Frozen, Stream
@@ -276,9 +276,9 @@ class _Layer:
         weights = _check.parameters(
             "parameters", self.parameters, self._parameter_shapes, self.dtype
         )
-        result = _stack.forward(
+        result = _passes.forward(
             self,
-            lambda index, columns=None: _stack.pack(
+            lambda index, columns=None: _passes.pack(
                 self, weights, index, training, threads, columns
             ),
             weights,
@@ -348,7 +348,7 @@ class _Layer:
             for limit in ((None, None) if clip is None else (clip.value, clip.norm))
         )
         threads = _threads.resolve(num_threads)
-        gradients = _stack.backward(out._tape, dy, dstate, limits, flow, input_grad, threads)
+        gradients = _passes.backward(out._tape, dy, dstate, limits, flow, input_grad, threads)
         if call is not None:
             call.end()
         return gradients

@@ -43,7 +43,7 @@ FORWARD, BPTT = "rnnkernel/_forward.pyx", "rnnkernel/_bptt.pyx"
 PACKING = "rnnkernel/_packing.pyx"
 LOOKUP, SEQUENCE, STREAM = "csrc/lookup.h", "rnnkernel/_sequence.py", "rnnkernel/_stream.pyx"
 CHECKPOINTS, SMALL = "rnnkernel/_checkpoints.py", "csrc/small_weights.h"
-STACK = "rnnkernel/_stack.py"
+PASSES = "rnnkernel/_passes.py"
 
 
 def only(name, chosen=""):
@@ -248,7 +248,7 @@ FAULTS = [
     ),
     Fault(
         "token ids: the second direction's gradient replaces that of the first",
-        STACK,
+        PASSES,
         "dembedding[table.ids] += dtable",
         "dembedding[table.ids] = dtable",
         **only("ids"),

@@ -1,4 +1,4 @@
-"""A stack of layers and directions: forward and backward, one of them after another.
+"""The passes of a stack, one for each layer and direction: forward and backward.
 
 `layer` is an RNN, GRU or LSTM, for its sizes and options; weights come packed.
 """
