@@ -172,6 +172,7 @@ setup(
         [
             extension("_kernels", ["csrc/dispatch.c", "csrc/fp.c"], csrc("*.[ch]")),
             extension("_packing"),
+            extension("_rows"),
             extension("_scratch"),
             extension("_forward"),
             extension("_plain"),

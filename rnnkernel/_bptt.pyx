@@ -713,7 +713,7 @@ cdef void add_constant_gradient(const Bptt *r, Py_ssize_t block) noexcept nogil:
 cdef void finish_gradients(
     const Bptt *r, Py_ssize_t counted, int members, int member, Clock *clock
 ) noexcept nogil:
-    cdef Py_ssize_t task, i = member, tasks = 0
+    cdef Py_ssize_t task, tasks = 0
     if r.finish and r.dtable != NULL:
         tasks = (r.table_rows + DX_ROWS - 1) // DX_ROWS
     elif r.finish and r.constant:
@@ -728,12 +728,12 @@ cdef void finish_gradients(
         else:
             table_gradient(r, task * DX_ROWS, member)
             charge(clock, INPUT_GRADIENT)
-    while r.dx != NULL and r.clears and i < r.N:
+    if r.dx != NULL and r.clears:
         clear_ends(
-            r.dx + r.dx_from[i] * r.item, r.dx_time * r.item, r.I * r.item, r.start[i],
-            r.length[i], r.steps_of_x,
+            r.dx, r.dx_time, r.dx_batch, r.dx_from, r.item, r.I, r.start, r.length, 0, r.N,
+            r.steps_of_x, members, member,
         )
-        i += members
+        charge(clock, INPUT_GRADIENT)
 
 
 cdef inline void meet_all(const Bptt *r, int members, int member, Clock *clock) noexcept nogil:

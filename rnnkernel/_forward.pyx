@@ -8,7 +8,7 @@ they go by position and own step (rnnkernel/_sequence.py), and a step takes thos
 """
 
 from cython.parallel cimport parallel
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
 cimport numpy as cnp
 
@@ -227,7 +227,7 @@ cdef void enter_segments(
 
 cdef void run_part(const Run *r, const Part *part) noexcept nogil:
     """Steps first..T of some rows and unit blocks."""
-    cdef Py_ssize_t t, t0, steps, n, row_gates = r.cell.memory_slots * r.units
+    cdef Py_ssize_t t, t0, steps, row_gates = r.cell.memory_slots * r.units
     cdef Py_ssize_t begin = part.begin, end = part.end
     cdef Py_ssize_t tile = r.N * r.pitch * r.item
     cdef int phase
@@ -295,13 +295,10 @@ cdef void run_part(const Run *r, const Part *part) noexcept nogil:
         charge(part.clock, LOOP)
         t0 += steps
     if r.clears:
-        n = begin + part.member
-        while n < end:
-            clear_ends(
-                r.y + r.y_row[n] * r.item, r.y_time * r.item, r.P * r.item, r.start[n],
-                r.length[n], r.y_steps,
-            )
-            n += part.members
+        clear_ends(
+            r.y, r.y_time, r.y_batch, r.y_row, r.item, r.P, r.start, r.length, begin, end,
+            r.y_steps, part.members, part.member,
+        )
     fp_leave(saved)
     charge(part.clock, LOOP)
 
@@ -369,14 +366,24 @@ cdef void bound_tiles(
         bounds[i] = min(N, unit * (units * i // tiles))
 
 
-def ragged_tiles(lengths, int threads):
-    """Bounds of one tile of rows a thread with nearly equal sums of lengths."""
-    steps = np.cumsum(lengths)
-    tiles = max(1, min(threads, len(lengths)))
-    shares = lengths.sum() * np.arange(1, tiles) / tiles
-    # a row goes to the tile that has more of it
-    inner = np.searchsorted(steps - lengths / 2, shares)
-    return np.concatenate([[0], inner, [len(lengths)]]).astype(np.intp)
+cdef void bound_ragged_tiles(
+    const Py_ssize_t *lengths, Py_ssize_t N, Py_ssize_t tiles, Py_ssize_t *bounds
+) noexcept nogil:
+    """Bounds of tiles of rows with nearly equal sums of lengths."""
+    cdef Py_ssize_t n, tile = 1
+    cdef double count = 0, steps = 0
+    for n in range(N):
+        count += lengths[n]
+    bounds[0] = 0
+    for n in range(N):
+        # a row goes to the tile that has more of it
+        while tile < tiles and (steps + 0.5 * lengths[n]) * tiles >= count * tile:
+            bounds[tile] = n
+            tile += 1
+        steps += lengths[n]
+    while tile <= tiles:
+        bounds[tile] = N
+        tile += 1
 
 
 def batch_tiles(Py_ssize_t N, Py_ssize_t full_rows, int threads):
@@ -613,9 +620,12 @@ cdef int run_layer(
 cdef int divide(Run *r, Plan *plan, Scratch scratch, rows, int threads) except -1:
     """How a team shares the call."""
     cdef Py_ssize_t count = r.T * r.N, projected
+    cdef Py_ssize_t t
     cdef double flops
-    if rows is not None:
-        count = rows.alive.sum()
+    if r.alive != NULL:
+        count = 0
+        for t in range(r.T):
+            count += r.alive[t]
     projected = count
     plan.pieces = 0
     if r.index != NULL:
@@ -629,8 +639,9 @@ cdef int divide(Run *r, Plan *plan, Scratch scratch, rows, int threads) except -
         count // r.T, threads,
     )
     if rows is not None:
-        bounds = ragged_tiles(rows.lengths, plan.tiles)
-        memcpy(plan.bounds, <void *><Py_ssize_t>address(bounds), bounds.nbytes)
+        bound_ragged_tiles(
+            <Py_ssize_t *><Py_ssize_t>address(rows.lengths), r.N, plan.tiles, plan.bounds
+        )
     r.chunk = PROJECTED_ROWS * (plan.team if plan.by_units else plan.tiles) * r.T // count
     r.chunk = min(r.T, max(1, r.chunk))
     return 0

@@ -15,6 +15,7 @@ from rnnkernel import _check, _checkpoints, _dropout, _forward
 from rnnkernel._arguments import Layout, check_rows, check_state, check_tokens, check_x, check_y
 from rnnkernel._checkpoints import Checkpoints
 from rnnkernel._packing import PackedGradients, PackedWeights
+from rnnkernel._rows import copy_steps
 from rnnkernel._sequence import Rows, Sequence, Table, constant
 from rnnkernel.results import Flow, Gradients, Output
 from rnnkernel.trace import Trace
@@ -142,7 +143,7 @@ def forward(
         layer_x = table.x(layer.input_size, layer.dtype)
         columns = table.ids if table.rows is None else None
     elif training:
-        layer_x = np.array(x, order="C")
+        layer_x = copy_steps(x, lengths, threads)
     for k in range(L):
         y = layout.allocate("y", T, N, D * P, layer.dtype)
         if k == L - 1 and out is not None and not keeps and _writes_direct(out):

@@ -26,16 +26,26 @@ cdef inline void clear_rows(
 
 
 cdef inline void clear_ends(
-    char *first, Py_ssize_t time, Py_ssize_t bytes_of_row, Py_ssize_t start, Py_ssize_t length,
-    Py_ssize_t T,
+    char *array, Py_ssize_t time, Py_ssize_t batch, const Py_ssize_t *row, Py_ssize_t item,
+    Py_ssize_t width, const Py_ssize_t *start, const Py_ssize_t *length, Py_ssize_t begin,
+    Py_ssize_t end, Py_ssize_t T, int members, int member,
 ) noexcept nogil:
-    """Zero in the steps of one row before and after its own; `first` is its first own step, `time`
-    in bytes."""
-    cdef Py_ssize_t t
-    for t in range(-start, 0):
-        memset(first + t * time, 0, bytes_of_row)
-    for t in range(length, T - start):
-        memset(first + t * time, 0, bytes_of_row)
+    """One member's share of the zeros in the steps of rows begin..end before and after their own,
+    in the order that memory has them. Row n's first own step lies at row[n]; strides are in
+    elements."""
+    cdef Py_ssize_t n = begin + member, t, own
+    if time * time < batch * batch:
+        while n < end:
+            for t in range(-start[n], T - start[n]):
+                if t < 0 or t >= length[n]:
+                    memset(array + (row[n] + t * time) * item, 0, width * item)
+            n += members
+        return
+    for t in range(T * member // members, T * (member + 1) // members):
+        for n in range(begin, end):
+            own = t - start[n]
+            if own < 0 or own >= length[n]:
+                memset(array + (row[n] + own * time) * item, 0, width * item)
 
 
 cdef inline void cells_after_reset(

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rnnkernel._rows import by_length
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -81,15 +83,9 @@ class Sequence:
 
     def __init__(self, T: int, N: int, lengths: np.ndarray | None, reset: np.ndarray | None):
         if lengths is None:
-            self.order, lengths = np.arange(N), np.full(N, T)
-        else:
-            self.order = np.argsort(-lengths, kind="stable")
-            lengths = lengths[self.order]
-        self.T, self.lengths, self.reset = T, lengths.astype(np.intp), reset
-        longest = int(lengths.max(initial=0))
-        # rows with more than t steps
-        self.alive = N - np.searchsorted(lengths[::-1], np.arange(longest), "right")
-        self.alive = self.alive.astype(np.intp)
+            lengths = np.full(N, T, np.intp)
+        self.T, self.reset = T, reset
+        self.order, self.lengths, self.alive = by_length(lengths, T)
 
     def rows(self, backwards: bool) -> Rows:
         """What the loop of one direction needs."""
@@ -108,9 +104,7 @@ class Sequence:
                 reset[s, position] = by_position[t[s, position], position]
             reset &= np.arange(longest)[:, None] < self.lengths
             resets = reset.any(axis=1).astype(np.uint8)
-        return Rows(
-            self.T, self.order.astype(np.intp), self.lengths, start, self.alive, reset, resets
-        )
+        return Rows(self.T, self.order, self.lengths, start, self.alive, reset, resets)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,88 @@
+"""The rows of a batch by their lengths: the order that the loops take them in, and copies of them.
+"""
+
+from cython.parallel cimport prange
+from libc.string cimport memcpy
+
+cimport numpy as cnp
+
+import numpy as np
+
+from rnnkernel._kernels cimport usable_threads
+
+cnp.import_array()
+
+# Below so many bytes one thread copies: opening a team costs more.
+cdef Py_ssize_t SERIAL_BYTES = 1 << 20
+
+
+cdef inline Py_ssize_t *offsets(cnp.ndarray array) noexcept:
+    return <Py_ssize_t *>cnp.PyArray_DATA(array)
+
+
+def by_length(cnp.ndarray lengths, Py_ssize_t T):
+    """Rows from the longest to the shortest, equal ones as they come: `order` (N,), their lengths
+    (N,), and for each step how many have it, `alive` (longest,). `lengths` (N,) are contiguous intp
+    from 0 to T."""
+    cdef Py_ssize_t n, length, rows, N = lengths.shape[0], longest = 0
+    cdef const Py_ssize_t *given = offsets(lengths)
+    order, by_position = np.empty(N, np.intp), np.empty(N, np.intp)
+    for n in range(N):
+        longest = max(longest, given[n])
+    alive = np.zeros(longest + 1, np.intp)
+    cdef Py_ssize_t *place = offsets(alive)
+    cdef Py_ssize_t *to = offsets(order)
+    cdef Py_ssize_t *sorted_lengths = offsets(by_position)
+    # by counting: place[k] becomes how many are longer than k, where those of k begin
+    for n in range(N):
+        place[given[n]] += 1
+    rows = 0
+    for length in range(longest, -1, -1):
+        n, place[length] = place[length], rows
+        rows += n
+    for n in range(N):
+        length = given[n]
+        to[place[length]] = n
+        sorted_lengths[place[length]] = length
+        place[length] += 1
+    # that moved each to where the next shorter begins: how many have at least so many steps
+    return order, by_position, alive[1:]
+
+
+cdef void copy_step(
+    char *to, const char *step, Py_ssize_t t, Py_ssize_t N, Py_ssize_t row, Py_ssize_t width,
+    const Py_ssize_t *lengths,
+) noexcept nogil:
+    """The rows that have step t; strides in bytes."""
+    cdef Py_ssize_t n
+    if lengths == NULL and row == width:
+        memcpy(to, step, N * width)
+        return
+    for n in range(N):
+        if lengths == NULL or t < lengths[n]:
+            memcpy(to + n * width, step + n * row, width)
+
+
+def copy_steps(cnp.ndarray x, lengths, int threads):
+    """A C-contiguous copy of x (T, N, I); with `lengths`, contiguous intp (N,), only of the steps
+    that the rows have."""
+    cdef Py_ssize_t t, T = x.shape[0], N = x.shape[1], width = x.shape[2] * x.itemsize
+    cdef Py_ssize_t time = x.strides[0], row = x.strides[1]
+    cdef const Py_ssize_t *having = NULL
+    cdef const char *source = <const char *>cnp.PyArray_DATA(x)
+    cdef char *to
+    cdef int team
+    if x.shape[2] > 1 and x.strides[2] != x.itemsize:
+        return np.array(x, order="C")
+    copy = np.empty((T, N, x.shape[2]), x.dtype)
+    to = <char *>cnp.PyArray_DATA(<cnp.ndarray>copy)
+    if lengths is not None:
+        having = offsets(lengths)
+    team = usable_threads(threads) if T * N * width >= SERIAL_BYTES else 1
+    if team <= 1:
+        for t in range(T):
+            copy_step(to + t * N * width, source + t * time, t, N, row, width, having)
+    else:
+        for t in prange(T, num_threads=team, schedule="static", nogil=True):
+            copy_step(to + t * N * width, source + t * time, t, N, row, width, having)
+    return copy
