@@ -96,7 +96,7 @@ RK_INLINE void RK(store_tile)(const vec m[RK_LANES], real *to, ptrdiff_t row, pt
 /* Columns k0..k1 of a vector of units of one gate, both ways. */
 RK_INLINE void RK(pack_units)(const rk_packing *p, const real *canonical, ptrdiff_t valid,
                               const ptrdiff_t *columns, real *packed, ptrdiff_t width, ptrdiff_t k0,
-                              ptrdiff_t k1)
+                              ptrdiff_t k1, const real *next)
 {
     const ptrdiff_t row = p->canonical_row;
     if (k1 - k0 < LANES) {
@@ -111,6 +111,9 @@ RK_INLINE void RK(pack_units)(const rk_packing *p, const real *canonical, ptrdif
         vec m[RK_LANES];
         RK(load_tile)(m, columns ? canonical : canonical + k, row, valid,
                       columns ? columns + k : NULL);
+        if (next)
+            RK_FOR (i, LANES)
+                __builtin_prefetch(next + i * row + k, 0, 2);
         RK(transpose)(m);
         real *to = packed + k * width;
         RK_FOR (j, LANES) {
@@ -121,7 +124,7 @@ RK_INLINE void RK(pack_units)(const rk_packing *p, const real *canonical, ptrdif
 }
 RK_INLINE void RK(unpack_units)(const rk_packing *p, real *canonical, ptrdiff_t valid,
                                 const ptrdiff_t *columns, const real *packed, ptrdiff_t width,
-                                ptrdiff_t k0, ptrdiff_t k1)
+                                ptrdiff_t k0, ptrdiff_t k1, const real *next)
 {
     const ptrdiff_t row = p->canonical_row;
     if (columns) { /* zeros between them, while they pass through the cache */
@@ -143,16 +146,30 @@ RK_INLINE void RK(unpack_units)(const rk_packing *p, real *canonical, ptrdiff_t 
             m[j] = RK(vload)(from);
             from += width;
         }
+        if (next)
+            RK_FOR (i, LANES)
+                __builtin_prefetch(next + i * row + k, 1, 2);
         RK(transpose)(m);
         RK(store_tile)(m, columns ? canonical : canonical + k, row, valid,
                        columns ? columns + k : NULL);
     }
 }
 
-/* Calls `how` for every vector of units of the blocks, strip by strip of the columns. The case
- * of whole tiles is compiled apart. */
+/* The canonical rows that become vector v of a block. */
+RK_INLINE real *RK(rows_of)(const rk_packing *p, ptrdiff_t block, ptrdiff_t v)
+{
+    const ptrdiff_t unit = (block * p->unit_vectors + v % p->unit_vectors) * LANES;
+    return (real *)p->canonical +
+           (p->order[v / p->unit_vectors] * p->hidden + unit) * p->canonical_row;
+}
+
+/* Calls `how` for every vector of units of the blocks, strip by strip of the columns, with where
+ * the canonical rows of the next begin: those that come from beyond L2 are asked for meanwhile. The
+ * case of whole tiles is compiled apart. */
 #define RK_FOR_PANEL(p, how)                                                                       \
     const ptrdiff_t vectors = p->gates * p->unit_vectors, width = vectors * LANES;                 \
+    const int far =                                                                                \
+        !p->columns && p->gates * p->hidden * p->k > RK_L2_BYTES / 2 / (int)sizeof(real);          \
     for (ptrdiff_t block = p->block_begin; block < p->block_end; block++) {                        \
         real *panel = (real *)p->packed + block * p->k * width;                                    \
         for (ptrdiff_t k0 = 0; k0 < p->k; k0 += RK(PACK_STRIP)) {                                  \
@@ -160,13 +177,16 @@ RK_INLINE void RK(unpack_units)(const rk_packing *p, real *canonical, ptrdiff_t 
             for (ptrdiff_t v = 0; v < vectors; v++) {                                              \
                 const ptrdiff_t unit = (block * p->unit_vectors + v % p->unit_vectors) * LANES;    \
                 const ptrdiff_t valid = p->hidden - unit < LANES ? p->hidden - unit : LANES;       \
-                real *rows =                                                                       \
-                    (real *)p->canonical +                                                         \
-                    (p->order[v / p->unit_vectors] * p->hidden + unit) * p->canonical_row;         \
+                const real *next = !far              ? NULL                                        \
+                                   : v + 1 < vectors ? RK(rows_of)(p, block, v + 1)                \
+                                   : k1 < p->k       ? RK(rows_of)(p, block, 0) + k1 - k0          \
+                                                     : RK(rows_of)(p, block + 1, 0) - k0;          \
                 if (valid == LANES && !p->columns)                                                 \
-                    how(p, rows, LANES, NULL, panel + v * LANES, width, k0, k1);                   \
+                    how(p, RK(rows_of)(p, block, v), LANES, NULL, panel + v * LANES, width, k0,    \
+                        k1, next);                                                                 \
                 else                                                                               \
-                    how(p, rows, valid, p->columns, panel + v * LANES, width, k0, k1);             \
+                    how(p, RK(rows_of)(p, block, v), valid, p->columns, panel + v * LANES, width,  \
+                        k0, k1, next);                                                             \
             }                                                                                      \
             if (k1 == p->k) break;                                                                 \
         }                                                                                          \

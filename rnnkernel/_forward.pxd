@@ -23,6 +23,10 @@ cdef struct Run:
     const Py_ssize_t *y_row
     const Panel *panels           # of W_ih and W_hh that are yet to be packed, or NULL
     int panel_count
+    int passing                   # how many of them are packed as they are used,
+    Py_ssize_t passing_blocks     # so many blocks at a time,
+    Py_ssize_t passing_bytes      # into so much
+    char *passing_panels          # of this by thread
     const char *bias
     const char *input
     const char **recurrent

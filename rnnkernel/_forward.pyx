@@ -27,12 +27,13 @@ from rnnkernel._kernels cimport (
     fp_enter,
     fp_leave,
     rk_lookup,
+    rk_packing,
     rk_product,
     rk_small_product,
     rk_step,
     usable_threads,
 )
-from rnnkernel._packing cimport PackedWeights, address, pack_share
+from rnnkernel._packing cimport PackedWeights, Panel, address, pack_share, run_blocks
 from rnnkernel._rows cimport any_set, cells_after_reset, clear_ends, clear_rows
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._states cimport Matrix, copy_row, pack_cell_states, unpack_cell_state
@@ -56,6 +57,12 @@ SERIAL_FLOPS = 400e3
 # Packing a weight takes as long as so much.
 cdef double PACKING = 10
 
+# Packed blocks that a thread holds at a time where weights pass, in its L2; with 0 none do.
+PASSING_BYTES = 131072
+
+cdef enum:
+    BOTH = 2  # W_ih and W_hh pass
+
 # "rows" or "units" splits every call between threads so; None lets `splits_units` choose. Results
 # are the same, as tests show by setting it.
 SPLIT = None
@@ -69,7 +76,14 @@ cdef struct Part:
     Py_ssize_t *chunk_gates       # and in the gates
     rk_flag *flags                # of those that share the rows, or NULL
     int members, member
+    char *panel                   # for a block of a passing panel
     Clock *clock
+
+
+cdef inline Py_ssize_t panel_bytes(const Run *r, int which) noexcept nogil:
+    """Of a block of W_ih (0) or of what W_hh's first phase has (1)."""
+    cdef const rk_packing *job = &r.panels[which].job
+    return job.k * job.gates * r.units * r.item
 
 
 cdef inline char *gates_at(const Run *r, Py_ssize_t t) noexcept nogil:
@@ -160,19 +174,45 @@ cdef void project_table(const Run *r, Py_ssize_t begin) noexcept nogil:
     fp_leave(saved)
 
 
+cdef const char *pass_panel(
+    const Run *r, const Part *part, int which, Py_ssize_t begin, Py_ssize_t end
+) noexcept nogil:
+    """Packs some blocks of a passing panel; returns where its block 0 would be."""
+    cdef Panel panel = r.panels[which]
+    panel.job.packed = part.panel - begin * panel_bytes(r, which)
+    charge(part.clock, LOOP if which else PROJECTION)
+    run_blocks(&panel, begin, end)
+    charge(part.clock, PACK)
+    return <const char *>panel.job.packed
+
+
 cdef void project(const Run *r, const Part *part, Py_ssize_t t, Py_ssize_t steps) noexcept nogil:
     """bias + W_ih x into the gates of some steps."""
+    cdef Py_ssize_t begin = part.block_begin, end, rows = steps * (part.end - part.begin)
+    if r.alive != NULL:
+        rows = list_rows(r, part, t, steps)
+    if r.passing == 0:
+        project_blocks(r, part, t, rows, begin, part.block_end, r.input)
+        return
+    while begin < part.block_end:
+        end = min(begin + r.passing_blocks, part.block_end)
+        project_blocks(r, part, t, rows, begin, end, pass_panel(r, part, 0, begin, end))
+        begin = end
+
+
+cdef void project_blocks(
+    const Run *r, const Part *part, Py_ssize_t t, Py_ssize_t rows, Py_ssize_t begin,
+    Py_ssize_t end, const char *weights,
+) noexcept nogil:
+    """The same of some blocks, for as many rows as the part's chunk has."""
     cdef rk_product p
     cdef int first = r.cell.input.slot, past = first + r.cell.input.slots
-    cdef Py_ssize_t from_block = part.block_begin
-    cdef char *gates = gates_at(r, t) + from_block * r.gates_block * r.item
-    cdef const char *bias = r.bias + from_block * r.cell.slots * r.units * r.item
-    p.rows = steps * (part.end - part.begin)
-    if r.alive != NULL:
-        p.rows = list_rows(r, part, t, steps)
-    p.blocks = part.block_end - from_block
+    cdef char *gates = gates_at(r, t) + begin * r.gates_block * r.item
+    cdef const char *bias = r.bias + begin * r.cell.slots * r.units * r.item
+    p.rows = rows
+    p.blocks = end - begin
     p.vectors = p.last_vectors = r.cell.input.slots * r.cell.unit_vectors
-    if part.block_end == r.blocks:
+    if end == r.blocks:
         p.last_vectors = r.input_last_vectors
     p.outer = 1
     p.inner = r.I
@@ -183,16 +223,16 @@ cdef void project(const Run *r, const Part *part, Py_ssize_t t, Py_ssize_t steps
     p.b_inner = r.cell.input.slots * r.units
     p.b_block = r.I * p.b_inner
     p.b_outer = 0
-    p.b = r.input + from_block * p.b_block * r.weight_item
+    p.b = weights + begin * p.b_block * r.weight_item
     p.c = gates + first * r.units * r.item
     p.c_row = part.chunk_gates
     p.c_block = r.gates_block
     p.init = bias + first * r.units * r.item
     p.init_block = r.cell.slots * r.units
     if r.index != NULL:
-        look_up(r, &p, from_block)
+        look_up(r, &p, begin)
     else:
-        input_product(r, &p, from_block)
+        input_product(r, &p, begin)
     if past < r.cell.slots:
         # slots that only the recurrent product adds to
         p.vectors = (r.cell.slots - past) * r.cell.unit_vectors
@@ -225,8 +265,17 @@ cdef void enter_segments(
         s.c_prev_block = r.N * r.units
 
 
+cdef void step_passing(const Run *r, const Part *part, rk_step *s) noexcept nogil:
+    """A phase of a step whose weights pass."""
+    while s.block_begin < part.block_end:
+        s.block_end = min(s.block_begin + r.passing_blocks, part.block_end)
+        s.weights = pass_panel(r, part, 1, s.block_begin, s.block_end)
+        r.cell.forward[0](s)
+        s.block_begin = s.block_end
+
+
 cdef void run_part(const Run *r, const Part *part) noexcept nogil:
-    """Steps first..T of some rows and unit blocks."""
+    """Steps first..T of some rows and unit blocks. After the last nobody waits for the others."""
     cdef Py_ssize_t t, t0, steps, row_gates = r.cell.memory_slots * r.units
     cdef Py_ssize_t begin = part.begin, end = part.end
     cdef Py_ssize_t tile = r.N * r.pitch * r.item
@@ -280,9 +329,12 @@ cdef void run_part(const Run *r, const Part *part) noexcept nogil:
                     s.h = r.early + begin * r.pitch * r.item
                 else:
                     s.h = r.h + ((t + 1) & 1) * tile + begin * r.pitch * r.item
-                if s.block_begin < s.block_end:
+                if r.passing == BOTH:
+                    step_passing(r, part, &s)
+                elif s.block_begin < s.block_end:
                     r.cell.forward[phase](&s)
-                meet(part)
+                if t + 1 < r.T or phase + 1 < r.cell.phases or r.projection != NULL:
+                    meet(part)
                 s.operand = s.h
             if r.projection != NULL:
                 s.weights = r.projection
@@ -309,8 +361,11 @@ cdef void run_team(const Run *r, const Plan *plan, int members, int member) noex
     cdef Clock clock = start_clock(r.spent, member)
     cdef Part part
     part.clock = &clock
+    part.panel = r.passing_panels + member * r.passing_bytes
     if r.panels != NULL:
-        pack_share(r.panels, r.panel_count, member, members)
+        pack_share(
+            &r.panels[r.passing], r.panel_count - r.passing, member, members
+        )
         charge(&clock, PACK)
         if members > 1 and not plan.by_units:  # of units each uses what it has packed
             rk_meet(plan.flags, members, member)
@@ -470,6 +525,8 @@ cdef void set_weights(Run *r, PackedWeights w, Py_ssize_t N) noexcept:
     r.index = NULL
     r.c0 = NULL
     r.panels = NULL
+    r.passing = 0
+    r.passing_panels, r.passing_bytes = NULL, 0
     r.spent = NULL
 
 
@@ -644,6 +701,23 @@ cdef int divide(Run *r, Plan *plan, Scratch scratch, rows, int threads) except -
         )
     r.chunk = PROJECTED_ROWS * (plan.team if plan.by_units else plan.tiles) * r.T // count
     r.chunk = min(r.T, max(1, r.chunk))
+    if r.panels != NULL and r.chunk == r.T and (plan.by_units or plan.tiles == 1):
+        let_pass(r, plan, scratch)
+    return 0
+
+
+cdef int let_pass(Run *r, const Plan *plan, Scratch scratch) except -1:
+    """Weights that a call uses once need no panels: those of a few blocks at a time, in L2, do."""
+    cdef Py_ssize_t largest = panel_bytes(r, 0), most = PASSING_BYTES
+    if largest > most:
+        return 0
+    r.passing = 1
+    if r.T == 1 and r.cell.phases == 1 and panel_bytes(r, 1) <= most:
+        r.passing = BOTH
+        largest = max(largest, panel_bytes(r, 1))
+    r.passing_blocks = min(r.blocks, most // largest)
+    r.passing_bytes = r.passing_blocks * largest
+    r.passing_panels = scratch.take(plan.team * r.passing_bytes)
     return 0
 
 

@@ -67,6 +67,7 @@ cdef PackedWeights pack_weights(
 cdef PackedWeights prepare_weights(
     int cell, weight_ih, weight_hh, bias_ih, bias_hh, weight_ch, cell_clip, weight_hr, columns
 )
+cdef void run_blocks(const Panel *panel, Py_ssize_t begin, Py_ssize_t end) noexcept nogil
 cdef void pack_share(const Panel *panels, int count, int part, int parts) noexcept nogil
 cdef Py_ssize_t address(object array) except? -1
 

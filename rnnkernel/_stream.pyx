@@ -32,7 +32,7 @@ import numpy as np
 from rnnkernel._forward cimport Plan, Run, plan_team, run_team, set_weights
 from rnnkernel._packing cimport PackedWeights, address
 from rnnkernel._scratch cimport Scratch
-from rnnkernel._team cimport rk_flag, rk_member, rk_members
+from rnnkernel._team cimport rk_flag, rk_meet, rk_member, rk_members
 
 from rnnkernel import _arguments, _check, _threads
 from rnnkernel._memory import aligned_zeros
@@ -236,6 +236,8 @@ cdef class Stream:
             r = self.runs[k]
             r.first, r.T, r.x = t, t + 1, x
             run_team(&r, &self.plan, members, member)
+            if self.plan.by_units and members > 1 and k + 1 < self.layers:
+                rk_meet(self.plan.flags, members, member)  # the next reads what all have written
             x = r.h + ((t + 1) & 1) * r.N * r.pitch * r.item
 
     # -- arguments ----------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from rnnkernel._plain import infer
 
 import rnnkernel as rk
 from helpers import assert_same_bits, unchanged
+from rnnkernel import _forward
 from sequences import like, normal_state, parts
 
 LAYERS = {
@@ -110,3 +111,23 @@ def test_parameters_in_other_arrays(layer):
     del layer.parameters[name]
     with pytest.raises(ValueError, match="parameters: expected the names"):
         layer(x, state)
+
+
+@pytest.mark.parametrize("most", [11_000, 25_000, 55_000, 1 << 20])
+@pytest.mark.parametrize("T, N", [(1, 1), (1, 9), (2, 3), (9, 1)])
+def test_weights_that_pass(cell, dtype, monkeypatch, most, T, N):
+    """Packed as they are used, of W_ih or of both, one block at a time or more."""
+    cls, options = cell
+    layer = cls(37, 83, 2, bidirectional=True, dtype=dtype, rng=0, **options)
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((T, N, 37)).astype(dtype)
+    state = normal_state(layer, N, rng)
+    expected, last = layer.freeze()(x, state)
+    monkeypatch.setattr(_forward, "PASSING_BYTES", most)
+    monkeypatch.setattr(_forward, "SERIAL_FLOPS", 0.0)
+    monkeypatch.setattr(_forward, "SPLIT", "units")
+    for threads in (1, 3):
+        y, after = layer(x, state, num_threads=threads)
+        assert_same_bits(y, expected, f"{threads} threads")
+        for actual, wanted in zip(parts(after), parts(last), strict=True):
+            assert_same_bits(actual, wanted, f"{threads} threads")
