@@ -70,12 +70,14 @@ cdef bint are_plain(list arrays, list shapes, int type_number) except -1:
     return True
 
 
-def infer(layer, list packed, x, state, int threads):
-    """y and the final states as a call of the layer returns them, or None where arguments or
-    parameters are not plain.
+def infer(called, x, state, int threads):
+    """y and the final states as a call returns them, or None where arguments or parameters are
+    not plain.
 
-    `packed` are the weights of each layer and direction, or None to pack the parameters.
+    `called` is a layer, whose parameters are packed, or a Frozen, where that was done.
     """
+    cdef list packed = called._packed
+    cdef object layer = called if packed is None else called._layer
     cdef int type_number = cnp.NPY_FLOAT32
     cdef bint batched, batch_first = layer.batch_first
     cdef Py_ssize_t D = layer._directions, L = layer.num_layers

@@ -1,16 +1,55 @@
 """Inference at rest: a layer whose weights are packed once."""
 
 import copy
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
 from rnnkernel import _check, _passes, _threads, profiling
+from rnnkernel._packing import PackedWeights
 from rnnkernel._plain import infer
 from rnnkernel._stream import Stream
+from rnnkernel.results import Output
 
 
-class Frozen:
+class Inference:
+    """What a layer and its frozen copy have in common: a call is inference."""
+
+    _packed: list[PackedWeights] | None = None  # of each layer and direction, if at rest
+    forward: Callable[..., Output]
+
+    def __call__(
+        self,
+        x: Any,
+        state: Any = None,
+        *,
+        lengths: Any = None,
+        reset: Any = None,
+        embedding: Any = None,
+        num_threads: int | None = None,
+    ) -> tuple[np.ndarray, Any]:
+        """Inference: `y, state` of `forward`."""
+        if lengths is None and reset is None and embedding is None:
+            call = profiling.begin(self, "forward()")
+            plain = infer(self, x, state, _threads.resolve(num_threads))
+            if plain is not None:
+                if call is not None:
+                    call.end()
+                return plain
+        out = self.forward(
+            x,
+            state,
+            lengths=lengths,
+            reset=reset,
+            embedding=embedding,
+            num_threads=num_threads,
+        )
+        return out.y, out.state
+
+
+class Frozen(Inference):
     """An immutable copy of a layer, for inference: its weights are packed once.
 
     Called as the layer is, with the same checks and the same bits. `layer.freeze()` makes one.
@@ -34,7 +73,7 @@ class Frozen:
     are for small batches, where a step takes the time to read them.
     """
 
-    def __init__(self, layer, weights=None):
+    def __init__(self, layer: Any, weights: str | None = None) -> None:
         if weights is not None:
             _check.choice("weights", weights, ("float16", "int8"))
             if layer.dtype != np.float32:
@@ -68,13 +107,13 @@ class Frozen:
                 packed.shrink(scales.get(f"weight_ih{suffix}"), scales.get(f"weight_hh{suffix}"))
             self._packed.append(packed)
 
-    input_size = property(lambda self: self._layer.input_size, doc="I")
-    hidden_size = property(lambda self: self._layer.hidden_size, doc="H")
-    num_layers = property(lambda self: self._layer.num_layers, doc="L")
-    bidirectional = property(lambda self: self._layer.bidirectional)
-    batch_first = property(lambda self: self._layer.batch_first)
-    dtype = property(lambda self: self._layer.dtype)
-    parameters = property(lambda self: self._layer.parameters)
+    input_size: int = property(lambda self: self._layer.input_size, doc="I")
+    hidden_size: int = property(lambda self: self._layer.hidden_size, doc="H")
+    num_layers: int = property(lambda self: self._layer.num_layers, doc="L")
+    bidirectional: bool = property(lambda self: self._layer.bidirectional)
+    batch_first: bool = property(lambda self: self._layer.batch_first)
+    dtype: np.dtype = property(lambda self: self._layer.dtype)
+    parameters: Mapping[str, np.ndarray] = property(lambda self: self._layer.parameters)
 
     def __repr__(self):
         return f"{self._layer!r}.freeze({repr(self._weights) if self._weights else ''})"
@@ -84,41 +123,19 @@ class Frozen:
         layer.parameters = dict(self.parameters)
         return type(self), (layer, self._weights)
 
-    def __call__(
-        self, x, state=None, *, lengths=None, reset=None, embedding=None, num_threads=None
-    ):
-        """Inference: `y, state` of `forward`."""
-        if lengths is None and reset is None and embedding is None:
-            call = profiling.begin(self, "forward()")
-            threads = _threads.resolve(num_threads)
-            plain = infer(self._layer, self._packed, x, state, threads)
-            if plain is not None:
-                if call is not None:
-                    call.end()
-                return plain
-        out = self.forward(
-            x,
-            state,
-            lengths=lengths,
-            reset=reset,
-            embedding=embedding,
-            num_threads=num_threads,
-        )
-        return out.y, out.state
-
     def forward(
         self,
-        x,
-        state=None,
+        x: Any,
+        state: Any = None,
         *,
-        lengths=None,
-        reset=None,
-        embedding=None,
-        training=False,
-        trace=False,
-        out=None,
-        num_threads=None,
-    ):
+        lengths: Any = None,
+        reset: Any = None,
+        embedding: Any = None,
+        training: bool = False,
+        trace: bool = False,
+        out: np.ndarray | None = None,
+        num_threads: int | None = None,
+    ) -> Output:
         """As the layer's `forward` without training.
 
         Raises
@@ -149,7 +166,7 @@ class Frozen:
             call.end()
         return result
 
-    def stream(self, batch_size=1):
+    def stream(self, batch_size: int = 1) -> Stream:
         """A `Stream` of `batch_size` sequences that go on step by step, from zero states.
 
         Raises

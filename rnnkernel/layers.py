@@ -9,13 +9,12 @@ import warnings
 import numpy as np
 
 from rnnkernel import _check, _passes, _threads, cells, profiling
-from rnnkernel._plain import infer
 from rnnkernel.clipping import Clip
-from rnnkernel.inference import Frozen, Stream
+from rnnkernel.inference import Frozen, Inference, Stream
 from rnnkernel.results import Gradients, Output
 
 
-class _Layer:
+class _Layer(Inference):
     """What all cells share. A subclass sets `_cell` and `options`."""
 
     _cell: cells.Cell
@@ -31,6 +30,7 @@ class _Layer:
         bidirectional,
         dtype,
         rng,
+        **options,
     ):
         self.input_size = _check.size("input_size", input_size)
         self.hidden_size = _check.size("hidden_size", hidden_size)
@@ -46,6 +46,7 @@ class _Layer:
             "batch_first": self.batch_first,
             "dropout": self.dropout,
             "bidirectional": self.bidirectional,
+            **options,
         }
         self._directions = 2 if self.bidirectional else 1
         self._name_parameters()
@@ -84,14 +85,12 @@ class _Layer:
         layer.__class__ = cls
         return layer
 
-    @property
-    def _widths(self) -> tuple[int, ...]:
-        """Units of each state; y has those of the first."""
-        return (self.hidden_size,) * len(self._cell.states)
-
     def _name_parameters(self):
-        """Sets what follows from the sizes: a suffix for each layer and direction, in the order of
-        the states' rows, and all parameters' shapes."""
+        """Sets what follows from the sizes: the units of each state, of which y has the first's, a
+        suffix for each layer and direction, in the order of the states' rows, and all parameters'
+        shapes."""
+        units_of_h = self.options.get("proj_size") or self.hidden_size
+        self._widths = (units_of_h, self.hidden_size)[: len(self._cell.states)]
         self._suffixes = [
             f"_l{k}{reverse}"
             for k in range(self.num_layers)
@@ -173,27 +172,6 @@ class _Layer:
         return self.freeze().stream(batch_size)
 
     # -- forward ------------------------------------------------------------------------------
-
-    def __call__(
-        self, x, state=None, *, lengths=None, reset=None, embedding=None, num_threads=None
-    ):
-        """Inference: `y, state` of `forward`."""
-        if lengths is None and reset is None and embedding is None:
-            call = profiling.begin(self, "forward()")
-            plain = infer(self, None, x, state, _threads.resolve(num_threads))
-            if plain is not None:
-                if call is not None:
-                    call.end()
-                return plain
-        out = self.forward(
-            x,
-            state,
-            lengths=lengths,
-            reset=reset,
-            embedding=embedding,
-            num_threads=num_threads,
-        )
-        return out.y, out.state
 
     def forward(
         self,
@@ -416,8 +394,8 @@ class RNN(_Layer):
             bidirectional,
             dtype,
             rng,
+            nonlinearity=self.nonlinearity,
         )
-        self.options["nonlinearity"] = self.nonlinearity
 
 
 class GRU(_Layer):
@@ -457,8 +435,8 @@ class GRU(_Layer):
             bidirectional,
             dtype,
             rng,
+            reset_after=self.reset_after,
         )
-        self.options["reset_after"] = self.reset_after
 
 
 class LSTM(_Layer):
@@ -533,18 +511,12 @@ class LSTM(_Layer):
             bidirectional,
             dtype,
             rng,
+            proj_size=self.proj_size,
+            peephole=self.peephole,
+            cell_clip=self.cell_clip,
+            forget_bias=self.forget_bias,
+            coupled=self.coupled,
         )
-        self.options |= {
-            "proj_size": self.proj_size,
-            "peephole": self.peephole,
-            "cell_clip": self.cell_clip,
-            "forget_bias": self.forget_bias,
-            "coupled": self.coupled,
-        }
-
-    @property
-    def _widths(self):
-        return self.proj_size or self.hidden_size, self.hidden_size
 
     def _initial_parameters(self, rng):
         arrays = super()._initial_parameters(rng)

@@ -1,22 +1,22 @@
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from rnnkernel.clipping import Clip
-from rnnkernel.inference import Frozen, Stream
+from rnnkernel.inference import Frozen, Inference, Stream
 from rnnkernel.results import Gradients, Output
 
 _Array: TypeAlias = npt.NDArray[Any]
-_Pair: TypeAlias = tuple[_Array, _Array]
 # what comes in: NumPy's arrays, __dlpack__, the array interface
 _ArrayLike: TypeAlias = Any
-# an array, or for LSTM a pair of arrays: the caller knows which
-_State: TypeAlias = Any
-_L = TypeVar("_L", bound="_Layer")
+# a state as it comes in, and as it goes out: one array, or for LSTM a pair
+_Given = TypeVar("_Given")
+_State = TypeVar("_State")
+_L = TypeVar("_L", bound="_Layer[Any, Any]")
 _Seed: TypeAlias = int | np.random.Generator | None
 
-class _Layer:
+class _Layer(Inference, Generic[_Given, _State]):
     input_size: int
     hidden_size: int
     num_layers: int
@@ -39,6 +39,7 @@ class _Layer:
         bidirectional: bool,
         dtype: npt.DTypeLike,
         rng: _Seed,
+        **options: Any,
     ) -> None: ...
     @classmethod
     def _with_parameters(
@@ -51,7 +52,7 @@ class _Layer:
     def __call__(
         self,
         x: _ArrayLike,
-        state: _State = None,
+        state: _Given | None = None,
         *,
         lengths: _ArrayLike | None = None,
         reset: _ArrayLike | None = None,
@@ -61,7 +62,7 @@ class _Layer:
     def forward(
         self,
         x: _ArrayLike,
-        state: _State = None,
+        state: _Given | None = None,
         *,
         lengths: _ArrayLike | None = None,
         reset: _ArrayLike | None = None,
@@ -76,7 +77,7 @@ class _Layer:
         self,
         out: Output,
         dy: _ArrayLike | None = None,
-        dstate: _State = None,
+        dstate: _Given | None = None,
         *,
         clip: Clip | None = None,
         flow: bool = False,
@@ -84,7 +85,7 @@ class _Layer:
         num_threads: int | None = None,
     ) -> Gradients: ...
 
-class RNN(_Layer):
+class RNN(_Layer[_ArrayLike, _Array]):
     nonlinearity: Literal["tanh", "relu"]
 
     def __init__(
@@ -101,18 +102,8 @@ class RNN(_Layer):
         dtype: npt.DTypeLike = ...,
         rng: _Seed = None,
     ) -> None: ...
-    def __call__(
-        self,
-        x: _ArrayLike,
-        state: _ArrayLike | None = None,
-        *,
-        lengths: _ArrayLike | None = None,
-        reset: _ArrayLike | None = None,
-        embedding: _ArrayLike | None = None,
-        num_threads: int | None = None,
-    ) -> tuple[_Array, _Array]: ...
 
-class GRU(_Layer):
+class GRU(_Layer[_ArrayLike, _Array]):
     reset_after: bool
 
     def __init__(
@@ -129,18 +120,8 @@ class GRU(_Layer):
         dtype: npt.DTypeLike = ...,
         rng: _Seed = None,
     ) -> None: ...
-    def __call__(
-        self,
-        x: _ArrayLike,
-        state: _ArrayLike | None = None,
-        *,
-        lengths: _ArrayLike | None = None,
-        reset: _ArrayLike | None = None,
-        embedding: _ArrayLike | None = None,
-        num_threads: int | None = None,
-    ) -> tuple[_Array, _Array]: ...
 
-class LSTM(_Layer):
+class LSTM(_Layer[tuple[_ArrayLike, _ArrayLike] | list[_ArrayLike], tuple[_Array, _Array]]):
     proj_size: int
     peephole: bool
     cell_clip: float | None
@@ -165,13 +146,3 @@ class LSTM(_Layer):
         dtype: npt.DTypeLike = ...,
         rng: _Seed = None,
     ) -> None: ...
-    def __call__(
-        self,
-        x: _ArrayLike,
-        state: tuple[_ArrayLike, _ArrayLike] | None = None,
-        *,
-        lengths: _ArrayLike | None = None,
-        reset: _ArrayLike | None = None,
-        embedding: _ArrayLike | None = None,
-        num_threads: int | None = None,
-    ) -> tuple[_Array, _Pair]: ...
