@@ -18,10 +18,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy
+import setuptools
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
-from setuptools.modified import newer_group
+
+if int(setuptools.__version__.split(".")[0]) < 77:  # the first to read a licence as it stands
+    sys.exit(
+        f"rnnkernel: building needs setuptools >= 77, got {setuptools.__version__}: `python -m pip "
+        "install -U 'setuptools>=77'`, or leave out --no-build-isolation"
+    )
 
 ROOT = Path(__file__).parent
 
@@ -141,6 +147,8 @@ class BuildKernels(build_ext):
         return str(path)
 
     def compile_isas(self, isas, settings):
+        from setuptools.modified import newer_group  # not in those that are refused above
+
         def compile_one(name):
             source = f"csrc/isa_{name}.c"
             (built,) = self.compiler.object_filenames([source], output_dir=self.build_temp)

@@ -226,24 +226,26 @@ typedef struct {
     int threads;
 } job;
 
+/* One piece of the work, of some microseconds: how much it was. */
+static double piece(const job *j)
+{
+    if (j->fma) return j->fma(1000);
+    long repeats = (long)(65536 / j->bytes) + 1;
+    for (long r = 0; r < repeats; r++) j->read(j->memory, j->bytes);
+    return (double)repeats * (double)j->bytes;
+}
+
 /* Work for a while, in pieces much shorter than it; all threads start together. */
 static void *run(void *argument)
 {
     job *j = argument;
     double work = 0, start, end;
-    long repeats = j->bytes ? (long)(65536 / j->bytes) + 1 : 0;
-    if (j->fma) j->fma(1000);
-    else j->read(j->memory, j->bytes);
+    piece(j);
     atomic_fetch_add(j->ready, 1);
     while (atomic_load(j->ready) < j->threads) {}
     start = now();
     do {
-        if (j->fma) {
-            work += j->fma(1000);
-        } else {
-            for (long r = 0; r < repeats; r++) j->read(j->memory, j->bytes);
-            work += (double)repeats * (double)j->bytes;
-        }
+        work += piece(j);
         end = now();
     } while (end - start < j->seconds);
     j->rate = work / (end - start) * 1e-9;

@@ -185,7 +185,7 @@ def _jacobian_norms(
     found = []
     for index, one in enumerate(out._tape.passes):
         step = -1 if index % layer._directions else 1
-        alone, first_layer = _alone(layer, index), index < layer._directions
+        alone, first_layer = layer._alone(index), index < layer._directions
         seen = x[::step] if first_layer else one.x
         arguments = {"embedding": embedding if first_layer else None, "num_threads": num_threads}
         states = []
@@ -225,22 +225,6 @@ def _groups(
         reset = None if rows.reset is None else rows.reset[:length, position, None].astype(bool)
         if length > 0:
             yield slice(begin, begin + length), slice(n, n + 1), reset
-
-
-def _alone(layer: Any, index: int) -> Any:
-    """One layer and direction as a layer of its own, with the same parameters."""
-    suffix = layer._suffixes[index]
-    alone = copy.copy(layer)
-    alone.num_layers, alone.bidirectional, alone._directions = 1, False, 1
-    alone.batch_first = False
-    alone.parameters = {
-        name.removesuffix(suffix) + "_l0": array
-        for name, array in layer.parameters.items()
-        if name.endswith(suffix)
-    }
-    alone.input_size = alone.parameters["weight_ih_l0"].shape[1]
-    alone._name_parameters()
-    return alone
 
 
 def _carry_back(

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from rnnkernel import _check
+from rnnkernel._arguments import as_state, check_rows, check_state, check_x
+from rnnkernel.layers import _Layer
 
 __all__ = ["GradcheckReport", "GradientError", "Worst", "gradcheck"]
 
@@ -118,8 +120,8 @@ def gradcheck(
         As for ``layer(x, state, lengths=..., reset=..., embedding=...)``.
     clip : rnnkernel.Clip, optional
         Check the gradients that clipping inside BPTT defines. Clipped, they are no derivative of
-        a loss; step by step they are, so that each step is differentiated on its own and what
-        arrives at it is clipped between. For one layer and direction and whole sequences.
+        a loss; step by step they are, so that each step of each layer and direction is
+        differentiated on its own and what arrives at it is clipped between.
     eps : float
         Step of the differences, in the units of the entry that is varied.
     tolerance : float
@@ -141,20 +143,22 @@ def gradcheck(
     GradientError
         Naming the worst entry: its array, index, analytic and numeric value, and error.
     TypeError, ValueError
-        If ``eps`` or ``tolerance`` is not a positive finite number, ``clip`` is given for what it
-        is not for, or for what ``layer.forward`` and ``backward`` reject.
+        If ``layer`` is none, ``eps`` or ``tolerance`` is not a positive finite number, or for what
+        ``layer.forward`` and ``backward`` reject.
     """
+    if not isinstance(layer, _Layer):
+        raise TypeError(f"layer: expected an RNN, GRU or LSTM, got {type(layer).__name__}")
     eps, tolerance = _check.positive("eps", eps), _check.positive("tolerance", tolerance)
     max_entries = _check.size("max_entries", max_entries)
     rng = _check.generator("rng", rng)
     inputs = {"lengths": lengths, "reset": reset, "embedding": embedding}
     inputs = {name: value for name, value in inputs.items() if value is not None}
     problem = _Problem(float64_twin(layer), x, state, inputs, rng, max_entries)
+    analytic = problem.analytic(clip)  # which checks all arguments
     if clip is None:
         numeric = _whole_sequence(problem, eps)
     else:
         numeric = _step_by_step(problem, eps, clip)
-    analytic = problem.analytic(clip)
     worst = {
         name: _worst(name, analytic[name], array.shape, problem.entries[name], numeric[name])
         for name, array in problem.variables.items()
@@ -262,53 +266,150 @@ def _whole_sequence(problem: _Problem, eps: float) -> dict[str, np.ndarray]:
 
 
 def _step_by_step(problem: _Problem, eps: float, clip: Any) -> dict[str, np.ndarray]:
-    """BPTT with difference quotients for each step and clipping between the steps."""
-    layer, state = problem.layer, _parts(problem.state)
-    if state[0].ndim != 3 or len(state[0]) != 1 or problem.x.dtype.kind != "f" or problem.inputs:
-        raise ValueError(
-            "clip: expected a layer of one layer and direction and a float x (T, N, I) to check "
-            f"clipped gradients of, got {layer!r}, x {problem.x.shape}, state {state[0].shape} and "
-            f"{', '.join(problem.inputs) or 'nothing else'}"
-        )
-    # Views, with the time in front: varying them varies what the layer is given.
-    x = np.moveaxis(problem.x, problem.time_axis, 0)
-    dy = np.moveaxis(problem.dy, problem.time_axis, 0)
+    """BPTT with difference quotients for each step of each layer and direction, and clipping
+    between the steps."""
+    layer, inputs = problem.layer, problem.inputs
+    D, P = layer._directions, layer._widths[0]
+    x, layout = check_x(layer, problem.x)
+    T, N = x.shape[:2]
+    lengths, reset = check_rows(inputs.get("lengths"), inputs.get("reset"), T, N, layout)
+    valid = np.arange(T)[:, None] < np.full(N, T if lengths is None else lengths)
+    reset = np.zeros((T, N), bool) if reset is None else reset
+    # what of the first layer's x is asked for
+    if is_tokens := x.ndim == 2:
+        ids = np.where(valid, x, 0)  # past an end it may be none
+        table = inputs.get("embedding", np.eye(layer.input_size))
+        x, chosen = table[ids], _mark(table.shape, problem.entries.get("embedding", []))[ids]
+    else:
+        chosen = layout.time_first(_mark(problem.x.shape, problem.entries["x"]))
+    x = np.where(valid[..., None], x, 0.0)
 
-    def step(x_t: np.ndarray, before: Arrays) -> Arrays:
-        one_step = np.expand_dims(x_t, problem.time_axis)
-        return tuple(_parts(layer(one_step, _like(problem.state, before))[1]))
-
-    states = [tuple(state)]
-    for x_t in x[:-1]:
-        states.append(step(x_t, states[-1]))
-
-    numeric = {name: np.zeros(len(entries)) for name, entries in problem.entries.items()}
-    numeric_x = {}
-    arriving = _parts(problem.dstate)
-    for t in reversed(range(len(x))):
-        before = tuple(s.copy() for s in states[t])
-        cotangents = tuple(_clip(g, clip) for g in (arriving[0] + dy[t][np.newaxis], *arriving[1:]))
-
-        def outputs(x_t: np.ndarray = x[t], before: Arrays = before) -> Arrays:
-            return step(x_t, before)
-
-        for name, array in layer.parameters.items():
-            entries = problem.entries[name]
-            numeric[name] += _quotients(array, entries, outputs, cotangents, eps)
-        for index in problem.entries["x"]:
-            time = index[problem.time_axis]
-            if time == t:
-                inner = index[: problem.time_axis] + index[problem.time_axis + 1 :]
-                quotient = _quotients(x[t], [inner], outputs, cotangents, eps)
-                numeric_x[index] = quotient[0]
-        arriving = [
-            _quotients(s, list(np.ndindex(s.shape)), outputs, cotangents, eps).reshape(s.shape)
-            for s in before
+    initial = check_state(layer, "state", problem.state, N, layout.batched)
+    final = check_state(layer, "dstate", problem.dstate, N, layout.batched)
+    passes = []
+    for k in range(layer.num_layers):
+        chosen = chosen if k == 0 else np.ones(x.shape, bool)
+        some = [
+            _Pass(layer, k * D + d, x, chosen, [s[k * D + d] for s in initial], valid, reset)
+            for d in range(D)
         ]
-    numeric["x"] = np.array([numeric_x[index] for index in problem.entries["x"]])
-    for name, gradient in zip(problem.state_names, arriving, strict=True):
-        numeric[name] = np.array([gradient[index] for index in problem.entries[name]])
+        x = np.concatenate([one.y for one in some], axis=2)
+        passes += some
+    dy = layout.time_first(problem.dy)
+    numeric = {}
+    dinitial = [np.zeros_like(s) for s in initial]
+    for k in reversed(range(layer.num_layers)):
+        below: Any = 0.0
+        for d in range(D):
+            index = k * D + d
+            one, suffix = passes[index], layer._suffixes[index]
+            entries = {
+                name: problem.entries[name.removesuffix("_l0") + suffix]
+                for name in one.alone.parameters
+            }
+            arriving = [s[index] for s in final]
+            dx, parts, parameters = one.backward(
+                dy[..., d * P : (d + 1) * P], arriving, entries, eps, clip
+            )
+            below = below + dx
+            for whole, part in zip(dinitial, parts, strict=True):
+                whole[index] = part
+            for name, gradient in parameters.items():
+                numeric[name.removesuffix("_l0") + suffix] = gradient
+        dy = below
+
+    arrays = dict(zip(problem.state_names, _parts(layout.caller_state(dinitial)), strict=True))
+    if not is_tokens:
+        arrays["x"] = layout.caller_view(dy)
+    elif "embedding" in inputs:
+        arrays["embedding"] = np.zeros(table.shape)
+        np.add.at(arrays["embedding"], ids[valid], dy[valid])
+    for name, array in arrays.items():
+        numeric[name] = np.array([array[index] for index in problem.entries[name]])
     return numeric
+
+
+class _Pass:
+    """One layer and direction, a step at a time; all arrays (T, N, .) in the time of x.
+
+    `chosen` says where the gradient of x is wanted; `valid` and `reset` are (T, N).
+    """
+
+    def __init__(
+        self,
+        layer: Any,
+        index: int,
+        x: np.ndarray,
+        chosen: np.ndarray,
+        initial: list[np.ndarray],
+        valid: np.ndarray,
+        reset: np.ndarray,
+    ) -> None:
+        self.alone, self.x, self.chosen, self.valid = layer._alone(index), x.copy(), chosen, valid
+        self.steps = list(range(len(x)))
+        self.fresh = reset
+        if index % layer._directions:  # a border before t is one before t-1 on the way back
+            self.steps.reverse()
+            self.fresh = np.zeros_like(reset)
+            self.fresh[:-1] = reset[1:] & valid[1:]
+        self.y = np.zeros((*x.shape[:2], layer._widths[0]))
+        self.before: dict[int, Arrays] = {}
+        states = tuple(initial)
+        for t in self.steps:
+            self.before[t] = tuple(np.where(self.fresh[t, :, None], 0.0, s) for s in states)
+            after = self.step(t)
+            states = tuple(
+                np.where(valid[t, :, None], new, old)
+                for new, old in zip(after, states, strict=True)
+            )
+            self.y[t] = np.where(valid[t, :, None], after[0], 0.0)
+
+    def step(self, t: int) -> Arrays:
+        """The states (N, .) after a step of all rows."""
+        before = [s[None] for s in self.before[t]]
+        return tuple(s[0] for s in _parts(self.alone(self.x[t : t + 1], as_state(before))[1]))
+
+    def backward(
+        self,
+        dy: np.ndarray,
+        arriving: list[np.ndarray],
+        entries: dict[str, list[Index]],
+        eps: float,
+        clip: Any,
+    ) -> tuple[np.ndarray, list[np.ndarray], dict[str, np.ndarray]]:
+        """Gradients of x, where chosen, of the initial states, and of entries of the parameters."""
+        dx = np.zeros(self.x.shape)
+        parameters = {name: np.zeros(len(some)) for name, some in entries.items()}
+        for t in reversed(self.steps):
+            here = self.valid[t, :, None]
+            reaching = (arriving[0] + dy[t], *arriving[1:])
+            cotangents = tuple(np.where(here, _clip(g, clip), 0.0) for g in reaching)
+
+            def quotients(
+                array: np.ndarray, some: list[Index], t: int = t, seen: Arrays = cotangents
+            ) -> np.ndarray:
+                return _quotients(array, some, lambda: self.step(t), seen, eps)
+
+            for name, some in entries.items():
+                parameters[name] += quotients(self.alone.parameters[name], some)
+            chosen = here & self.chosen[t]
+            dx[t][chosen] = quotients(self.x[t], list(map(tuple, np.argwhere(chosen))))
+            back = [
+                quotients(s, list(np.ndindex(s.shape))).reshape(s.shape) for s in self.before[t]
+            ]
+            arriving = [
+                np.where(here, np.where(self.fresh[t, :, None], 0.0, new), old)
+                for new, old in zip(back, arriving, strict=True)
+            ]
+        return dx, arriving, parameters
+
+
+def _mark(shape: Index, entries: list[Index]) -> np.ndarray:
+    """Where these entries are."""
+    marked = np.zeros(shape, bool)
+    for index in entries:
+        marked[index] = True
+    return marked
 
 
 def _quotients(
@@ -339,7 +440,7 @@ def _quotients(
 
 
 def _clip(gradient: np.ndarray, clip: Any) -> np.ndarray:
-    """What rnnkernel.Clip does to the gradient that arrives at a state, (1, N, H)."""
+    """What rnnkernel.Clip does to the gradient that arrives at a state, (N, H)."""
     if clip.value is not None:
         gradient = np.clip(gradient, -clip.value, clip.value)
     if clip.norm is not None:

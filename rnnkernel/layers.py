@@ -4,6 +4,7 @@ Letters in shapes: T time steps, N batch rows, I input_size, H hidden_size, L nu
 D directions, G gates, P units of h (and of y in each direction): H, or the LSTM's proj_size.
 """
 
+import copy
 import warnings
 
 import numpy as np
@@ -111,6 +112,21 @@ class _Layer(Inference):
             if self._cell.peepholes:
                 shapes[f"weight_ch{suffix}"] = (len(self._cell.peepholes) * self.hidden_size,)
         self._parameter_shapes = shapes
+
+    def _alone(self, index: int):
+        """One layer and direction as a layer of its own, with the same parameters, time first."""
+        suffix = self._suffixes[index]
+        alone = copy.copy(self)
+        alone.num_layers, alone.bidirectional, alone._directions = 1, False, 1
+        alone.batch_first = False
+        alone.parameters = {
+            name.removesuffix(suffix) + "_l0": array
+            for name, array in self.parameters.items()
+            if name.endswith(suffix)
+        }
+        alone.input_size = alone.parameters["weight_ih_l0"].shape[1]
+        alone._name_parameters()
+        return alone
 
     def __repr__(self):
         defaults = {

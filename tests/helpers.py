@@ -9,19 +9,31 @@ from pathlib import Path
 import numpy as np
 
 import rnnkernel as rk
-from drawn import forward_outputs, gradient_outputs, reference_outputs
-from tolerances import assert_outputs_close
+from drawn import (
+    central_differences,
+    distance_to_kink,
+    forward_outputs,
+    gradient_outputs,
+    loss,
+    reference_outputs,
+)
+from tolerances import assert_close_to_differences, assert_outputs_close
+
+
+def construct(case, *sizes, **arguments):
+    """A layer of the case's cell and options."""
+    return getattr(rk, case.layer)(*sizes, **{**case.options, **arguments})
 
 
 def make_layer(problem, **arguments):
     """A layer of the problem's cell and sizes, with the problem's weights."""
     _, _, input_size, hidden_size = problem.sizes
-    layer = getattr(rk, problem.case.layer)(
+    layer = construct(
+        problem.case,
         input_size,
         hidden_size,
         bias="bias_ih" in problem.weights,
         dtype=problem.dtype,
-        **problem.case.options,
         **arguments,
     )
     assert set(layer.parameters) == {f"{name}_l0" for name in problem.weights}
@@ -78,6 +90,27 @@ def check_values(problem, *, num_threads=None):
     assert_outputs_close(actual, expected, problem)
 
 
+def check_central_differences(problem):
+    """Every gradient of a float64 layer against differences of its own inference."""
+    __tracebackhide__ = True
+    assert distance_to_kink(problem) > 2e-4  # a difference across a kink is no derivative
+    case, layer = problem.case, make_layer(problem)
+    outputs, _ = layer_outputs(problem, layer)
+
+    def function():
+        y, state = layer(problem.x, layer_state(case, problem.states))
+        return loss(problem, y, plain_states(case, state))
+
+    arrays = problem.arrays()
+    for name in problem.weights:
+        arrays[f"d_{name}"] = layer.parameters[f"{name}_l0"]  # live: edited in place
+    assert arrays.keys() == outputs.keys() - {"y", *case.states}
+    for name, array in arrays.items():
+        expected = central_differences(function, array)
+        assert np.abs(expected).max() > 1e-3, name
+        assert_close_to_differences(outputs[name], expected, name)
+
+
 def bits(array):
     return np.ascontiguousarray(array).tobytes()
 
@@ -119,6 +152,16 @@ def problem_arrays(problem):
     if problem.dstates is not None:
         arrays.extend(problem.dstates)
     return arrays
+
+
+def read_only(array):
+    array.setflags(write=False)
+    return array
+
+
+def names(argument):
+    """A pattern for a message that names the argument."""
+    return rf"\b{argument}\b"
 
 
 TESTS = Path(__file__).parent

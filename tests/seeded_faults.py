@@ -377,7 +377,7 @@ FAULTS = [
         FORWARD,
         "return 1 - kept(w, reserve, T, N, 0)",
         "return kept(w, reserve, T, N, 0)",
-        **only("trace"),
+        **only("lstm_options", "test_trace"),
     ),
     Fault(
         "save: matrices are written in Fortran's order",

@@ -123,6 +123,70 @@ def test_right_clipped_gradients_pass(make, clip, batch_first):
         rk.gradcheck(other, x, clip=clip)
 
 
+BOTH = rk.Clip(value=0.5, norm=0.6)
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [{"num_layers": 2}, {"bidirectional": True, "batch_first": True}],
+    ids=str,
+)
+def test_clipped_gradients_of_stacks_and_directions(make, keywords):
+    layer = make(**keywords)
+    reset = RESET.T if layer.batch_first else RESET
+    for inputs in ({}, {"lengths": LENGTHS}, {"reset": reset}):
+        report = rk.gradcheck(layer, clip=BOTH, max_entries=12, **inputs)
+        assert report.checked["x"] == 12
+    assert rk.gradcheck(layer, np.zeros((4, 3)), clip=BOTH, max_entries=12).ok  # unbatched
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_clipped_gradients_of_lengths_resets_and_ids_together(make, bidirectional):
+    layer = make(num_layers=2, bidirectional=bidirectional)
+    how = {"lengths": LENGTHS, "reset": RESET, "clip": BOTH, "max_entries": 12}
+    x = np.random.default_rng(1).standard_normal((6, 4, 3))
+    x[np.arange(6)[:, None] >= LENGTHS] = np.nan
+    assert rk.gradcheck(layer, x, **how).checked["x"] == 12
+    embedding = np.random.default_rng(2).standard_normal((7, 3))
+    assert rk.gradcheck(layer, embedding=embedding, **how).checked["embedding"] == 12
+    ids = np.random.default_rng(3).integers(0, 3, (6, 4))
+    ids[np.arange(6)[:, None] >= LENGTHS] = -1
+    assert "x" not in rk.gradcheck(layer, ids, **how).errors
+
+
+@pytest.mark.parametrize("keywords", [{"num_layers": 2}, {"bidirectional": True}], ids=str)
+@pytest.mark.parametrize(
+    "clip", [{"value": 0.3}, {"norm": 0.4}, {"value": 0.5, "norm": 0.6}], ids=str
+)
+def test_another_clip_than_that_asked_for_is_caught(make, keywords, clip):
+    """None, and one that is a thousandth wider, of a stack's gradients."""
+    right = type(make())
+
+    def other(change):
+        class Other(right):
+            def backward(self, out, dy, dstate, *, clip):
+                return super().backward(out, dy, dstate, clip=change(clip))
+
+        return Other(3, 5, rng=1, **keywords)
+
+    def wider(c):
+        return rk.Clip(*(limit and limit * 1.001 for limit in (c.value, c.norm)))
+
+    rk.gradcheck(other(lambda c: c), clip=rk.Clip(**clip), max_entries=30)
+    for change in (lambda c: None, wider):
+        with pytest.raises(GradientError):
+            rk.gradcheck(other(change), clip=rk.Clip(**clip), max_entries=30)
+
+
+def test_what_is_no_layer_or_no_clip_is_refused():
+    layer = rk.RNN(3, 5)
+    for wrong in (layer.freeze(), rk.Linear(3, 5), None):
+        with pytest.raises(TypeError, match="layer: expected an RNN, GRU or LSTM, got"):
+            rk.gradcheck(wrong)
+    with pytest.raises(TypeError, match="clip: expected a Clip"):
+        rk.gradcheck(layer, clip=0.5)
+
+
 @pytest.mark.parametrize("name", ["x", "h", "c", "weight_ih_l0", "weight_hh_l0", "bias_hh_l0"])
 def test_a_wrong_entry_is_caught_and_named(monkeypatch, name):
     layer = rk.LSTM(3, 5, rng=1)

@@ -8,10 +8,11 @@ import pytest
 
 import rnnkernel as rk
 import tolerances
-from drawn import central_differences, draw, draw_smooth, loss, reference_outputs
+from drawn import draw, draw_smooth, reference_outputs
 from helpers import (
     assert_same_bits,
     assert_same_outputs,
+    check_central_differences,
     check_values,
     layer_outputs,
     layer_state,
@@ -77,22 +78,7 @@ def test_larger_sizes(case, dtype, sizes):
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
 @pytest.mark.parametrize("sizes", [(4, 3, 4, 5), (3, 2, 3, 11)], ids=str)
 def test_every_gradient_equals_central_differences(case, sizes, bias):
-    problem = draw_smooth(case, *sizes, dtype=np.float64, seed=1, bias=bias)
-    layer = make_layer(problem)
-    outputs, _ = layer_outputs(problem, layer)
-
-    def function():
-        y, state = layer(problem.x, layer_state(case, problem.states))
-        return loss(problem, y, plain_states(case, state))
-
-    arrays = problem.arrays()
-    for name in problem.weights:
-        arrays[f"d_{name}"] = layer.parameters[f"{name}_l0"]  # live: edited in place
-    assert arrays.keys() == outputs.keys() - {"y", *case.states}
-    for name, array in arrays.items():
-        expected = central_differences(function, array)
-        assert np.abs(expected).max() > 1e-3, name
-        tolerances.assert_close_to_differences(outputs[name], expected, name)
+    check_central_differences(draw_smooth(case, *sizes, dtype=np.float64, seed=1, bias=bias))
 
 
 @pytest.mark.parametrize("clip", [{"value": 0.4}, {"value": 0.9, "norm": 2.0}], ids=str)

@@ -46,7 +46,7 @@ def draw(layer, T, N):
 def check(layer, x, state):
     """The call took the shorter way, and gave what `forward` gives."""
     __tracebackhide__ = True
-    assert infer(layer, None, x, state, 1) is not None
+    assert infer(layer, x, state, 1) is not None
     out = layer.forward(x, state)
     arrays = [x, *layer.parameters.values(), *([] if state is None else parts(state))]
     for run in (layer, layer.freeze()):
@@ -88,9 +88,9 @@ def test_what_is_not_plain_goes_the_other_way(layer):
     constant = np.broadcast_to(x[:, :1] if layer.batch_first else x[:1], x.shape)
     unaligned = np.frombuffer(b"\0" + x.tobytes(), np.uint8)[1:].view(x.dtype).reshape(x.shape)
     for other in (x.tolist(), x.astype(np.float16), x[:0], x[..., :3], constant, unaligned):
-        assert infer(layer, None, other, None, 1) is None
+        assert infer(layer, other, None, 1) is None
     for other in ((*states, states[0]), [*states], like([s[:, :1] for s in states])):
-        assert infer(layer, None, x, other, 1) is None
+        assert infer(layer, x, other, 1) is None
     assert_same_bits(layer(unaligned)[0], layer(x)[0])
     assert_same_bits(layer(constant)[0], layer(np.array(constant))[0])
 
@@ -101,7 +101,7 @@ def test_parameters_in_other_arrays(layer):
     name = "weight_ih_l0"
     array = layer.parameters[name]
     layer.parameters[name] = np.asfortranarray(array)
-    assert infer(layer, None, x, state, 1) is None
+    assert infer(layer, x, state, 1) is None
     assert_same_bits(layer(x, state)[0], expected)
     layer.parameters[name] = np.repeat(array, 2, axis=0)[::2]
     check(layer, x, state)

@@ -1,0 +1,68 @@
+"""What a constructor may be given, and the exception that names what it may not."""
+
+import numpy as np
+import pytest
+
+import rnnkernel as rk
+from helpers import construct, names
+
+
+@pytest.mark.parametrize("size", [2.5, 3.0, True, "3", None, [3], np.float32(3)], ids=repr)
+def test_sizes_are_integers(case, size):
+    with pytest.raises(TypeError, match=names("input_size")):
+        construct(case, size, 4)
+    with pytest.raises(TypeError, match=names("hidden_size")):
+        construct(case, 4, size)
+
+
+@pytest.mark.parametrize("size", [0, -1, -(2**40), -(2**70)])
+def test_sizes_are_positive(case, size):
+    with pytest.raises(ValueError, match=names("input_size")):
+        construct(case, size, 4)
+    with pytest.raises(ValueError, match=names("hidden_size")):
+        construct(case, 4, size)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        (2**62, 2**62),
+        (2**40, 2**40),
+        (2**62, 1),
+        (1, 2**62),
+        (2**33, 2**20),
+        (2**61, 2),
+        (2**63 - 1, 2**63 - 1),
+        (2**70, 1),
+        (1, 2**70),
+    ],
+    ids=str,
+)
+def test_sizes_whose_product_overflows(case, dtype, sizes):
+    with pytest.raises((MemoryError, ValueError)):
+        construct(case, *sizes, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    "wrong", [np.float16, np.int32, "complex64", bool, object, "no", 3], ids=str
+)
+def test_dtypes_are_float32_and_float64(case, wrong):
+    with pytest.raises((TypeError, ValueError), match=names("dtype")):
+        construct(case, 3, 4, dtype=wrong)
+
+
+def test_nonlinearities():
+    for wrong in ("sin", "", "TANH", None, 1):
+        with pytest.raises((TypeError, ValueError), match=names("nonlinearity")):
+            rk.RNN(3, 4, nonlinearity=wrong)
+
+
+@pytest.mark.parametrize("rng", ["seed", 1.5, object()], ids=["str", "float", "object"])
+def test_rng_is_a_seed_or_a_generator(case, rng):
+    with pytest.raises((TypeError, ValueError), match=names("rng")):
+        construct(case, 3, 4, rng=rng)
+
+
+def test_unknown_arguments_are_named(case):
+    with pytest.raises(TypeError, match="hidden_sise"):
+        construct(case, 3, 4, hidden_sise=4)
