@@ -255,9 +255,9 @@ FAULTS = [
     ),
     Fault(
         "lengths: rows take one step more than they have",
-        SEQUENCE,
-        'np.arange(longest), "right")',
-        'np.arange(longest), "left")',
+        "rnnkernel/_rows.pyx",
+        "return order, by_position, alive[1:]",
+        "return order, by_position, alive[:-1]",
         **only("lengths"),
     ),
     Fault(
@@ -301,6 +301,77 @@ FAULTS = [
         "by_position[t[s, position], position]",
         "by_position[t[s, position] - 1, position]",
         **only("reset"),
+    ),
+    Fault(
+        "threads: forward, the last unit block is nobody's",
+        FORWARD,
+        "part.block_end = r.blocks * (member + 1) // members",
+        "part.block_end = r.blocks * (member + 1) // members - (members > 1 and member == 1)",
+        **only("split"),
+    ),
+    Fault(
+        "threads: forward, a tile forgets its first row",
+        FORWARD,
+        "part.begin, part.end = plan.bounds[i], plan.bounds[i + 1]",
+        "part.begin, part.end = plan.bounds[i] + (i > 0), plan.bounds[i + 1]",
+        **only("split"),
+    ),
+    Fault(
+        "threads: backward, a share forgets its last row",
+        BPTT,
+        "s.end = row_part(r, c, member + 1, members)",
+        "s.end = row_part(r, c, member + 1, members) - (member + 1 < members)",
+        **only("split_backward"),
+    ),
+    Fault(
+        "threads: backward, the last columns of x are nobody's",
+        BPTT,
+        "s.x_past = part(x_groups, s.member + 1, s.members)",
+        "s.x_past = part(x_groups, s.member + 1, s.members) - (s.members > 1)",
+        **only("split_backward"),
+    ),
+    Fault(
+        "packing: a thread leaves its last block to nobody",
+        PACKING,
+        "&panels[i], panels[i].blocks * part // parts, panels[i].blocks * (part + 1) // parts",
+        "&panels[i], panels[i].blocks * part // parts, "
+        "panels[i].blocks * (part + 1) // parts - (part + 1 < parts)",
+        **only("packing"),
+    ),
+    Fault(
+        "stacks: dx of the second direction replaces that of the first",
+        PASSES,
+        "dx = dpart if dx is None else np.add(dx, dpart, out=dx)",
+        "dx = dpart",
+        **only("stacks"),
+    ),
+    Fault(
+        "stacks: all layers begin with the states of the first",
+        PASSES,
+        'np.array(initial[0][index], order="C")',
+        'np.array(initial[0][d], order="C")',
+        **only("stacks"),
+    ),
+    Fault(
+        "plain calls: all layers begin with the states of the first",
+        "rnnkernel/_plain.pyx",
+        "<char *>cnp.PyArray_DATA(a) + index * cnp.PyArray_STRIDE(a, 0) m.row",
+        "<char *>cnp.PyArray_DATA(a); m.row",
+        **only("plain"),
+    ),
+    Fault(
+        "frozen layers: what they show is the layer's own",
+        "rnnkernel/inference.py",
+        'copied = array.copy(order="C") copied.flags.writeable = False',
+        "copied = np.asarray(array)",
+        **only("freeze"),
+    ),
+    Fault(
+        "clip_grad_norm: short gradients are made longer",
+        "rnnkernel/clipping.py",
+        "if total > max_norm:",
+        "if total > 0:",
+        **only("clipping", "clip_grad"),
     ),
     Fault(
         "dropout: every step has the mask of the first",
@@ -414,8 +485,14 @@ def copy_sources(to):
 
 
 def run(tree, *command):
-    # one instruction set: all are compiled from the same source
-    environment = {**os.environ, "RNNKERNEL_BUILD_ISAS": "baseline", "RNNKERNEL_ISA": "baseline"}
+    # one instruction set: all are compiled from the same source; and the copy in every process
+    # that a test starts, too
+    environment = {
+        **os.environ,
+        "RNNKERNEL_BUILD_ISAS": "baseline",
+        "RNNKERNEL_ISA": "baseline",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(tree), os.environ.get("PYTHONPATH")])),
+    }
     return subprocess.run(
         [sys.executable, *command], cwd=tree, env=environment, capture_output=True, text=True
     )
