@@ -184,7 +184,9 @@ cdef Py_ssize_t lay_out(Bptt *r, char *base, Py_ssize_t sums, int team) except -
     cdef Py_ssize_t most = r.chunk_rows, dx_rows = 0, groups
     m.base, m.used = base, 0
     r.flags = <rk_flag *>take(&m, (team + 1) * sizeof(rk_flag))
-    r.zeros = take(&m, RK_TRANSPOSED_VECTORS * r.kernels.lanes * r.item)
+    r.zeros = take(
+        &m, max(RK_TRANSPOSED_VECTORS * r.kernels.lanes, r.gradient_slots * r.units) * r.item
+    )
     r.dh = take(&m, r.N * r.pitch * r.item)
     r.dc = take(&m, r.N * r.pitch * r.item if r.cell.states == 2 else 0)
     if sums > 0:
@@ -365,6 +367,7 @@ def backward(
     if r.T == 0 or r.N == 0 or rows is not None and len(rows.alive) == 0:
         no_steps(dh_n, dc_n, dx if r.T > 0 else None, dh0, dc0, dtable)
         return
+    r.fresh = gradients.begin(index is not None and x.shape[0] == 0)
     set_arrivals(&r, dy, limit, norm_limit, flow)
     set_dx(&r, dx)
     set_rows(&r, rows)

@@ -50,7 +50,7 @@ cdef struct Bptt:
     const char *input_transposed
     const char *peepholes
     double cell_clip
-    const char *zeros                   # a column block of them
+    const char *zeros                   # as many as a block of any product has columns
     # what arrives
     const char *dy                      # as y, units dy_unit apart; or NULL
     Py_ssize_t dy_time, dy_batch, dy_unit
@@ -75,6 +75,7 @@ cdef struct Bptt:
     char *h_groups                      # likewise h_{t-1}
     Py_ssize_t group                    # from one group to the next
     # gradients, packed as in PackedGradients
+    bint fresh                          # whether the sums of products are yet to be begun
     char *bias_gradient
     char *input_gradient
     char **recurrent_gradient

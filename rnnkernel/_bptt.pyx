@@ -43,6 +43,7 @@ cdef double L2_BYTES = 1 << 20          # of a usual core; a hint, no result dep
 
 cdef struct Chunk:
     Py_ssize_t t0, steps, rows
+    bint first                          # whose sums nothing was added to yet
 
 
 # What one thread takes of every step of a chunk. Columns and units count in vectors.
@@ -169,6 +170,7 @@ cdef Chunk chunk_before(const Bptt *r, Py_ssize_t past) noexcept nogil:
             c.t0 -= 1
             c.rows += r.alive[c.t0]
     c.steps = past - c.t0
+    c.first = r.fresh and past == r.T
     return c
 
 
@@ -531,13 +533,15 @@ cdef void steps_back(const Bptt *r, const Share *s, const Chunk *c) noexcept nog
 cdef void add_outer(
     const Bptt *r, const Chunk *c, rk_product *p, const char *a, Py_ssize_t a_row, const char *b
 ) noexcept nogil:
-    """C += A' B over all rows of the chunk, last first; A's lie `a_row` apart."""
+    """C += A' B over all rows of the chunk, last first; A's lie `a_row` apart. The first chunk
+    begins with zeros."""
     cdef Py_ssize_t b_row = r.gradient_slots * r.units
     p.a = a + (c.rows - 1) * a_row * r.item
     p.b = b + (c.rows - 1) * b_row * r.item
     p.outer, p.inner = 1, c.rows
     p.a_outer = p.b_outer = 0
     p.a_inner, p.b_inner = -a_row, -b_row
+    p.init, p.init_block = r.zeros if c.first else NULL, 0
     r.kernels.product(p)
 
 
@@ -548,8 +552,7 @@ cdef rk_product block_gradient(
     cdef rk_product p
     p.rows, p.blocks = rows, 1
     p.vectors = p.last_vectors = window.slots * r.cell.unit_vectors
-    p.b_block = p.c_block = p.init_block = 0
-    p.init = NULL
+    p.b_block = p.c_block = 0
     p.c = gradient + block * rows * window.slots * r.units * r.item
     return p
 
@@ -616,11 +619,11 @@ cdef void add_projection_gradient(
     p.a = r.projected_dh + last * r.item
     p.a_row = r.flat_a
     p.b = r.early + (last + column * width) * r.item
-    p.a_outer = p.b_outer = p.b_block = p.c_block = p.init_block = 0
+    p.a_outer = p.b_outer = p.b_block = p.c_block = 0
     p.a_inner = p.b_inner = -r.pitch
     p.c = r.projection_gradient + column * r.P * width * r.item
     p.c_row = r.projection_c
-    p.init = NULL
+    p.init, p.init_block = r.zeros if c.first else NULL, 0
     r.kernels.product(&p)
 
 
@@ -707,6 +710,7 @@ cdef void add_constant_gradient(const Bptt *r, Py_ssize_t block) noexcept nogil:
     p.a_outer = p.b_outer = 0
     p.a_inner, p.b_inner = -r.x_time, -width
     p.a_row, p.c_row = r.flat_a, r.input_c
+    p.init, p.init_block = r.zeros, 0
     r.kernels.product(&p)
 
 

@@ -80,5 +80,8 @@ cdef class PackedGradients:
     cdef char *input                          # [block][I][G][U]
     cdef char *recurrent[2]                   # [block][P][slots][U]
     cdef char *projection                     # [columns of H][P][4 vectors], or NULL
+    cdef char *end
+    cdef bint fresh                           # whether nothing was summed yet
 
+    cdef bint begin(self, bint scattered) noexcept
     cdef void unpack_projection(self, weight_hr) noexcept

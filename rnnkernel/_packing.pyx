@@ -464,16 +464,20 @@ cdef class PackedWeights:
 
 
 cdef class PackedGradients:
-    """Gradients of one layer and direction's weights, summed in the packed layout."""
+    """Gradients of one layer and direction's weights, summed in the packed layout.
+
+    Of all but the biases the first sums are written, not added: zeros beforehand would be one more
+    pass over memory.
+    """
 
     def __init__(self, PackedWeights weights):
         cdef int phase, sized
-        cdef Py_ssize_t place = 0, begin = 0, row = weights.blocks * weights.units * weights.item
+        cdef Py_ssize_t place = 0, row = weights.blocks * weights.units * weights.item
         self.weights = weights
         for sized in range(2):  # first how much it is, then where
             if sized:
                 self.memory = new_memory(place)
-                begin = place = aligned(address(self.memory))
+                place = aligned(address(self.memory))
             self.bias = carve(&place, weights.gradient_slots * row)
             self.input = carve(&place, weights.input_size * weights.cell.input.slots * row)
             for phase in range(weights.cell.phases):
@@ -486,8 +490,18 @@ cdef class PackedGradients:
                     weights.column_blocks(weights.hidden_size) * weights.projected_size
                     * RK_TRANSPOSED_VECTORS * weights.kernels.lanes * weights.item,
                 )
-        with nogil:
-            memset(<char *>begin, 0, place - begin)
+        self.end = <char *>place
+        self.fresh = True
+        memset(self.bias, 0, weights.gradient_slots * row)
+
+    cdef bint begin(self, bint scattered) noexcept:
+        """Whether the sums are yet to be begun, as the caller then does; where W_ih's are
+        `scattered`, zeros stand there."""
+        cdef bint fresh = self.fresh
+        self.fresh = False
+        if fresh and scattered:
+            memset(self.input, 0, self.recurrent[0] - self.input)
+        return fresh
 
     def unpack(
         self,
@@ -507,6 +521,8 @@ cdef class PackedGradients:
         cdef Py_ssize_t size
         cdef Panel[3] panels
         cdef long long began = nanoseconds()
+        if self.begin(False):  # there were no steps
+            memset(self.input, 0, self.end - self.input)
         if w.cell.input.slots < w.cell.gates:  # a gate whose weights have no effect
             for array in (weight_ih, weight_hh, bias_ih, bias_hh, weight_ch):
                 if array is not None:
