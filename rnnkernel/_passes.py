@@ -143,7 +143,7 @@ def forward(
         layer_x = table.x(layer.input_size, layer.dtype)
         columns = table.ids if table.rows is None else None
     elif training:
-        layer_x = copy_steps(x, lengths, threads)
+        layer_x = x if _stays(x) else copy_steps(x, lengths, threads)
     for k in range(L):
         y = layout.allocate("y", T, N, D * P, layer.dtype)
         if k == L - 1 and out is not None and not keeps and _writes_direct(out):
@@ -189,10 +189,11 @@ def forward(
         if dropped is not None and k < L - 1:
             layer_x = dropped(k, y, _check.allocate("y", y.shape, layer.dtype), threads)
 
-    result = layout.caller_view(y)
     if keeps:
-        result = result.view()
-        result.flags.writeable = False
+        for array in (y, y.base):  # batch_first sees what it allocates transposed
+            if array is not None:
+                array.flags.writeable = False
+    result = layout.caller_view(y)
     if out is not None:
         if not np.shares_memory(result, out):
             out[...] = result
@@ -296,6 +297,18 @@ def backward(
         dembedding,
         _flow(layer, records) if flow else None,
     )
+
+
+def _stays(x: np.ndarray) -> bool:
+    """Whether BPTT can read x itself again: nobody writes to it, down to what owns its memory."""
+    if x.shape[2] > 1 and x.strides[2] != x.itemsize:
+        return False
+    owner: Any = x
+    while isinstance(owner, np.ndarray):
+        if owner.flags.writeable:
+            return False
+        owner = owner.base
+    return owner is None or isinstance(owner, bytes)
 
 
 def _writes_direct(out: np.ndarray) -> bool:

@@ -227,8 +227,10 @@ class _Layer(Inference):
             Of the layer's dtype: what the ids in x stand for.
         training : bool
             Keeps what `backward` needs, in memory of its own: 5 H numbers per step and row for
-            LSTM, 4 H for GRU, none for RNN, and a copy of x. Dropout acts, and keeps a copy of
-            what it leaves of every layer's output but the last's.
+            LSTM, 4 H for GRU, none for RNN, and a copy of x. An x that is read-only, with every
+            array that it is a view of, is kept instead of copied, as the `y` of another training
+            forward is: it is not to be made writeable again before `backward`. Dropout acts, and
+            keeps a copy of what it leaves of every layer's output but the last's.
         trace : bool
             Keeps the states and gates of every step, for `out.trace`: no more memory than training
             takes for them.

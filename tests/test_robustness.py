@@ -6,8 +6,10 @@ import os
 import sys
 import threading
 import time
+import tracemalloc
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -319,6 +321,71 @@ def test_the_tape_outlives_the_callers_arrays(case, dtype):
     for s in problem.states:
         s[...] = np.nan
     assert_same_outputs(named_outputs(case, out, run_backward(problem, layer, out)), expected)
+
+
+def test_a_readonly_view_does_not_keep_an_array_from_changing(case, dtype):
+    problem = draw(case, T=5, N=4, I=3, H=9, dtype=dtype)
+    layer = make_layer(problem)
+    expected, _ = layer_outputs(problem, layer)
+    seen = problem.x.view()
+    seen.flags.writeable = False
+    out = run_forward(replace(problem, x=seen), layer)
+    problem.x[...] = np.nan
+    assert_same_outputs(named_outputs(case, out, run_backward(problem, layer, out)), expected)
+
+
+def kept_by_training(layer, x, **options):
+    """Bytes that the output holds beyond y, and the gradients."""
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        out = layer.forward(x, training=True, **options)
+        kept = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    return kept, layer.backward(out, out.y)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_an_x_that_nobody_writes_to_is_not_copied(case, batch_first):
+    T, N, H = 40, 8, 32
+    layer = getattr(rk, case.layer)(H, H, batch_first=batch_first, rng=0, **case.options)
+    x = np.random.default_rng(0).standard_normal((T, N, H)).astype(np.float32)
+    x = np.ascontiguousarray(x.swapaxes(0, 1)) if batch_first else x
+    lengths = np.random.default_rng(1).integers(1, T + 1, N)
+    frozen = x.copy()
+    frozen.flags.writeable = False
+    other = rk.RNN(H, H, batch_first=batch_first, rng=1).forward(x, training=True).y
+    immutable = np.frombuffer(x.tobytes(), np.float32).reshape(x.shape)
+    for options in ({}, {"lengths": lengths}):
+        kept, expected = kept_by_training(layer, x, **options)
+        for same in (frozen, frozen[:], immutable):
+            less, grads = kept_by_training(layer, same, **options)
+            assert kept - less > 0.9 * x.nbytes
+            assert_same_bits(grads.x, expected.x)
+            for name, gradient in grads.parameters.items():
+                assert_same_bits(gradient, expected.parameters[name], name)
+        copied, _ = kept_by_training(layer, other.copy(), **options)
+        assert copied - kept_by_training(layer, other, **options)[0] > 0.9 * x.nbytes
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_a_large_batch_outlives_the_callers_array(num_threads):
+    """Large enough that threads share the copy of x."""
+    T, N, H = 40, 64, 128
+    layer, rng = rk.GRU(H, 16, rng=0), np.random.default_rng(0)
+    x = rng.standard_normal((T, N, H)).astype(np.float32)
+    lengths = rng.integers(0, T + 1, N)
+    for options in ({}, {"lengths": lengths}):
+        out = layer.forward(x, training=True, num_threads=1, **options)
+        expected = layer.backward(out, out.y, num_threads=1)
+        copy = x.copy()
+        out = layer.forward(copy, training=True, num_threads=num_threads, **options)
+        copy[...] = np.nan
+        grads = layer.backward(out, out.y, num_threads=num_threads)
+        assert_same_bits(grads.x, expected.x)
+        for name, gradient in grads.parameters.items():
+            assert_same_bits(gradient, expected.parameters[name], name)
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])
