@@ -42,7 +42,10 @@ static int RK(clip_row)(real *row, ptrdiff_t n, double limit, double norm_limit)
 static void RK(arrive)(const rk_arrival *p)
 {
     const int clips = !(__builtin_isinf(p->limit) && __builtin_isinf(p->norm_limit));
-    for (ptrdiff_t row = 0; row < p->rows; row++) {
+    const ptrdiff_t count = p->order ? p->ordered : p->rows;
+    for (ptrdiff_t k = 0; k < count; k++) {
+        const ptrdiff_t row = p->order ? p->order[k] - p->first : k;
+        if (row < 0 || row >= p->rows) continue;
         real *dh = (real *)p->dh + row * p->pitch;
         real *dc = p->dc ? (real *)p->dc + row * p->pitch : NULL;
         if (p->dy) {

@@ -154,6 +154,9 @@ typedef struct {
     const void *dy; /* dL/dy_t, or NULL */
     const ptrdiff_t *dy_row; /* (rows) offsets */
     ptrdiff_t dy_unit; /* stride between units */
+    const ptrdiff_t *order; /* (ordered) the rows, counted from -first, in the order that dy has
+                               them in memory, others among them; or NULL */
+    ptrdiff_t ordered, first;
     double limit, norm_limit; /* of elements and of a row's norm; infinite: no clipping */
     double *dh_norm, *dc_norm; /* (rows) out: norm of each row before clipping, or NULL */
     unsigned char *clipped; /* (rows) out: whether the row was changed, or NULL */

@@ -218,7 +218,7 @@ cdef Py_ssize_t lay_out(Bptt *r, char *base, Py_ssize_t sums, int team) except -
     r.first, r.dgates_row = take_offsets(&m, most), take_offsets(&m, most)
     r.tile_chunk_row, r.group_row = take_offsets(&m, most), take_offsets(&m, most)
     r.dx_at, r.table_at = take_offsets(&m, most), take_offsets(&m, most)
-    r.flat_row = take_offsets(&m, most)
+    r.flat_row, r.in_memory = take_offsets(&m, most), take_offsets(&m, most)
     r.x_row, r.y_row = take_offsets(&m, r.N), take_offsets(&m, r.N)
     r.h0_row, r.dy_row = take_offsets(&m, r.N), take_offsets(&m, r.N)
     r.tile_row, r.dx_from = take_offsets(&m, r.N), take_offsets(&m, r.N)

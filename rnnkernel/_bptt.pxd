@@ -32,6 +32,7 @@ cdef struct Bptt:
     Py_ssize_t *dgates_row              # by step and position: the row's place in dgates
     Py_ssize_t *tile_chunk_row          # likewise in tiles (rows of the chunk, pitch)
     Py_ssize_t *group_row               # likewise in a group
+    Py_ssize_t *in_memory               # by row: its position, where rows differ
     Py_ssize_t *dx_at                   # by row: its place in dx, from the chunk's first step on
     # what forward had and left
     const char *x                       # x[t, n, :] at t * x_time + x_row[n], contiguous

@@ -140,6 +140,7 @@ cdef void list_rows(const Bptt *r, const Chunk *c) noexcept nogil:
                 p = r.position[n]
                 if p >= r.alive[c.t0 + t]:
                     continue
+                r.in_memory[k] = p
             r.dgates_row[at + p] = r.flat_row[k]
             r.tile_chunk_row[at + p] = k * r.pitch
             r.group_row[at + p] = k * GROUP
@@ -286,7 +287,9 @@ cdef inline void meet(const Bptt *r, const Share *s) noexcept nogil:
 # -- one step ------------------------------------------------------------------------------------
 
 
-cdef void arrive(const Bptt *r, const Share *s, Py_ssize_t t, Py_ssize_t rows) noexcept nogil:
+cdef void arrive(
+    const Bptt *r, const Share *s, Py_ssize_t t, Py_ssize_t rows, const Py_ssize_t *order
+) noexcept nogil:
     """dy joins what comes from the step after, norms are recorded, clipping acts."""
     cdef rk_arrival a
     cdef Py_ssize_t begin = s.begin, lanes = r.kernels.lanes
@@ -309,6 +312,9 @@ cdef void arrive(const Bptt *r, const Share *s, Py_ssize_t t, Py_ssize_t rows) n
         a.dy = r.dy + (t * r.dy_time + column * r.dy_unit) * r.item
     a.dy_row = r.dy_row + begin
     a.dy_unit = r.dy_unit
+    a.order, a.ordered, a.first = order, 0, begin
+    if order != NULL:
+        a.ordered = r.alive[t]
     a.limit, a.norm_limit = r.limit, r.norm_limit
     a.dh_norm = a.dc_norm = NULL
     a.clipped = NULL
@@ -342,12 +348,17 @@ cdef void into_groups(
 
 cdef void keep_operands(
     const Bptt *r, const Share *s, Py_ssize_t t, Py_ssize_t at, const rk_step_backward *step,
-    const unsigned char *reset,
+    const unsigned char *reset, const Py_ssize_t *order,
 ) noexcept nogil:
     """x and h_{t-1} of the rows of a step into the chunk's groups: in x and y themselves the rows
     that a tile of the weight gradients goes through would compete for a few sets of L1."""
-    cdef Py_ssize_t n, g, k, x
-    for n in range(step.rows):
+    cdef Py_ssize_t i, n, g, k, x
+    for i in range(step.rows if order == NULL else r.alive[t]):
+        n = i
+        if order != NULL:
+            n = order[i] - s.begin
+            if n < 0 or n >= step.rows:
+                continue
         k = r.group_row[at + n] * r.item
         if r.x_groups != NULL:
             x = t * r.x_time + r.x_row[s.begin + n]
@@ -462,9 +473,12 @@ cdef void step_back(
     cdef Py_ssize_t row_gates = r.cell.memory_slots * r.units, begin = s.begin
     cdef Py_ssize_t tile = begin * r.pitch * r.item, at = r.first[t - c.t0] + begin
     cdef const unsigned char *reset = NULL
+    cdef const Py_ssize_t *order = NULL  # that dy, x and y have in memory, which is read ahead
     cdef rk_step_backward step
     cdef int i
-    arrive(r, s, t, rows)
+    if r.alive != NULL:
+        order = r.in_memory + r.first[t - c.t0]
+    arrive(r, s, t, rows, order)
 
     step.rows, step.hidden = rows, r.H
     step.block_begin, step.block_end = s.block_begin, s.block_end
@@ -501,7 +515,7 @@ cdef void step_back(
 
     if r.resets != NULL and r.resets[t] and any_set(r.reset + t * r.N + begin, rows):
         reset = r.reset + t * r.N + begin
-    keep_operands(r, s, t, at, &step, reset)
+    keep_operands(r, s, t, at, &step, reset, order)
     if reset != NULL:
         begin_segments(r, s, reset, &step)
     if r.projection_transposed != NULL:

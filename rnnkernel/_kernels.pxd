@@ -93,6 +93,8 @@ cdef extern from "rnnkernel.h" nogil:
         const void *dy
         const Py_ssize_t *dy_row
         Py_ssize_t dy_unit
+        const Py_ssize_t *order
+        Py_ssize_t ordered, first
         double limit, norm_limit
         double *dh_norm
         double *dc_norm
