@@ -183,6 +183,7 @@ setup(
             extension("_rows"),
             extension("_scratch"),
             extension("_forward"),
+            extension("_stack"),
             extension("_plain"),
             extension("_backward"),
             extension("_bptt"),

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rnnkernel import _backward, _forward
+from rnnkernel import _backward, _forward, _stack
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,26 @@ class Checkpoints:
     states: list[tuple[np.ndarray, np.ndarray | None]] = field(default_factory=list)
 
 
-def forward(one: Any, h_n: np.ndarray, c_n: np.ndarray | None, threads: int) -> None:
-    """`_forward.forward` of a pass, which fills its checkpoints."""
+def forward(layers: list[list[tuple]], threads: int) -> None:
+    """`_stack.forward` of layers and directions, each a pass with its h_n and c_n; those that have
+    checkpoints are alone, and theirs are filled."""
+    one, h_n, c_n = layers[0][0]
     if one.checkpoints is None:
-        _forward.forward(
-            one.weights, one.x, one.h0, one.c0, one.y, h_n, c_n, one.reserve, threads, one.rows,
-            one.index,
-        )  # fmt: skip
+        _stack.forward([[_arrays(*each) for each in layer] for layer in layers], threads)
         return
+    for layer in layers:
+        for each in layer:
+            _in_segments(*each, threads)
+
+
+def _arrays(one: Any, h_n: np.ndarray, c_n: np.ndarray | None) -> tuple:
+    """A pass as `_stack.forward` takes it."""
+    return (
+        one.weights, one.x, one.h0, one.c0, one.y, h_n, c_n, one.reserve, one.rows, one.index
+    )  # fmt: skip
+
+
+def _in_segments(one: Any, h_n: np.ndarray, c_n: np.ndarray | None, threads: int) -> None:
     if one.rows is not None:
         one.y[...] = 0  # past the ends
     h, c = one.h0, one.c0
@@ -41,7 +53,12 @@ def forward(one: Any, h_n: np.ndarray, c_n: np.ndarray | None, threads: int) -> 
             c = None if c_n is None else _forward.pack_cells(one.weights, c_n, order)
             one.checkpoints.states.append((h, c))
         x, y = _cut(one.x, part, rows), _cut(one.y, part, rows)
-        _forward.forward(one.weights, x, h, c, y, h_n, c_n, None, threads, rows, one.index)
+        _run(one, x, h, c, y, h_n, c_n, None, rows, threads)
+
+
+def _run(one: Any, x, h, c, y, h_n, c_n, reserve, rows, threads: int) -> None:
+    """One segment."""
+    _stack.forward([[(one.weights, x, h, c, y, h_n, c_n, reserve, rows, one.index)]], threads)
 
 
 def backward(
@@ -77,7 +94,7 @@ def backward(
     for (part, rows), (h, c) in reversed(list(zip(_segments(one), states, strict=True))):
         x, y = _cut(one.x, part, rows), _cut(one.y, part, rows)
         again = np.lib.stride_tricks.as_strided(nowhere, (len(y), N, P), (0, *nowhere.strides))
-        _forward.forward(one.weights, x, h, c, again, h_n, c_n, reserve, threads, rows, one.index)
+        _run(one, x, h, c, again, h_n, c_n, reserve, rows, threads)
         _backward.backward(
             one.weights, gradients, x, h, c, y, reserve, _cut(dy, part, rows), dh_n, dc_n,
             *limits, None if flow is None else tuple(record[part] for record in flow),

@@ -15,6 +15,7 @@ cdef struct Run:
     const rk_cell *cell
     Py_ssize_t T, N, I, H, P, item, units, blocks
     Py_ssize_t first              # steps first..T are run
+    Py_ssize_t count              # rows (t, n) in all steps
     Py_ssize_t chunk              # steps projected at once
     const char *x                 # x[t, n, i] at t * x_time + x_row[n] + i * x_unit
     Py_ssize_t x_time, x_batch, x_unit
@@ -51,6 +52,7 @@ cdef struct Run:
     Py_ssize_t *chunk_gates       # and in gates
     # rows that differ, or NULL
     const Py_ssize_t *alive       # (T): how many rows have each step, the first ones
+    const Py_ssize_t *order       # by position: the batch row
     const Py_ssize_t *x_row
     const Py_ssize_t *start       # steps of y before a row's first
     const Py_ssize_t *length
@@ -81,12 +83,30 @@ cdef struct Plan:
     rk_flag *flags
 
 
+# A run with what belongs to it: its team's plan, and states where the caller has them.
+cdef struct Pass:
+    Run run
+    Plan plan
+    Matrix h0, h_n, c_n           # c_n may have no data
+    char *reserve                 # receives the gates, or NULL
+
+
 cdef void set_weights(Run *r, PackedWeights w, Py_ssize_t N) noexcept
-cdef int run_layer(
-    Run *r, PackedWeights w, const Matrix *h0, const Matrix *h_n, const Matrix *c_n, char *reserve,
-    rows, index, int threads,
+cdef int set_arrays(
+    Pass *one, PackedWeights w, x, h0, c0, y, h_n, c_n, reserve, rows, index
 ) except -1
+cdef double flops_of(const Run *r) noexcept
+cdef double team_step(const Run *r, Py_ssize_t rows, int team) except -1
 cdef int plan_team(
-    Plan *plan, const Run *r, Scratch scratch, double flops, Py_ssize_t rows, int threads
+    Plan *plan, const Run *r, Scratch scratch, Py_ssize_t rows, int team
 ) except -1
+cdef int divide(
+    Run *r, Plan *plan, Scratch scratch, rows, int team, Py_ssize_t piece
+) except -1
+cdef int lay_out(Pass *one, Scratch scratch, rows, index) except -1
+cdef void prepare_weights_of(
+    const Run *r, const Plan *plan, int members, int member
+) noexcept nogil
 cdef void run_team(const Run *r, const Plan *plan, int members, int member) noexcept nogil
+cdef void take_states(const Pass *one, PackedWeights w) noexcept
+cdef void keep_states(const Pass *one, PackedWeights w) noexcept

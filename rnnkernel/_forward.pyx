@@ -1,4 +1,4 @@
-"""The forward time loop: every step of one layer and direction.
+"""The forward time loop: the steps of one layer and direction.
 
 The loop knows time, rows, unit blocks and threads, and nothing of gates: a cell is a row of the C
 table. A team of threads either splits the batch, and each takes its rows through all steps without
@@ -6,9 +6,6 @@ waiting for another, or it splits the units: then each streams only its part of 
 meet at every step, since the next one reads all of h. Where rows differ in length or have resets
 they go by position and own step (rnnkernel/_sequence.py), and a step takes those that are alive.
 """
-
-from cython.parallel cimport parallel
-from libc.string cimport memset
 
 cimport numpy as cnp
 
@@ -37,10 +34,9 @@ from rnnkernel._packing cimport PackedWeights, Panel, address, pack_share, run_b
 from rnnkernel._rows cimport any_set, cells_after_reset, clear_ends, clear_rows
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._states cimport Matrix, copy_row, pack_cell_states, unpack_cell_state
-from rnnkernel._team cimport rk_flag, rk_meet, rk_member, rk_members
+from rnnkernel._team cimport rk_flag, rk_meet
 
 from rnnkernel._memory import aligned_empty, tile_pitch
-from rnnkernel.profiling import current
 
 cnp.import_array()
 
@@ -355,17 +351,14 @@ cdef void run_part(const Run *r, const Part *part) noexcept nogil:
     charge(part.clock, LOOP)
 
 
-cdef void run_team(const Run *r, const Plan *plan, int members, int member) noexcept nogil:
-    """What one member of a team does of a call."""
+cdef void prepare_weights_of(
+    const Run *r, const Plan *plan, int members, int member
+) noexcept nogil:
+    """What one member of a team does before the first step: its share of panels and table."""
     cdef Py_ssize_t i = member
     cdef Clock clock = start_clock(r.spent, member)
-    cdef Part part
-    part.clock = &clock
-    part.panel = r.passing_panels + member * r.passing_bytes
     if r.panels != NULL:
-        pack_share(
-            &r.panels[r.passing], r.panel_count - r.passing, member, members
-        )
+        pack_share(&r.panels[r.passing], r.panel_count - r.passing, member, members)
         charge(&clock, PACK)
         if members > 1 and not plan.by_units:  # of units each uses what it has packed
             rk_meet(plan.flags, members, member)
@@ -377,6 +370,15 @@ cdef void run_team(const Run *r, const Plan *plan, int members, int member) noex
     if plan.pieces > 0 and members > 1:
         rk_meet(plan.flags, members, member)
         charge(&clock, WAITING)
+
+
+cdef void run_team(const Run *r, const Plan *plan, int members, int member) noexcept nogil:
+    """What it does of the steps."""
+    cdef Py_ssize_t i
+    cdef Clock clock = start_clock(r.spent, member)
+    cdef Part part
+    part.clock = &clock
+    part.panel = r.passing_panels + member * r.passing_bytes
     part.flags = plan.flags
     part.members, part.member = 1, 0
     part.block_begin, part.block_end = 0, r.blocks
@@ -398,15 +400,6 @@ cdef void run_team(const Run *r, const Plan *plan, int members, int member) noex
         part.chunk_gates = r.chunk_gates + part.begin * r.chunk
         run_part(r, &part)
         i += members
-
-
-cdef void run_plan(const Run *r, const Plan *plan) noexcept nogil:
-    if plan.team == 1:
-        run_team(r, plan, 1, 0)
-        return
-    memset(plan.flags, 0, plan.team * sizeof(rk_flag))
-    with parallel(num_threads=plan.team):
-        run_team(r, plan, rk_members(), rk_member())
 
 
 cdef void bound_tiles(
@@ -461,44 +454,54 @@ cdef double step_time(
 ) noexcept:
     """Microseconds that a thread takes for a step of some rows of some blocks, roughly.
 
-    The products of a row take 5 ns a KiB of weights; the weights come once, at 60 GB/s where a
-    core's L2 holds those of all its blocks and at 20 GB/s from beyond.
+    It takes 0.3 us by itself. The products of a row take 5 ns a KiB of weights; these come once,
+    at 60 GB/s where a core's L2 holds those of all its blocks and at 20 GB/s from beyond.
     """
     cdef double weights = <double>blocks * weight_bytes
-    return rows * weights * 5e-6 + weights / (60e3 if weights < 768e3 else 20e3)
+    return 0.3 + rows * weights * 5e-6 + weights / (60e3 if weights < 768e3 else 20e3)
 
 
-cdef bint splits_units(const Run *r, Py_ssize_t rows, int team) noexcept:
-    """Whether threads share a step of so many rows by its units rather than by its rows.
+cdef double shared_step(const Run *r, Py_ssize_t rows, int team, bint units) noexcept:
+    """Microseconds that a team takes for a step of so many rows, shared by units or by rows.
 
     Of units each thread streams only its own weights, which several threads' L2 may hold together;
     for that all meet, in 0.4 us, and read what the others have written of h.
     """
     cdef int phase
     cdef Py_ssize_t slots = 0, weight_bytes
-    cdef double meeting
-    if SPLIT is not None:
-        return SPLIT == "units"
     for phase in range(r.cell.phases):
         slots += r.cell.recurrent[phase].slots
     weight_bytes = slots * r.units * r.P * r.item
-    meeting = r.cell.phases * (0.4 + rows * r.P * r.item * 50e-6)
-    return step_time(rows, (r.blocks + team - 1) // team, weight_bytes) + meeting < step_time(
-        (rows + team - 1) // team, r.blocks, weight_bytes
+    if not units:
+        return step_time((rows + team - 1) // team, r.blocks, weight_bytes)
+    return step_time(rows, (r.blocks + team - 1) // team, weight_bytes) + (
+        r.cell.phases * (0.4 + rows * r.P * r.item * 50e-6)
     )
 
 
+cdef bint splits_units(const Run *r, Py_ssize_t rows, int team) except -1:
+    """Whether threads share a step of so many rows by its units rather than by its rows."""
+    if SPLIT is not None:
+        return SPLIT == "units"
+    return shared_step(r, rows, team, True) < shared_step(r, rows, team, False)
+
+
+cdef double team_step(const Run *r, Py_ssize_t rows, int team) except -1:
+    """Microseconds that a team takes for a step, shared as it would share it."""
+    return shared_step(r, rows, team, team > 1 and splits_units(r, rows, team))
+
+
 cdef int plan_team(
-    Plan *plan, const Run *r, Scratch scratch, double flops, Py_ssize_t rows, int threads
+    Plan *plan, const Run *r, Scratch scratch, Py_ssize_t rows, int team
 ) except -1:
-    """The split of so much arithmetic in steps of `rows` rows on average."""
-    plan.team = team_size(flops, max(r.N, r.blocks, plan.pieces), threads)
+    """How up to `team` threads share steps of `rows` rows on average."""
+    plan.team = max(1, min(team, max(r.N, r.blocks, plan.pieces)))
     plan.by_units = plan.team > 1 and splits_units(r, rows, plan.team)
     plan.tiles = 1 if plan.by_units else min(plan.team, r.N)
     plan.team = min(plan.team, max(r.blocks if plan.by_units else plan.tiles, plan.pieces))
     plan.bounds = <Py_ssize_t *>scratch.take((plan.tiles + 1) * sizeof(Py_ssize_t))
     bound_tiles(r.N, r.kernels.full_rows, plan.tiles, plan.bounds)
-    plan.flags = <rk_flag *>scratch.take(plan.team * sizeof(rk_flag))
+    plan.flags = <rk_flag *>scratch.take_zeros(plan.team * sizeof(rk_flag))
     return 0
 
 
@@ -519,7 +522,7 @@ cdef void set_weights(Run *r, PackedWeights w, Py_ssize_t N) noexcept:
     r.gates_time = r.blocks * r.gates_block
     r.pitch = tile_pitch(r.blocks * r.units, r.item)
     # rows are alike; forward changes it
-    r.alive = NULL
+    r.alive = r.order = NULL
     r.clears = False
     r.reset = r.resets = NULL
     r.index = NULL
@@ -574,133 +577,77 @@ def kept(PackedWeights w, reserve, Py_ssize_t T, Py_ssize_t N, gate):
     return by_block.transpose(0, 2, 1, 3).reshape(T, N, w.blocks * w.units)[:, :, : w.hidden_size]
 
 
-def forward(
-    PackedWeights w,
-    cnp.ndarray x,
-    cnp.ndarray h0,
-    c0,
-    cnp.ndarray y,
-    cnp.ndarray h_n,
-    c_n,
-    reserve,
-    int threads,
-    rows=None,
-    index=None,
-):
-    """Runs T steps of x (T, N, I) and writes y (T, N, P; units contiguous), h_n (N, P) and, for a
-    cell with a cell state, c_n (N, H). All have the weights' dtype and any strides.
-
-    `c0` is what `pack_cells` returns, or None. `reserve`, from `allocate_reserve`, receives
-    what backward needs; with None only the gates of a few steps exist at any time. With `rows`
-    (a Rows) c0 and the gates are by position.
-
-    With `index` (T, N), and `rows`, x is a table (R, 1, I) and step t of row n sees its row
-    index[t, n]; a table without rows stands for the one-hot vectors of I classes.
-    """
-    cdef Run r
-    cdef Matrix first_h = matrix(h0), last_h = matrix(h_n), last_c
-    cdef Py_ssize_t n
-    cdef char *gates = NULL
-    last_c.data = NULL
+cdef int set_arrays(
+    Pass *one, PackedWeights w, x, h0, c0, y, h_n, c_n, reserve, rows, index
+) except -1:
+    """Points a pass at its arrays, as `forward` of rnnkernel/_stack.pyx has them."""
+    cdef Run *r = &one.run
+    cdef cnp.ndarray seen = x, made = y
+    cdef Py_ssize_t t
+    set_weights(r, w, made.shape[1])
+    one.h0, one.h_n = matrix(h0), matrix(h_n)
+    one.c_n.data = NULL
     if c_n is not None:
-        last_c = matrix(c_n)
-    set_weights(&r, w, y.shape[1])
-    r.T, r.first = y.shape[0], 0
+        one.c_n = matrix(c_n)
     if c0 is not None:
         r.c0 = <const char *><Py_ssize_t>address(c0)
-    if rows is not None and len(rows.alive) == 0:
-        y[...] = 0
-        r.T = 0
-    if r.T == 0 or r.N == 0:
-        h_n[...] = h0
-        if c_n is not None:
-            for n in range(r.N):
-                unpack_cell_state(
-                    w, r.c0 + n * r.units * r.item, r.N * r.units * r.item, &last_c,
-                    n if rows is None else rows.order[n],
-                )
-        return
-    r.x = <const char *>cnp.PyArray_DATA(x)
-    r.x_time = cnp.PyArray_STRIDE(x, 0) // r.item
-    r.x_batch = cnp.PyArray_STRIDE(x, 1) // r.item
-    r.x_unit = cnp.PyArray_STRIDE(x, 2) // r.item
-    r.y = <char *>cnp.PyArray_DATA(y)
-    r.y_time = cnp.PyArray_STRIDE(y, 0) // r.item
-    r.y_batch = cnp.PyArray_STRIDE(y, 1) // r.item
+    r.T, r.first = made.shape[0], 0
+    r.count = r.T * r.N
+    r.x = <const char *>cnp.PyArray_DATA(seen)
+    r.x_time = cnp.PyArray_STRIDE(seen, 0) // r.item
+    r.x_batch = cnp.PyArray_STRIDE(seen, 1) // r.item
+    r.x_unit = cnp.PyArray_STRIDE(seen, 2) // r.item
+    r.y = <char *>cnp.PyArray_DATA(made)
+    r.y_time = cnp.PyArray_STRIDE(made, 0) // r.item
+    r.y_batch = cnp.PyArray_STRIDE(made, 1) // r.item
     if rows is not None:
         r.y_steps, r.T = r.T, len(rows.alive)
         r.clears = rows.whole
         r.alive = <Py_ssize_t *><Py_ssize_t>address(rows.alive)
+        r.count = 0
+        for t in range(r.T):
+            r.count += r.alive[t]
+        r.order = <Py_ssize_t *><Py_ssize_t>address(rows.order)
         if rows.reset is not None:
             r.reset = <unsigned char *><Py_ssize_t>address(rows.reset)
             r.resets = <unsigned char *><Py_ssize_t>address(rows.resets)
     if index is not None:
         r.index = <Py_ssize_t *><Py_ssize_t>address(index)
-        r.one_hot = x.shape[0] == 0
-        r.table_rows = r.I if r.one_hot else x.shape[0]
+        r.one_hot = seen.shape[0] == 0
+        r.table_rows = r.I if r.one_hot else seen.shape[0]
+    one.reserve = NULL
     if reserve is not None and r.cell.keeps_gates:
-        gates = <char *><Py_ssize_t>address(reserve)
-    run_layer(&r, w, &first_h, &last_h, &last_c, gates, rows, index, threads)
-
-
-cdef int run_layer(
-    Run *r, PackedWeights w, const Matrix *h0, const Matrix *h_n, const Matrix *c_n, char *reserve,
-    rows, index, int threads,
-) except -1:
-    """One layer and direction whose weights, sizes, x, y and c0 are set; `c_n` may have no data
-    and `reserve` be NULL."""
-    cdef Plan plan
-    cdef Scratch scratch = Scratch()
-    divide(r, &plan, scratch, rows, threads)
-    r.gates_steps = r.chunk
-    r.gates = reserve
-    if reserve != NULL:
-        r.gates_steps = r.T
-    else:
-        r.gates = scratch.take(r.chunk * r.gates_time * r.item)
-    lay_out_states(r, scratch, h0, rows)
-    find_rows(r, &plan, scratch, rows)
-    if r.index != NULL:
-        find_table(r, scratch, index, rows)
-    call = current()
-    if call is not None:
-        spent = call.enter(plan.team)
-        r.spent = <long long *><Py_ssize_t>address(spent)
-    with nogil:
-        run_plan(r, &plan)
-    if call is not None:
-        call.leave(plan.team)
-    take_states(r, w, h_n, c_n, rows)
+        one.reserve = <char *><Py_ssize_t>address(reserve)
     return 0
 
 
-cdef int divide(Run *r, Plan *plan, Scratch scratch, rows, int threads) except -1:
-    """How a team shares the call."""
-    cdef Py_ssize_t count = r.T * r.N, projected
-    cdef Py_ssize_t t
+cdef double flops_of(const Run *r) noexcept:
+    """The arithmetic of a pass, with its packing."""
+    cdef Py_ssize_t projected = r.count
     cdef double flops
-    if r.alive != NULL:
-        count = 0
-        for t in range(r.T):
-            count += r.alive[t]
-    projected = count
-    plan.pieces = 0
     if r.index != NULL:
         projected = 0 if r.one_hot else r.table_rows
-        plan.pieces = (projected + TABLE_ROWS - 1) // TABLE_ROWS
-    flops = 2.0 * r.cell.gates * r.H * (<double>r.I * projected + <double>r.P * count)
+    flops = 2.0 * r.cell.gates * r.H * (<double>r.I * projected + <double>r.P * r.count)
     if r.panels != NULL:
         flops += PACKING * r.cell.gates * r.H * (r.I + r.P)
-    plan_team(
-        plan, r, scratch, flops,
-        count // r.T, threads,
-    )
+    return flops
+
+
+cdef int divide(
+    Run *r, Plan *plan, Scratch scratch, rows, int team, Py_ssize_t piece
+) except -1:
+    """How up to `team` threads share a pass whose weights and arrays are set; they project up to
+    `piece` steps at once."""
+    plan.pieces = 0
+    if r.index != NULL and not r.one_hot:
+        plan.pieces = (r.table_rows + TABLE_ROWS - 1) // TABLE_ROWS
+    plan_team(plan, r, scratch, r.count // r.T, team)
     if rows is not None:
         bound_ragged_tiles(
             <Py_ssize_t *><Py_ssize_t>address(rows.lengths), r.N, plan.tiles, plan.bounds
         )
-    r.chunk = PROJECTED_ROWS * (plan.team if plan.by_units else plan.tiles) * r.T // count
-    r.chunk = min(r.T, max(1, r.chunk))
+    r.chunk = PROJECTED_ROWS * (plan.team if plan.by_units else plan.tiles) * r.T // r.count
+    r.chunk = min(piece, max(1, r.chunk))
     if r.panels != NULL and r.chunk == r.T and (plan.by_units or plan.tiles == 1):
         let_pass(r, plan, scratch)
     return 0
@@ -721,18 +668,31 @@ cdef int let_pass(Run *r, const Plan *plan, Scratch scratch) except -1:
     return 0
 
 
-cdef int lay_out_states(Run *r, Scratch scratch, const Matrix *h0, rows) except -1:
+cdef int lay_out(Pass *one, Scratch scratch, rows, index) except -1:
+    """Gives a pass that is divided its memory."""
+    cdef Run *r = &one.run
+    r.gates_steps = r.chunk
+    r.gates = one.reserve
+    if r.gates != NULL:
+        r.gates_steps = r.T
+    else:
+        r.gates = scratch.take(r.chunk * r.gates_time * r.item)
+    lay_out_states(r, scratch, &one.h0)
+    find_rows(r, &one.plan, scratch, rows)
+    if r.index != NULL:
+        find_table(r, scratch, index)
+    return 0
+
+
+cdef int lay_out_states(Run *r, Scratch scratch, const Matrix *h0) except -1:
     """The tiles of h, with h0 in the first."""
     cdef Py_ssize_t n, tile = r.N * r.pitch * r.item
-    cdef const Py_ssize_t *order = NULL
-    if rows is not None:
-        order = <Py_ssize_t *><Py_ssize_t>address(rows.order)
     r.h = scratch.take_zeros(3 * tile)
     r.early = r.h + 2 * tile
     for n in range(r.N):
         copy_row(
             r.h + n * r.pitch * r.item, r.item,
-            h0.data + (n if order == NULL else order[n]) * h0.row, h0.unit, r.P, r.item,
+            h0.data + (n if r.order == NULL else r.order[n]) * h0.row, h0.unit, r.P, r.item,
         )
     if r.reset != NULL and r.cell.states == 2:
         r.c_reset = scratch.take(r.blocks * r.N * r.units * r.item)
@@ -748,10 +708,9 @@ cdef int find_rows(Run *r, const Plan *plan, Scratch scratch, rows) except -1:
     cdef Py_ssize_t *gates_row = offsets + r.N
     cdef Py_ssize_t *h_row = offsets + 2 * r.N
     cdef Py_ssize_t *x_row = offsets + 3 * r.N
-    cdef const Py_ssize_t *order = NULL
+    cdef const Py_ssize_t *order = r.order
     r.y_row, r.gates_row, r.h_row, r.x_row = y_row, gates_row, h_row, x_row
     if rows is not None:
-        order = <Py_ssize_t *><Py_ssize_t>address(rows.order)
         r.start = <Py_ssize_t *><Py_ssize_t>address(rows.start)
         r.length = <Py_ssize_t *><Py_ssize_t>address(rows.lengths)
         if plan.by_units:
@@ -779,17 +738,16 @@ cdef int find_rows(Run *r, const Plan *plan, Scratch scratch, rows) except -1:
     return 0
 
 
-cdef int find_table(Run *r, Scratch scratch, index, rows) except -1:
+cdef int find_table(Run *r, Scratch scratch, index) except -1:
     """The offsets of the table's rows, and of each row's steps in the index."""
     cdef Py_ssize_t n, k, width = r.cell.input.slots * r.units
     cdef Py_ssize_t batch = index.strides[1] // sizeof(Py_ssize_t)
-    cdef const Py_ssize_t *order = <Py_ssize_t *><Py_ssize_t>address(rows.order)
     cdef Py_ssize_t *index_row = <Py_ssize_t *>scratch.take(r.N * sizeof(Py_ssize_t))
     cdef Py_ssize_t *table_x
     cdef Py_ssize_t *table_row
     r.index_time = index.strides[0] // sizeof(Py_ssize_t)
     for n in range(r.N):
-        index_row[n] = order[n] * batch + r.start[n] * r.index_time
+        index_row[n] = r.order[n] * batch + r.start[n] * r.index_time
     r.index_row = index_row
     r.table = <char *>r.input
     if r.one_hot:
@@ -804,30 +762,47 @@ cdef int find_table(Run *r, Scratch scratch, index, rows) except -1:
     return 0
 
 
-cdef int take_states(
-    const Run *r, PackedWeights w, const Matrix *h_n, const Matrix *c_n, rows
-) except -1:
+cdef void take_states(const Pass *one, PackedWeights w) noexcept:
     """The state after each row's last step: nothing writes there after it."""
+    cdef const Run *r = &one.run
     cdef Py_ssize_t n, row, steps, row_gates = r.cell.memory_slots * r.units * r.item
     cdef Py_ssize_t tile = r.N * r.pitch * r.item
-    cdef const Py_ssize_t *order = NULL
-    if rows is not None:
-        order = <Py_ssize_t *><Py_ssize_t>address(rows.order)
     for n in range(r.N):
         row, steps = n, r.T
-        if order != NULL:
-            row, steps = order[n], r.length[n]
+        if r.order != NULL:
+            row, steps = r.order[n], r.length[n]
         copy_row(
-            h_n.data + row * h_n.row, h_n.unit, r.h + (steps & 1) * tile + n * r.pitch * r.item,
-            r.item, r.P, r.item,
+            one.h_n.data + row * one.h_n.row, one.h_n.unit,
+            r.h + (steps & 1) * tile + n * r.pitch * r.item, r.item, r.P, r.item,
         )
-        if c_n.data == NULL:
+        if one.c_n.data == NULL:
             continue
         if steps == 0:
-            unpack_cell_state(w, r.c0 + n * r.units * r.item, r.N * r.units * r.item, c_n, row)
+            take_first_cell(one, w, n)
             continue
         unpack_cell_state(
             w, gates_at(r, steps - 1) + n * row_gates + r.cell.slots * r.units * r.item,
-            r.gates_block * r.item, c_n, row,
+            r.gates_block * r.item, &one.c_n, row,
         )
-    return 0
+
+
+cdef void take_first_cell(const Pass *one, PackedWeights w, Py_ssize_t n) noexcept:
+    """The final cell state at a position without steps."""
+    cdef const Run *r = &one.run
+    unpack_cell_state(
+        w, r.c0 + n * r.units * r.item, r.N * r.units * r.item, &one.c_n,
+        n if r.order == NULL else r.order[n],
+    )
+
+
+cdef void keep_states(const Pass *one, PackedWeights w) noexcept:
+    """Where there are no steps the final states are the initial ones."""
+    cdef const Run *r = &one.run
+    cdef Py_ssize_t n
+    for n in range(r.N):
+        copy_row(
+            one.h_n.data + n * one.h_n.row, one.h_n.unit, one.h0.data + n * one.h0.row,
+            one.h0.unit, r.P, r.item,
+        )
+        if one.c_n.data != NULL:
+            take_first_cell(one, w, n)

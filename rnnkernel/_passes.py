@@ -136,7 +136,7 @@ def forward(
         out_time_first = check_y(layer, "out", out, T, N, layout, reads)
 
     finals = [_check.allocate("state", (L * D, N, w), layer.dtype) for w in layer._widths]
-    passes, traces, keeps = [], [], training or trace
+    passes, keeps = [], training or trace
     dropped = _draw(layer, T) if training and layer.dropout and L > 1 else None
     layer_x, columns = x, None
     if table is not None:
@@ -144,10 +144,16 @@ def forward(
         columns = table.ids if table.rows is None else None
     elif training:
         layer_x = x if _stays(x) else copy_steps(x, lengths, threads)
+    ready, between = [], [None, None]  # layers yet to be run; what one hands to the next
     for k in range(L):
-        y = layout.allocate("y", T, N, D * P, layer.dtype)
         if k == L - 1 and out is not None and not keeps and _writes_direct(out):
             y = out_time_first
+        elif 1 < k < L - 1 and not keeps:
+            # whoever reads a step is done with it before the next layer but one writes there
+            y = between[k % 2]
+        else:
+            y = between[k % 2] = layout.allocate("y", T, N, D * P, layer.dtype)
+        directions = []
         for d in range(D):
             index = k * D + d
             step = -1 if d else 1
@@ -175,17 +181,14 @@ def forward(
                 checkpoints,
                 table.index[::step] if looked_up else None,
             )
-            _checkpoints.forward(
-                one,
-                finals[0][index],
-                finals[1][index] if len(states) == 2 else None,
-                threads,
-            )
-            if training:
-                passes.append(one)
-            if trace:
-                traces.append(_trace(layer, one, step, layout))
+            c_n = finals[1][index] if len(states) == 2 else None
+            directions.append((one, finals[0][index], c_n))
+            passes.append(one)
         layer_x = y
+        ready.append(directions)
+        if dropped is not None or k == L - 1:
+            _checkpoints.forward(ready, threads)
+            ready = []
         if dropped is not None and k < L - 1:
             layer_x = dropped(k, y, _check.allocate("y", y.shape, layer.dtype), threads)
 
@@ -198,11 +201,15 @@ def forward(
         if not np.shares_memory(result, out):
             out[...] = result
         result = out
-    tape = None
+    traces = tape = None
+    if trace:
+        traces = tuple(
+            _trace(layer, one, -1 if index % D else 1, layout) for index, one in enumerate(passes)
+        )
     if training:
         V = None if embedding is None else len(embedding)
         tape = Tape(layer, passes, layout, (T, N), dropped, table, V)
-    return Output(result, layout.caller_state(finals), tuple(traces) if trace else None, tape)
+    return Output(result, layout.caller_state(finals), traces, tape)
 
 
 def backward(

@@ -15,9 +15,10 @@ cdef extern from *:
 
 import numpy as np
 
-from rnnkernel._forward cimport Run, run_layer, set_weights
+from rnnkernel._forward cimport Pass, Run, set_weights
 from rnnkernel._packing cimport PackedWeights, prepare_weights
 from rnnkernel._scratch cimport Scratch
+from rnnkernel._stack cimport run_stack
 from rnnkernel._states cimport Matrix, pack_cell_states
 
 cnp.import_array()
@@ -89,10 +90,14 @@ def infer(called, x, state, int threads):
     cdef cnp.ndarray x_array, y, h_n, c_n = None
     cdef PackedWeights w
     cdef Scratch scratch
-    cdef Run r
-    cdef Matrix first_h, first_c, last_h, last_c
+    cdef Pass *passes
+    cdef Pass *one
+    cdef Run *r
+    cdef Matrix first_c
+    cdef list weights = []
     cdef char *layer_x
     cdef char *layer_y
+    cdef char *between[2]
     cdef Py_ssize_t x_time, x_batch, x_unit, y_time, y_batch
     if layer.dtype != np.float32:
         type_number = cnp.NPY_FLOAT64
@@ -159,6 +164,8 @@ def infer(called, x, state, int threads):
         shape[2 if batched else 1] = H
         c_n = cnp.PyArray_EMPTY(3 if batched else 2, shape, type_number, 0)
 
+    between[0] = between[1] = NULL
+    passes = <Pass *>scratch.take(L * D * sizeof(Pass))
     layer_x = <char *>cnp.PyArray_DATA(x_array)
     for k in range(L):
         y_time, y_batch = N * D * P, D * P
@@ -167,32 +174,38 @@ def infer(called, x, state, int threads):
             if batched and batch_first:
                 y_time, y_batch = D * P, T * D * P
         else:
-            layer_y = scratch.take(T * N * D * P * item)
+            # whoever reads a step is done with it before the next layer but one writes there
+            layer_y = between[k & 1]
+            if layer_y == NULL:
+                layer_y = between[k & 1] = scratch.take(T * N * D * P * item)
         for d in range(D):
             index = k * D + d
             if packed is None:
                 w = prepare(layer, cell, arrays, index, L * D)
             else:
                 w = packed[index]
-            set_weights(&r, w, N)
+            weights.append(w)
+            one = &passes[index]
+            r = &one.run
+            set_weights(r, w, N)
             if packed is None:
                 r.panels, r.panel_count = w.panels, 1 + w.cell.phases
-            r.T, r.first = T, 0
+            r.T, r.first, r.count = T, 0, T * N
             r.x, r.x_time, r.x_batch, r.x_unit = layer_x, x_time, x_batch, x_unit
             r.y, r.y_time, r.y_batch = layer_y + d * P * item, y_time, y_batch
             if d == 1:
                 r.x, r.x_time = r.x + (T - 1) * x_time * item, -x_time
                 r.y, r.y_time = r.y + (T - 1) * y_time * item, -y_time
-            set_first(&first_h, scratch, initial[0], index, N, P, item, batched)
-            last_row(&last_h, h_n, index, N, P, item)
-            last_c.data = NULL
+            set_first(&one.h0, scratch, initial[0], index, N, P, item, batched)
+            last_row(&one.h_n, h_n, index, N, P, item)
+            one.c_n.data = one.reserve = NULL
             if states == 2:
                 set_first(&first_c, scratch, initial[1], index, N, H, item, batched)
                 r.c0 = scratch.take(w.blocks * N * w.units * item)
                 pack_cell_states(w, &first_c, N, NULL, <char *>r.c0)
-                last_row(&last_c, c_n, index, N, H, item)
-            run_layer(&r, w, &first_h, &last_h, &last_c, NULL, None, None, threads)
+                last_row(&one.c_n, c_n, index, N, H, item)
         layer_x, x_time, x_batch, x_unit = layer_y, y_time, y_batch, 1
+    run_stack(passes, L, D, weights, scratch, None, None, threads)
     return y, (h_n if states == 1 else (h_n, c_n))
 
 

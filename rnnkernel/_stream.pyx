@@ -35,6 +35,7 @@ from rnnkernel._scratch cimport Scratch
 from rnnkernel._team cimport rk_flag, rk_meet, rk_member, rk_members
 
 from rnnkernel import _arguments, _check, _threads
+from rnnkernel._forward import team_size
 from rnnkernel._memory import aligned_zeros
 
 cnp.import_array()
@@ -140,7 +141,9 @@ cdef class Stream:
         self.own_y = _check.allocate("y", (N, self.outputs), self.dtype)
 
         self.scratch = Scratch()
-        plan_team(&self.plan, &self.runs[0], self.scratch, flops, N, _threads.resolve(None))
+        self.plan.pieces = 0
+        team = team_size(flops, max(N, r.blocks), _threads.resolve(None))
+        plan_team(&self.plan, &self.runs[0], self.scratch, N, team)
         self.releases = flops >= RELEASE_FLOPS
 
     def __dealloc__(self):

@@ -26,24 +26,32 @@ cdef extern from *:
     static inline void rk_pause(void) {}
     #endif
 
-    enum { RK_SPINS = 4000 }; /* then others that want the core get it */
+    enum { RK_SPINS = 500 }; /* then others that want the core get it */
 
     typedef struct {
         _Alignas(64) atomic_long met;
     } rk_flag;
 
+    static inline void rk_await(rk_flag *flag, long count)
+    {
+        for (int spins = 0; atomic_load_explicit(&flag->met, memory_order_acquire) < count; spins++)
+            if (spins < RK_SPINS)
+                rk_pause();
+            else
+                sched_yield();
+    }
+
+    static inline void rk_raise(rk_flag *flag, long count)
+    {
+        atomic_store_explicit(&flag->met, count, memory_order_release);
+    }
+
     static inline void rk_meet(rk_flag *flags, int members, int member)
     {
         const long mine = atomic_load_explicit(&flags[member].met, memory_order_relaxed) + 1;
-        atomic_store_explicit(&flags[member].met, mine, memory_order_release);
+        rk_raise(&flags[member], mine);
         for (int other = 0; other < members; other++)
-            for (int spins = 0;
-                 atomic_load_explicit(&flags[other].met, memory_order_acquire) < mine;
-                 spins++)
-                if (spins < RK_SPINS)
-                    rk_pause();
-                else
-                    sched_yield();
+            rk_await(&flags[other], mine);
     }
 
     static inline ptrdiff_t rk_next(rk_flag *counter)
@@ -60,5 +68,9 @@ cdef extern from *:
     # Returns when all members have come as often as this one; what they wrote before is seen.
     # `flags` are `members` zeroed flags, at a multiple of 64 bytes.
     void rk_meet(rk_flag *flags, int members, int member) nogil
+    # Returns when the flag has been raised to a count; what was written before that is seen.
+    void rk_await(rk_flag *flag, long count) nogil
+    # One thread alone raises a flag.
+    void rk_raise(rk_flag *flag, long count) nogil
     # The next number of a count that members share, from 0; a zeroed flag that nobody meets at.
     Py_ssize_t rk_next(rk_flag *counter) nogil

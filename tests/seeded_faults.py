@@ -225,6 +225,13 @@ FAULTS = [
         "gates_at(r, max(0, steps - 2)) + n",
     ),
     Fault(
+        "wavefront: a layer is a piece ahead of the one below",
+        "rnnkernel/_stack.pyx",
+        "rk_await(&s.done[below], piece + 1)",
+        "rk_await(&s.done[below], piece)",
+        **only("teams"),
+    ),
+    Fault(
         "token ids: a step sees the row of the batch row before",
         LOOKUP,
         "const real *from = (const real *)p->table + block * p->table_block + p->table_row[row];",
@@ -263,8 +270,8 @@ FAULTS = [
     Fault(
         "lengths: the final state is that after the batch's last step",
         FORWARD,
-        "row, steps = order[n], r.length[n]",
-        "row, steps = order[n], r.T",
+        "row, steps = r.order[n], r.length[n]",
+        "row, steps = r.order[n], r.T",
         **only("lengths"),
     ),
     Fault(

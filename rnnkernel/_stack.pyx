@@ -1,0 +1,263 @@
+"""The passes of a call, one for each layer and direction: which threads run which, and when.
+
+All threads as one team run one pass after another, and share its rows or units
+(rnnkernel/_forward.pyx). With few rows they leave each other little to do: then there are several
+teams. The two directions of a layer need nothing of one another, and each has a team. Layer k+1
+needs of layer k no more than the steps that it has come to: time is cut into pieces, and layers
+follow one another piece by piece, a wavefront.
+
+All teams go through the pieces of all passes in one order, and each takes its own. What a piece
+waits for comes before it in that order, so nobody waits for ever, however many threads there are.
+"""
+
+from cython.parallel cimport parallel
+
+cimport numpy as cnp
+
+cdef extern from *:
+    # NumPy's headers bring <complex.h>, whose I is not the input size
+    """
+    #undef I
+    """
+
+from rnnkernel._clock cimport PHASES, WAITING, Clock, charge, start_clock
+from rnnkernel._forward cimport (
+    Pass,
+    Run,
+    divide,
+    flops_of,
+    keep_states,
+    lay_out,
+    prepare_weights_of,
+    run_team,
+    set_arrays,
+    take_states,
+    team_step,
+)
+from rnnkernel._packing cimport address
+from rnnkernel._scratch cimport Scratch
+from rnnkernel._team cimport rk_await, rk_flag, rk_meet, rk_member, rk_members, rk_raise
+
+from rnnkernel._forward import team_size
+from rnnkernel.profiling import current
+
+cnp.import_array()
+
+# How many teams at most, and of how many steps a piece is; None lets `share` choose. Results are
+# the same, as tests show by setting them.
+TEAMS = None
+PIECE = None
+
+# A wavefront, whose teams wait for one another, must promise to take so much of the time.
+cdef double WAVE = 0.95
+
+
+# -- what a thread does ------------------------------------------------------------------------
+
+
+cdef void run_piece(
+    const Stack *s, int k, int direction, Py_ssize_t piece, int team, int size, int mate
+) noexcept nogil:
+    """What one of a team's `size` mates does of a piece."""
+    cdef int i = k * s.directions + direction, below
+    cdef const Pass *one = &s.passes[i]
+    cdef Run r = one.run
+    cdef int members = min(size, one.plan.team)
+    cdef Clock clock
+    if s.spent != NULL:
+        r.spent = s.spent + team * size * PHASES
+    if piece == 0 and mate < members:
+        prepare_weights_of(&r, &one.plan, members, mate)
+    clock = start_clock(r.spent, mate)
+    if piece > 0:
+        rk_await(&s.done[i], piece)
+    if k > 0:
+        for below in range(i - direction - s.directions, i - direction):
+            rk_await(&s.done[below], piece + 1)
+    charge(&clock, WAITING)
+    r.first = piece * s.piece
+    r.T = min(one.run.T, r.first + s.piece)
+    r.clears = r.clears and piece + 1 == s.pieces
+    if mate < members:
+        run_team(&r, &one.plan, members, mate)
+    if size > 1 and (k + 1 < s.layers or piece + 1 < s.pieces):  # who goes on reads all of it
+        clock = start_clock(r.spent, mate)
+        rk_meet(s.flags + team * size, size, mate)
+        charge(&clock, WAITING)
+    if mate == 0:
+        rk_raise(&s.done[i], piece + 1)
+
+
+cdef void run_member(const Stack *s, int members, int member) noexcept nogil:
+    """What a thread does of a call; there may be fewer than were asked for."""
+    cdef int size = min(s.size, members), teams = min(s.teams, members // size)
+    cdef int team = member // size, owner, k, direction
+    cdef Py_ssize_t diagonal, piece, turn = 0
+    # a layer stays with its team where that shares them evenly
+    cdef bint by_layer = s.directions == 1 and s.layers % teams == 0
+    if team >= teams:
+        return
+    for diagonal in range(s.pieces + s.layers - 1):
+        for k in range(s.layers):
+            piece = diagonal - k
+            if piece < 0 or piece >= s.pieces:
+                continue
+            for direction in range(s.directions):
+                owner = (k if by_layer else turn) % teams
+                turn += 1
+                if owner == team:
+                    run_piece(s, k, direction, piece, team, size, member % size)
+
+
+# -- who shares what ---------------------------------------------------------------------------
+
+
+cdef double time_of(Stack *s, double rows) except -1:
+    """Microseconds of all passes, roughly, by these teams; sets the pieces.
+
+    A piece costs a team 1 us and reading W_ih. Cutting finely costs this more often, and coarsely
+    leaves more time until the last layer has begun.
+    """
+    cdef int i, teams = s.teams, passes = s.layers * s.directions
+    cdef double step = 0, start = 1, tasks
+    cdef Run *r
+    for i in range(passes):
+        r = &s.passes[i].run
+        step += (
+            team_step(r, <Py_ssize_t>(rows + 0.5), s.size)
+            + rows * r.cell.gates * r.H * r.I * r.item * 5e-6 / s.size
+        ) / passes
+        start += <double>r.cell.gates * r.H * r.I * r.item / 60e3 / passes
+    s.piece, s.pieces = s.steps, 1
+    if teams == 1 or s.directions > 1:
+        return s.steps * step * passes / teams
+    s.pieces = max(1, <Py_ssize_t>(((teams - 1) * s.steps * step / start) ** 0.5))
+    s.piece = (s.steps + s.pieces - 1) // s.pieces
+    s.pieces = (s.steps + s.piece - 1) // s.piece
+    tasks = <double>s.layers * s.pieces / teams + teams - 1
+    return tasks * (s.piece * step + start)
+
+
+cdef int share(Stack *s, int threads) except -1:
+    """How threads share the passes.
+
+    The threads of a team meet at every step, where they share its units, or read all weights each,
+    where they share its rows. Teams meet once a piece at most, and each reads the weights of fewer
+    passes. But the units of a pass may fit the L2 of several cores and not that of one, threads
+    that teams do not divide among themselves are idle, and the last layers begin late.
+    """
+    cdef int i, most, teams
+    cdef double flops = 0, count = 0, best, time
+    cdef Stack tried
+    for i in range(s.layers * s.directions):
+        flops += flops_of(&s.passes[i].run)
+        count += s.passes[i].run.count
+        s.steps = max(s.steps, s.passes[i].run.T)
+    threads = team_size(flops, 1 << 30, threads)
+    most = min(threads, 2 if s.directions > 1 else s.layers)
+    s.teams, s.size = 1, threads
+    s.piece, s.pieces = s.steps, 1
+    tried = s[0]
+    count /= s.layers * s.directions * s.steps
+    best = time_of(&tried, count) * (WAVE if s.directions == 1 else 1)
+    for teams in range(2, most + 1):
+        tried.teams, tried.size = teams, threads // teams
+        time = time_of(&tried, count)
+        if time < best if TEAMS is None else teams <= TEAMS:
+            best = time
+            s[0] = tried
+    if PIECE is not None and s.pieces > 1:
+        s.piece = min(s.steps, PIECE)
+    return 0
+
+
+# -- a call ------------------------------------------------------------------------------------
+
+
+cdef int run_stack(
+    Pass *passes, int layers, int directions, list weights, Scratch scratch, rows, indices,
+    int threads,
+) except -1:
+    """Passes whose weights, sizes, arrays and states are set, with at least one step of one row;
+    `rows` and `indices` are None or lists by direction, these of the first layer."""
+    cdef Stack s
+    cdef Pass *one
+    cdef int i, count = layers * directions, size = 1
+    s.passes, s.layers, s.directions, s.steps = passes, layers, directions, 0
+    share(&s, threads)
+    for i in range(count):
+        one = &passes[i]
+        divide(
+            &one.run, &one.plan, scratch, None if rows is None else rows[i % directions], s.size,
+            max(1, min(s.piece, one.run.T)),
+        )
+        size = max(size, one.plan.team)
+        if s.pieces > 1:  # pieces are chunks
+            s.piece = min(s.piece, one.run.chunk)
+    s.pieces = (s.steps + s.piece - 1) // s.piece
+    for i in range(count):
+        one = &passes[i]
+        one.run.chunk = min(s.piece, one.run.chunk)
+        one.run.spent = NULL
+        lay_out(
+            one, scratch, None if rows is None else rows[i % directions],
+            None if one.run.index == NULL else indices[i % directions],
+        )
+    s.size = size
+    s.flags = <rk_flag *>scratch.take_zeros(s.teams * s.size * sizeof(rk_flag))
+    s.done = <rk_flag *>scratch.take_zeros(count * sizeof(rk_flag))
+    s.spent = NULL
+    threads = s.teams * s.size
+    call = current()
+    if call is not None:
+        spent = call.enter(threads)
+        s.spent = <long long *><Py_ssize_t>address(spent)
+    with nogil:
+        if threads == 1:
+            run_member(&s, 1, 0)
+        else:
+            with parallel(num_threads=threads):
+                run_member(&s, rk_members(), rk_member())
+    if call is not None:
+        call.leave(threads)
+    for i in range(count):
+        take_states(&passes[i], weights[i])
+    return 0
+
+
+def forward(list layers, int threads):
+    """Runs all steps of layers, each a list of its directions, each as a tuple
+
+        weights : PackedWeights
+        x : (T, N, I)
+        h0 : (N, P)
+        c0 : what `pack_cells` returns, or None
+        y : (T, N, P), units contiguous
+        h_n, c_n : (N, P) and (N, H), or None without a cell state
+        reserve : from `allocate_reserve`, or None
+        rows : Rows, or None
+        index : (T, N) or None
+
+    and writes y, h_n, c_n and reserve, which receives what backward needs; with None only the gates
+    of a few steps exist at any time. All have the weights' dtype and, where nothing else is said,
+    any strides. Time is in the direction's order. With `rows` c0 and the gates are by position.
+
+    With `index`, in the first layer and with `rows`, x is a table (R, 1, I) and step t of row n
+    sees its row index[t, n]; a table without rows stands for the one-hot vectors of I classes.
+    """
+    cdef Scratch scratch = Scratch()
+    cdef int directions = len(layers[0]), count = directions * len(layers), i
+    cdef Pass *passes = <Pass *>scratch.take(count * sizeof(Pass))
+    cdef list weights = [one[0] for layer in layers for one in layer]
+    first = layers[0]
+    for i in range(count):
+        w, x, h0, c0, y, h_n, c_n, reserve, rows, index = layers[i // directions][i % directions]
+        set_arrays(&passes[i], w, x, h0, c0, y, h_n, c_n, reserve, rows, index)
+    rows = None if first[0][8] is None else [one[8] for one in first]
+    if passes[0].run.count > 0:
+        indices = [one[9] for one in first]
+        run_stack(passes, len(layers), directions, weights, scratch, rows, indices, threads)
+        return
+    for i in range(count):
+        layers[i // directions][i % directions][4][...] = 0
+        keep_states(&passes[i], weights[i])
