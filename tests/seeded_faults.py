@@ -346,6 +346,13 @@ FAULTS = [
         **only("packing"),
     ),
     Fault(
+        "packing: rows of parameters are taken to have no gaps",
+        PACKING,
+        "job.canonical_row = cnp.PyArray_STRIDE(array, 0) // self.item",
+        "job.canonical_row = job.k",
+        **only("packing"),
+    ),
+    Fault(
         "stacks: dx of the second direction replaces that of the first",
         PASSES,
         "dx = dpart if dx is None else np.add(dx, dpart, out=dx)",
