@@ -166,6 +166,7 @@ static const rk_kernels
 #undef LANES
 #undef RK_ACCUMULATORS
 #undef RK_PANEL_BYTES
+#undef RK_FEWEST_TILES
 #undef RK_L2_BYTES
 #undef RK_FULL_ROWS
 #undef RK_TILE

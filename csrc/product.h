@@ -11,6 +11,7 @@
 /* A stretch's panel. With 16 registers a tile has no instruction to spare: its panel shares L1
  * with the rows. With 32 it streams from L2 as fast, and every cut of k costs a tile 150 cycles. */
 #define RK_PANEL_BYTES (RK_REGISTERS == 16 ? 25600 : 132000)
+#define RK_FEWEST_TILES (RK_REGISTERS == 16 ? 4 : 2) /* with time to ask for the next panel */
 #define RK_L2_BYTES (1 << 20) /* of a usual core; a hint, nothing depends on it */
 
 /* Rows of the largest tile with nc vectors. */
@@ -23,7 +24,7 @@ typedef struct {
     ptrdiff_t outer, inner;
     ptrdiff_t a_outer, a_inner, b_outer, b_inner, b_block, c_block, init_block;
     const char *ahead;    /* what to ask L2 for meanwhile, one cache line a step */
-    ptrdiff_t ahead_step; /* bytes: a line, or 0 */
+    ptrdiff_t ahead_step; /* bytes: one line, two, or 0 */
 } RK(stretch);
 
 RK_INLINE void RK(tile)(const int mr, const int nb, const int nc, const RK(stretch) * s,
@@ -252,10 +253,14 @@ RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t fi
             const int complete = o >= p->outer;
             /* The next panel comes from beyond L2 where B is large, so L2 is asked for it. With 32
              * registers the tiles do that, a line a step: in a burst it blocks their own loads.
-             * With 16 they have no instruction to spare, and a few lines follow each tile. */
+             * Few tiles have no time for all lines: they ask for every second, and processors
+             * bring lines in pairs. With 16 registers tiles have no instruction to spare, and a
+             * few lines follow each. */
             const ptrdiff_t steps = s.outer * s.inner;
             ptrdiff_t lines = steps * nc * RK_VECTOR_BYTES / 64;
-            if (b_bytes < RK_L2_BYTES / 2 || p->b_inner != nc * LANES || tiles < 4) lines = 0;
+            if (b_bytes < RK_L2_BYTES / 2 || p->b_inner != nc * LANES || tiles < RK_FEWEST_TILES)
+                lines = 0;
+            const ptrdiff_t pace = tiles < 4 ? 2 : 1;
             const ptrdiff_t share = tiles ? (lines + tiles - 1) / tiles : 0;
             const char *const next = (const char *)(b + steps * nc * LANES);
             for (ptrdiff_t tile = 0, row = 0, mr; tile < tiles; tile++, row += mr) {
@@ -268,8 +273,9 @@ RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t fi
                 }
                 RK(tile_function) *const tile_of = few ? few : RK(tiles)[nc - 1][mr - 1];
                 if (RK_REGISTERS == 32) {
-                    s.ahead = tile * steps < lines ? next + tile * steps * 64 : (const char *)b;
-                    s.ahead_step = tile * steps < lines ? 64 : 0;
+                    const ptrdiff_t asked = tile * steps * pace;
+                    s.ahead = asked < lines ? next + asked * 64 : (const char *)b;
+                    s.ahead_step = asked < lines ? pace * 64 : 0;
                 }
                 tile_of(&s, pa, b, pc, init);
                 if (RK_REGISTERS == 16)
