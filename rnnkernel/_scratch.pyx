@@ -1,7 +1,10 @@
 """Memory that a call works in and nobody sees.
 
-An array for each buffer would cost a small call more than its arithmetic.
+An array for each buffer would cost a small call more than its arithmetic, and so would memory from
+the system for each: what fits into one arena comes from there, and the arena goes from call to call.
 """
+
+cimport cython
 
 from libc.stdlib cimport free
 from libc.string cimport memset
@@ -9,11 +12,25 @@ from posix.stdlib cimport posix_memalign
 
 cdef enum:
     ALIGNMENT = 64  # cache lines: no vector straddles two
+    ARENA = 131072
+
+# The arena that no call has; others come and go with their calls. Guarded by the GIL.
+cdef char *idle = NULL
 
 
+@cython.freelist(8)
 cdef class Scratch:
+    def __cinit__(self):
+        global idle
+        self.arena, idle = idle, NULL
+
     def __dealloc__(self):
+        global idle
         cdef void *block
+        if idle == NULL:
+            idle = self.arena
+        else:
+            free(self.arena)
         while self.blocks != NULL:
             block = self.blocks
             self.blocks = (<void **>block)[0]
@@ -22,6 +39,13 @@ cdef class Scratch:
     cdef char *take(self, Py_ssize_t bytes) except NULL:
         """At least one byte, uninitialised, at a multiple of 64 bytes."""
         cdef void *block = NULL
+        cdef char *here
+        if self.arena == NULL and posix_memalign(<void **>&self.arena, ALIGNMENT, ARENA) != 0:
+            raise MemoryError(f"{ARENA} bytes do not fit in memory")
+        if 0 <= bytes < ARENA - self.used:
+            here = self.arena + self.used
+            self.used += (bytes + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
+            return here
         if bytes < 0 or posix_memalign(&block, ALIGNMENT, ALIGNMENT + <size_t>bytes) != 0:
             raise MemoryError(f"{bytes} bytes do not fit in memory")
         (<void **>block)[0] = self.blocks
