@@ -1,7 +1,7 @@
 """Memory that a call works in and nobody sees.
 
-An array for each buffer would cost a small call more than its arithmetic, and so would memory from
-the system for each: what fits into one arena comes from there, and the arena goes from call to call.
+An array for each buffer would cost a small call more than its arithmetic, and memory of the system
+for each as much: what fits into one arena comes from there, and it goes from call to call.
 """
 
 cimport cython
