@@ -14,23 +14,27 @@ cdef enum:
     ALIGNMENT = 64  # cache lines: no vector straddles two
     ARENA = 131072
 
-# The arena that no call has; others come and go with their calls. Guarded by the GIL.
-cdef char *idle = NULL
+cdef extern from *:
+    """
+    /* The arena that no call has; others come and go with their calls. */
+    static char *rk_idle_arena = NULL;
+
+    static char *rk_exchange_arena(char *arena) {
+        return __atomic_exchange_n(&rk_idle_arena, arena, __ATOMIC_ACQ_REL);
+    }
+    """
+    char *rk_exchange_arena(char *arena) nogil
 
 
 @cython.freelist(8)
 cdef class Scratch:
     def __cinit__(self):
-        global idle
-        self.arena, idle = idle, NULL
+        self.arena = rk_exchange_arena(NULL)
 
     def __dealloc__(self):
-        global idle
         cdef void *block
-        if idle == NULL:
-            idle = self.arena
-        else:
-            free(self.arena)
+        if self.arena != NULL:
+            free(rk_exchange_arena(self.arena))
         while self.blocks != NULL:
             block = self.blocks
             self.blocks = (<void **>block)[0]
