@@ -182,6 +182,7 @@ setup(
             extension("_packing"),
             extension("_rows"),
             extension("_scratch"),
+            extension("_kept"),
             extension("_forward"),
             extension("_stack"),
             extension("_plain"),

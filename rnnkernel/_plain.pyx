@@ -16,6 +16,7 @@ cdef extern from *:
 import numpy as np
 
 from rnnkernel._forward cimport Pass, Run, set_weights
+from rnnkernel._kept cimport Kept
 from rnnkernel._packing cimport PackedWeights, prepare_weights
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._stack cimport run_stack
@@ -75,10 +76,12 @@ def infer(called, x, state, int threads):
     """y and the final states as a call returns them, or None where arguments or parameters are
     not plain.
 
-    `called` is a layer, whose parameters are packed, or a Frozen, where that was done.
+    `called` is a layer, whose parameters are packed unless it keeps them so, or a Frozen.
     """
     cdef list packed = called._packed
     cdef object layer = called if packed is None else called._layer
+    cdef Kept kept = None
+    cdef bint keeps = False
     cdef int type_number = cnp.NPY_FLOAT32
     cdef bint batched, batch_first = layer.batch_first
     cdef Py_ssize_t D = layer._directions, L = layer.num_layers
@@ -143,7 +146,11 @@ def infer(called, x, state, int threads):
     # weights
     scratch = Scratch()
     if packed is None:
-        parameters = layer.parameters
+        kept = layer._kept
+        packed = kept.weights
+    if packed is None:
+        keeps = kept.begin(layer)
+        parameters = layer._parameters
         names = layer._parameter_shapes
         if type(parameters) is not dict or len(parameters) != len(names):
             return None
@@ -182,13 +189,15 @@ def infer(called, x, state, int threads):
             index = k * D + d
             if packed is None:
                 w = prepare(layer, cell, arrays, index, L * D)
+                if keeps:
+                    w.pack_all(threads)
             else:
                 w = packed[index]
             weights.append(w)
             one = &passes[index]
             r = &one.run
             set_weights(r, w, N)
-            if packed is None:
+            if packed is None and not keeps:
                 r.panels, r.panel_count = w.panels, 1 + w.cell.phases
             r.T, r.first, r.count = T, 0, T * N
             r.x, r.x_time, r.x_batch, r.x_unit = layer_x, x_time, x_batch, x_unit
@@ -206,6 +215,8 @@ def infer(called, x, state, int threads):
                 last_row(&one.c_n, c_n, index, N, H, item)
         layer_x, x_time, x_batch, x_unit = layer_y, y_time, y_batch, 1
     run_stack(passes, L, D, weights, scratch, None, None, threads)
+    if keeps:
+        kept.keep(weights)
     return y, (h_n if states == 1 else (h_n, c_n))
 
 

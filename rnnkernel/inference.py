@@ -85,7 +85,7 @@ class Frozen(Inference):
         # a private layer of the same class and options knows the shapes, checks and layouts
         self._layer = copy.copy(layer)
         arrays = _check.parameters(
-            "parameters", layer.parameters, layer._parameter_shapes, layer.dtype
+            "parameters", layer._parameters, layer._parameter_shapes, layer.dtype
         )
         packed_from, scales = arrays, {}
         if weights == "float16":

@@ -10,6 +10,7 @@ import warnings
 import numpy as np
 
 from rnnkernel import _check, _passes, _threads, cells, profiling
+from rnnkernel._kept import Kept
 from rnnkernel.clipping import Clip
 from rnnkernel.inference import Frozen, Inference, Stream
 from rnnkernel.results import Gradients, Output
@@ -19,6 +20,7 @@ class _Layer(Inference):
     """What all cells share. A subclass sets `_cell` and `options`."""
 
     _cell: cells.Cell
+    _given: dict[str, np.ndarray] | None = None  # parameters, before there is a layer
 
     def __init__(
         self,
@@ -52,7 +54,14 @@ class _Layer(Inference):
         self._directions = 2 if self.bidirectional else 1
         self._name_parameters()
         rng = _check.generator("rng", rng)
-        self.parameters: dict[str, np.ndarray] = self._initial_parameters(rng)
+        self._kept = Kept()
+        if self._given is None:
+            self.parameters = self._initial_parameters(rng)
+        else:
+            self.parameters = _check.parameters(
+                "parameters", self._given, self._parameter_shapes, self.dtype
+            )
+            del self._given
         # drawn last, and only where it is used: the parameters are those without dropout
         self._dropout_seed = int(rng.integers(2**64, dtype=np.uint64)) if self.dropout else 0
         self._dropout_steps = 0
@@ -61,6 +70,29 @@ class _Layer(Inference):
                 "dropout: it acts between layers, so with num_layers=1 nothing is dropped",
                 stacklevel=3,
             )
+
+    @property
+    def parameters(self) -> dict[str, np.ndarray]:
+        """The weights and biases by name, PyTorch's: live arrays, to be written to.
+
+        As long as somebody has the dict or one of its arrays, every call packs the weights that it
+        finds. Where nobody has, packed weights stay from call to call.
+        """
+        self._kept.forget()
+        return self._parameters
+
+    @parameters.setter
+    def parameters(self, parameters):
+        self._kept.forget()
+        self._parameters = parameters
+
+    def __getstate__(self):
+        self._kept.forget()  # a copy may share the arrays
+        return {name: value for name, value in self.__dict__.items() if name != "_kept"}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._kept = Kept()
 
     def _initial_parameters(self, rng) -> dict[str, np.ndarray]:
         limit = self.hidden_size**-0.5
@@ -76,14 +108,9 @@ class _Layer(Inference):
     def _with_parameters(cls, parameters, *sizes, **options):
         """A layer that owns these arrays; none are drawn, or allocated, before they fit."""
 
-        class Given(cls):
-            def _initial_parameters(self, rng):
-                return _check.parameters(
-                    "parameters", parameters, self._parameter_shapes, self.dtype
-                )
-
-        layer = Given(*sizes, **options)
-        layer.__class__ = cls
+        layer = cls.__new__(cls)
+        layer._given = parameters
+        layer.__init__(*sizes, **options)
         return layer
 
     def _name_parameters(self):
@@ -113,6 +140,16 @@ class _Layer(Inference):
                 shapes[f"weight_ch{suffix}"] = (len(self._cell.peepholes) * self.hidden_size,)
         self._parameter_shapes = shapes
 
+    def _pack(self, threads):
+        """The weights of every layer and direction, packed for inference."""
+        weights = _check.parameters(
+            "parameters", self._parameters, self._parameter_shapes, self.dtype
+        )
+        return [
+            _passes.pack(self, weights, index, False, threads)
+            for index in range(len(self._suffixes))
+        ]
+
     def _alone(self, index: int):
         """One layer and direction as a layer of its own, with the same parameters, time first."""
         suffix = self._suffixes[index]
@@ -121,10 +158,10 @@ class _Layer(Inference):
         alone.batch_first = False
         alone.parameters = {
             name.removesuffix(suffix) + "_l0": array
-            for name, array in self.parameters.items()
+            for name, array in self._parameters.items()
             if name.endswith(suffix)
         }
-        alone.input_size = alone.parameters["weight_ih_l0"].shape[1]
+        alone.input_size = alone._parameters["weight_ih_l0"].shape[1]
         alone._name_parameters()
         return alone
 
@@ -151,7 +188,7 @@ class _Layer(Inference):
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Copies of all parameters by name; PyTorch's names, shapes and gate order."""
-        return {name: array.copy() for name, array in self.parameters.items()}
+        return {name: array.copy() for name, array in self._parameters.items()}
 
     def load_state_dict(self, state_dict) -> None:
         """Copies values into the parameters, in place.
@@ -269,12 +306,15 @@ class _Layer(Inference):
                     "trace keeps the gates of every step"
                 )
         threads = _threads.resolve(num_threads)
+        kept = None if training else self._kept.packed(self, lambda: self._pack(threads))
         weights = _check.parameters(
-            "parameters", self.parameters, self._parameter_shapes, self.dtype
+            "parameters", self._parameters, self._parameter_shapes, self.dtype
         )
         result = _passes.forward(
             self,
-            lambda index, columns=None: _passes.pack(
+            kept.__getitem__
+            if kept is not None
+            else lambda index, columns=None: _passes.pack(
                 self, weights, index, training, threads, columns
             ),
             weights,
@@ -288,6 +328,7 @@ class _Layer(Inference):
             trace=trace,
             checkpoint_every=checkpoint_every,
             out=out,
+            one_hot="columns" if kept is None else "packed",
         )
         if call is not None:
             call.end()

@@ -26,8 +26,11 @@ class _Layer(Inference, Generic[_Given, _State]):
     bidirectional: bool
     dtype: np.dtype[Any]
     options: dict[str, Any]
-    parameters: dict[str, _Array]
 
+    @property
+    def parameters(self) -> dict[str, _Array]: ...
+    @parameters.setter
+    def parameters(self, parameters: dict[str, _Array]) -> None: ...
     def __init__(
         self,
         input_size: int,

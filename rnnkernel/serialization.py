@@ -61,7 +61,9 @@ def save(layer: RNN | GRU | LSTM, path: Path) -> None:
     if type(layer) not in LAYERS.values():
         raise TypeError(f"layer: expected an RNN, GRU or LSTM, got {type(layer).__name__}")
     target = os.path.realpath(_check.path("path", path))
-    arrays = _check.parameters("parameters", layer.parameters, layer._parameter_shapes, layer.dtype)
+    arrays = _check.parameters(
+        "parameters", layer._parameters, layer._parameter_shapes, layer.dtype
+    )
     name_of = {dtype.newbyteorder("="): name for name, dtype in DTYPES.items()}
     arguments = {
         "input_size": layer.input_size,

@@ -1,0 +1,85 @@
+"""Packed weights that stay with a layer from call to call, while its parameters cannot change.
+
+Parameters are live: whoever has one may write to it, and the next call computes with that. Whoever
+asks a layer for them is heard (`forget`), and an array that somebody has, itself or a view or a
+buffer of it, is counted by Python. Where nobody has one and nobody asks, nothing can change, and
+weights need not be packed again. An address alone, without its array, is not counted.
+
+The first call after a change packs for itself alone; weights stay from the second on, so that
+training, whose every call sees other weights, keeps nothing.
+"""
+
+cimport numpy as cnp
+from cpython.dict cimport PyDict_Next
+from cpython.object cimport PyObject
+
+cnp.import_array()
+
+cdef extern from *:
+    """
+    /* Counts tell who has an object where every reference is counted, by one thread at a time. */
+    #if defined(PYPY_VERSION) || defined(Py_GIL_DISABLED)
+    #define RK_COUNTS 0
+    #else
+    #define RK_COUNTS 1
+    #endif
+
+    static int rk_has_weak_reference(PyObject *o) {
+        Py_ssize_t at = Py_TYPE(o)->tp_weaklistoffset;
+        return at > 0 && *(PyObject **)((char *)o + at) != NULL;
+    }
+    """
+    enum:
+        RK_COUNTS
+    Py_ssize_t Py_REFCNT(PyObject *o) nogil
+    bint rk_has_weak_reference(PyObject *o)
+
+
+cdef bint is_only(PyObject *array) noexcept:
+    """Whether its one reference is all there is to an array's memory."""
+    while True:
+        if not cnp.PyArray_CheckExact(<object>array):
+            return False
+        if Py_REFCNT(array) != 1 or rk_has_weak_reference(array):
+            return False
+        if cnp.PyArray_BASE(<cnp.ndarray>array) == NULL:
+            return cnp.PyArray_CHKFLAGS(<cnp.ndarray>array, cnp.NPY_ARRAY_OWNDATA)
+        array = <PyObject *>cnp.PyArray_BASE(<cnp.ndarray>array)
+
+
+cdef bint are_only(parameters) noexcept:
+    """Whether nobody but the caller, and who gave them to it, has a dict or one of its arrays."""
+    cdef PyObject *value
+    cdef Py_ssize_t place = 0
+    if type(parameters) is not dict or Py_REFCNT(<PyObject *>parameters) != 2:
+        return False
+    while PyDict_Next(parameters, &place, NULL, &value):
+        if not is_only(value):
+            return False
+    return True
+
+
+cdef class Kept:
+    def forget(self):
+        """Somebody gets to the parameters."""
+        self.weights = None
+        self.unreachable = False
+
+    cdef bint begin(self, layer) except -1:
+        """Called before a layer's weights are read and packed: whether to `keep` them."""
+        cdef bint before = self.unreachable
+        parameters = layer._parameters
+        self.unreachable = RK_COUNTS and are_only(parameters)
+        return before and self.unreachable
+
+    cdef int keep(self, list weights) except -1:
+        """They were packed from arrays that the caller has held since."""
+        if self.unreachable:
+            self.weights = weights
+        return 0
+
+    def packed(self, layer, pack):
+        """What is kept, made by `pack()` where that is due; else None."""
+        if self.weights is None and self.begin(layer):
+            self.keep(pack())
+        return self.weights

@@ -1,0 +1,238 @@
+"""Packed weights stay with a layer from call to call, and never one call longer than they may."""
+
+import copy
+import gc
+import pickle
+import weakref
+
+import numpy as np
+import pytest
+
+import rnnkernel as rk
+
+T, N, H = 3, 2, 7
+INPUTS = 5
+
+
+def make(cell="LSTM", **options):
+    return getattr(rk, cell)(INPUTS, H, rng=1, **options)
+
+
+def inputs(seed=2, dtype=np.float32):
+    return np.random.default_rng(seed).standard_normal((T, N, INPUTS)).astype(dtype)
+
+
+def rest(layer):
+    """Calls it until it keeps its weights."""
+    for _ in range(2):
+        layer(inputs())
+    assert layer._kept.weights is not None
+
+
+def expect_present(layer, x=None):
+    """What a layer gives is what another with the parameters that it has now gives."""
+    x = inputs() if x is None else x
+    other = copy.deepcopy(layer)
+    assert other._kept.weights is None
+    y, state = layer(x)
+    expected, expected_state = other(x)
+    np.testing.assert_array_equal(y, expected)
+    np.testing.assert_array_equal(np.array(state), np.array(expected_state))
+    return y
+
+
+@pytest.mark.parametrize("cell", ["RNN", "GRU", "LSTM"])
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_they_stay_from_the_second_call_on_with_equal_bits(cell, options, dtype):
+    layer, x = make(cell, dtype=dtype, **options), inputs(dtype=dtype)
+    first, first_state = layer(x)
+    assert layer._kept.weights is None
+    for call in range(3):
+        y, state = layer(x)
+        assert layer._kept.weights is not None, call
+        np.testing.assert_array_equal(y, first)
+        np.testing.assert_array_equal(np.array(state), np.array(first_state))
+
+
+def test_they_stay_where_only_forward_is_called():
+    layer, x = make(), inputs()
+    first = layer.forward(x, lengths=[3, 1]).y
+    layer.forward(x, lengths=[3, 1])
+    assert layer._kept.weights is not None
+    np.testing.assert_array_equal(layer.forward(x, lengths=[3, 1]).y, first)
+    np.testing.assert_array_equal(layer.forward(x).y, layer(x)[0])
+
+
+def test_ids_find_their_columns_in_weights_that_stay():
+    layer, ids = make(), np.array([[0, 4], [2, 2], [1, 0]])
+    first = layer.forward(ids).y
+    rest(layer)
+    np.testing.assert_array_equal(layer.forward(ids).y, first)
+
+
+def test_a_trace_reads_weights_that_stay():
+    layer, x = make("GRU"), inputs()
+    first = layer.forward(x, trace=True)
+    rest(layer)
+    again = layer.forward(x, trace=True)
+    for name in ("h", "r", "z", "n"):
+        np.testing.assert_array_equal(again.trace[0][name], first.trace[0][name])
+
+
+def test_a_loaded_layer_keeps_them(tmp_path):
+    rk.save(make(), tmp_path / "layer.safetensors")
+    rest(rk.load(tmp_path / "layer.safetensors"))
+
+
+def write(layer):
+    layer.parameters["weight_hh_l0"][1, 2] = 3
+
+
+def scale(layer):
+    layer.parameters["weight_ih_l0"] *= 2
+
+
+def replace(layer):
+    layer.parameters["bias_hh_l0"] = np.ones(4 * H, np.float32)
+
+
+def assign(layer):
+    layer.parameters = {name: -array for name, array in layer.state_dict().items()}
+
+
+def load(layer):
+    layer.load_state_dict({name: array + 1 for name, array in layer.state_dict().items()})
+
+
+def step(layer):
+    optimizer = rk.Adam(layer.parameters, lr=0.5)
+    x = inputs()
+    out = layer.forward(x, training=True)
+    optimizer.step(layer.backward(out, np.ones_like(out.y)).parameters)
+
+
+@pytest.mark.parametrize("change", [write, scale, replace, assign, load, step])
+def test_a_change_takes_effect_at_the_next_call(change):
+    layer = make()
+    rest(layer)
+    before = layer(inputs())[0]
+    change(layer)
+    gc.collect()
+    assert (expect_present(layer) != before).any()
+    rest(layer)
+
+
+HOLDERS = {
+    "dict": lambda layer: layer.parameters,
+    "array": lambda layer: layer.parameters["weight_hh_l0"],
+    "view": lambda layer: layer.parameters["weight_hh_l0"][1:, :2],
+    "view of a view": lambda layer: layer.parameters["weight_hh_l0"].T[1:][1:],
+    "buffer": lambda layer: memoryview(layer.parameters["weight_hh_l0"]),
+    "DLPack": lambda layer: np.from_dlpack(layer.parameters["weight_hh_l0"]),
+    "interface": lambda layer: np.asarray(Interface(layer.parameters["weight_hh_l0"])),
+    "weak reference": lambda layer: weakref.ref(layer.parameters["weight_hh_l0"]),
+    "values": lambda layer: layer.parameters.values(),
+    "copy": copy.copy,
+    "frozen": lambda layer: (layer.freeze(), layer.parameters)[1],
+    "optimizer": lambda layer: rk.Adam(layer.parameters, lr=1.0),
+}
+
+
+class Interface:
+    def __init__(self, array):
+        self.array = array
+        self.__array_interface__ = array.__array_interface__
+
+
+def array_of(name, held):
+    """The parameter, as its holder comes to it."""
+    if name in ("dict", "frozen"):
+        return held["weight_hh_l0"]
+    if name == "weak reference":
+        return held()
+    if name == "values":
+        return list(held)[1]
+    if name == "copy":
+        return held.parameters["weight_hh_l0"]
+    return np.asarray(held)
+
+
+@pytest.mark.parametrize("name", HOLDERS)
+@pytest.mark.parametrize("kept_before", [False, True])
+def test_who_holds_parameters_may_write_at_any_time(name, kept_before):
+    layer = make()
+    if kept_before:
+        rest(layer)
+    held = HOLDERS[name](layer)
+    for _ in range(3):
+        before = layer(inputs())[0]
+        assert layer._kept.weights is None
+        if name == "optimizer":
+            held.step({key: np.ones_like(a) for key, a in layer.state_dict().items()})
+        else:
+            array = array_of(name, held)
+            array[...] = np.asarray(array) + 1
+            del array
+        assert (layer(inputs())[0] != before).any()
+        expect_present(layer)
+    del held
+    rest(layer)
+    expect_present(layer)
+
+
+def test_who_held_them_before_they_were_looked_for_is_found():
+    layer = make()
+    view = layer.parameters["weight_ih_l0"][0]
+    for _ in range(4):
+        layer(inputs())
+    view[...] = 5
+    expect_present(layer)
+
+
+def test_memory_of_others_never_stays():
+    memory = bytearray(4 * 4 * H * H)
+    shared = np.frombuffer(memory, np.float32).reshape(4 * H, H)
+    layer = make()
+    layer.parameters["weight_hh_l0"] = shared
+    del shared
+    for _ in range(4):
+        layer(inputs())
+    assert layer._kept.weights is None
+    np.frombuffer(memory, np.float32)[...] = 2
+    expect_present(layer)
+
+
+def test_a_bad_parameter_is_found_at_every_call():
+    layer = make()
+    rest(layer)
+    layer.parameters["bias_hh_l0"] = np.zeros(3, np.float32)
+    for _ in range(4):
+        with pytest.raises(ValueError, match=r"parameters\['bias_hh_l0'\]"):
+            layer(inputs())
+    with pytest.raises(ValueError, match=r"parameters\['bias_hh_l0'\]"):
+        layer.forward(inputs(), lengths=[1, 2])
+
+
+def test_training_keeps_nothing_and_disturbs_nothing():
+    layer, x = make(), inputs()
+    for _ in range(4):
+        layer.forward(x, training=True)
+    assert layer._kept.weights is None
+    rest(layer)
+    out = layer.forward(x, training=True)
+    layer.backward(out, np.ones_like(out.y))
+    expect_present(layer)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda a: pickle.loads(pickle.dumps(a))])
+def test_a_duplicate_goes_its_own_way(duplicate):
+    layer = make()
+    rest(layer)
+    other = duplicate(layer)
+    other.parameters["weight_hh_l0"][...] = 0
+    rest(other)
+    rest(layer)
+    assert (layer(inputs())[0] != other(inputs())[0]).any()
+    expect_present(layer)
+    expect_present(other)
