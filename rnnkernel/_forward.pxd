@@ -2,7 +2,7 @@ from rnnkernel._kernels cimport rk_cell, rk_kernels
 from rnnkernel._packing cimport PackedWeights, Panel
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._states cimport Matrix
-from rnnkernel._team cimport rk_flag
+from rnnkernel._team cimport rk_flag, rk_range
 
 ctypedef fused real:
     float
@@ -81,6 +81,8 @@ cdef struct Plan:
     Py_ssize_t *bounds            # of the tiles
     Py_ssize_t pieces             # of the table
     rk_flag *flags
+    rk_range *ranges              # [in turn][member]: blocks that others may take, or NULL
+    bint to_first                 # whether all blocks begin with the first member
 
 
 # A run with what belongs to it: its team's plan, and states where the caller has them.

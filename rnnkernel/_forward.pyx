@@ -3,8 +3,11 @@
 The loop knows time, rows, unit blocks and threads, and nothing of gates: a cell is a row of the C
 table. A team of threads either splits the batch, and each takes its rows through all steps without
 waiting for another, or it splits the units: then each streams only its part of the weights, and all
-meet at every step, since the next one reads all of h. Where rows differ in length or have resets
-they go by position and own step (rnnkernel/_sequence.py), and a step takes those that are alive.
+meet at every step, since the next one reads all of h. Who comes early takes over blocks of units
+that the others have not begun: cores are not equally fast, and seldom without other work.
+
+Where rows differ in length or have resets they go by position and own step
+(rnnkernel/_sequence.py), and a step takes those that are alive.
 """
 
 cimport numpy as cnp
@@ -34,7 +37,7 @@ from rnnkernel._packing cimport PackedWeights, Panel, address, pack_share, run_b
 from rnnkernel._rows cimport any_set, cells_after_reset, clear_ends, clear_rows
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._states cimport Matrix, copy_row, pack_cell_states, unpack_cell_state
-from rnnkernel._team cimport rk_flag, rk_meet
+from rnnkernel._team cimport rk_flag, rk_meet, rk_offer, rk_range, rk_take
 
 from rnnkernel._memory import aligned_empty, tile_pitch
 
@@ -64,6 +67,11 @@ cdef enum:
 SPLIT = None
 
 
+# Whether members take blocks of one another: None lets their weights decide; "all" gives all to the
+# first one. Results are the same, as tests show by setting it.
+TAKING = None
+
+
 # What one thread does: some batch rows (by position where they differ) of some unit blocks.
 cdef struct Part:
     Py_ssize_t begin, end
@@ -72,6 +80,8 @@ cdef struct Part:
     Py_ssize_t *chunk_gates       # and in the gates
     rk_flag *flags                # of those that share the rows, or NULL
     int members, member
+    rk_range *ranges              # [in turn][member]: blocks that others may take, or NULL
+    int turn
     char *panel                   # for a block of a passing panel
     Clock *clock
 
@@ -92,6 +102,41 @@ cdef void meet(const Part *part) noexcept nogil:
         charge(part.clock, LOOP)
         rk_meet(part.flags, part.members, part.member)
         charge(part.clock, WAITING)
+
+
+# Work on all blocks, shared by the members, is a round: each takes blocks until none is left, and
+# then they meet. Ranges of the next round are offered in this one, when all have left the last.
+
+
+cdef Py_ssize_t begin_round(const Part *part) noexcept nogil:
+    """Where the blocks begin."""
+    if part.ranges != NULL:
+        rk_offer(
+            &part.ranges[(1 - part.turn) * part.members + part.member], part.block_begin,
+            part.block_end,
+        )
+    return part.block_begin
+
+
+cdef bint take_blocks(const Part *part, Py_ssize_t *first, Py_ssize_t *past) noexcept nogil:
+    """The blocks after `past` that this member is to do; whether there are any."""
+    cdef int i
+    cdef rk_range *ranges
+    if part.ranges == NULL:
+        first[0], past[0] = past[0], part.block_end
+        return first[0] < past[0]
+    ranges = part.ranges + part.turn * part.members
+    if rk_take(&ranges[part.member], True, first, past):
+        return True
+    for i in range(1, part.members):
+        if rk_take(&ranges[(part.member + i) % part.members], False, first, past):
+            return True
+    return False
+
+
+cdef void end_round(Part *part) noexcept nogil:
+    meet(part)
+    part.turn = 1 - part.turn
 
 
 cdef Py_ssize_t list_rows(
@@ -182,18 +227,23 @@ cdef const char *pass_panel(
     return <const char *>panel.job.packed
 
 
-cdef void project(const Run *r, const Part *part, Py_ssize_t t, Py_ssize_t steps) noexcept nogil:
+cdef void project(const Run *r, Part *part, Py_ssize_t t, Py_ssize_t steps) noexcept nogil:
     """bias + W_ih x into the gates of some steps."""
-    cdef Py_ssize_t begin = part.block_begin, end, rows = steps * (part.end - part.begin)
+    cdef Py_ssize_t begin = 0, end, past = begin_round(part)
+    cdef Py_ssize_t rows = steps * (part.end - part.begin)
     if r.alive != NULL:
         rows = list_rows(r, part, t, steps)
-    if r.passing == 0:
-        project_blocks(r, part, t, rows, begin, part.block_end, r.input)
-        return
-    while begin < part.block_end:
-        end = min(begin + r.passing_blocks, part.block_end)
-        project_blocks(r, part, t, rows, begin, end, pass_panel(r, part, 0, begin, end))
-        begin = end
+    while take_blocks(part, &begin, &past):
+        if r.passing == 0:
+            project_blocks(r, part, t, rows, begin, past, r.input)
+            continue
+        while begin < past:
+            end = min(begin + r.passing_blocks, past)
+            project_blocks(r, part, t, rows, begin, end, pass_panel(r, part, 0, begin, end))
+            begin = end
+    charge(part.clock, PROJECTION)
+    if part.ranges != NULL:  # who takes a block wants it projected
+        end_round(part)
 
 
 cdef void project_blocks(
@@ -259,18 +309,21 @@ cdef void enter_segments(
         s.c_prev = c
         s.c_prev_row = r.units
         s.c_prev_block = r.N * r.units
+        if part.ranges != NULL:
+            meet(part)
 
 
 cdef void step_passing(const Run *r, const Part *part, rk_step *s) noexcept nogil:
-    """A phase of a step whose weights pass."""
-    while s.block_begin < part.block_end:
-        s.block_end = min(s.block_begin + r.passing_blocks, part.block_end)
+    """Some blocks of a step whose weights pass."""
+    cdef Py_ssize_t past = s.block_end
+    while s.block_begin < past:
+        s.block_end = min(s.block_begin + r.passing_blocks, past)
         s.weights = pass_panel(r, part, 1, s.block_begin, s.block_end)
         r.cell.forward[0](s)
         s.block_begin = s.block_end
 
 
-cdef void run_part(const Run *r, const Part *part) noexcept nogil:
+cdef void run_part(const Run *r, Part *part) noexcept nogil:
     """Steps first..T of some rows and unit blocks. After the last nobody waits for the others."""
     cdef Py_ssize_t t, t0, steps, row_gates = r.cell.memory_slots * r.units
     cdef Py_ssize_t begin = part.begin, end = part.end
@@ -278,6 +331,9 @@ cdef void run_part(const Run *r, const Part *part) noexcept nogil:
     cdef int phase
     cdef rk_step s
     cdef unsigned long long saved = fp_enter()
+    part.turn = 0
+    if part.ranges != NULL:
+        rk_offer(&part.ranges[part.member], part.block_begin, part.block_end)
     s.rows = end - begin
     s.hidden, s.projected = r.H, r.P
     s.operand_row = r.h_row
@@ -294,7 +350,6 @@ cdef void run_part(const Run *r, const Part *part) noexcept nogil:
     while t0 < r.T and (r.alive == NULL or r.alive[t0] > begin):
         steps = min(r.chunk, r.T - t0)
         project(r, part, t0, steps)
-        charge(part.clock, PROJECTION)
         for t in range(t0, t0 + steps):
             if r.alive != NULL:
                 s.rows = min(end, r.alive[t]) - begin
@@ -317,7 +372,6 @@ cdef void run_part(const Run *r, const Part *part) noexcept nogil:
             if r.resets != NULL and r.resets[t]:
                 enter_segments(r, part, t, &s)
             s.operand = s.h_prev
-            s.block_begin, s.block_end = part.block_begin, part.block_end
             for phase in range(r.cell.phases):
                 s.weights = r.recurrent[phase]
                 s.scale = r.recurrent_scale[phase]
@@ -325,12 +379,14 @@ cdef void run_part(const Run *r, const Part *part) noexcept nogil:
                     s.h = r.early + begin * r.pitch * r.item
                 else:
                     s.h = r.h + ((t + 1) & 1) * tile + begin * r.pitch * r.item
-                if r.passing == BOTH:
-                    step_passing(r, part, &s)
-                elif s.block_begin < s.block_end:
-                    r.cell.forward[phase](&s)
+                s.block_end = begin_round(part)
+                while take_blocks(part, &s.block_begin, &s.block_end):
+                    if r.passing == BOTH:
+                        step_passing(r, part, &s)
+                    else:
+                        r.cell.forward[phase](&s)
                 if t + 1 < r.T or phase + 1 < r.cell.phases or r.projection != NULL:
-                    meet(part)
+                    end_round(part)
                 s.operand = s.h
             if r.projection != NULL:
                 s.weights = r.projection
@@ -342,6 +398,9 @@ cdef void run_part(const Run *r, const Part *part) noexcept nogil:
                 meet(part)
         charge(part.clock, LOOP)
         t0 += steps
+    if part.ranges != NULL:  # what was offered for a round that does not come
+        rk_offer(&part.ranges[(1 - part.turn) * part.members + part.member], 0, 0)
+        rk_offer(&part.ranges[part.turn * part.members + part.member], 0, 0)
     if r.clears:
         clear_ends(
             r.y, r.y_time, r.y_batch, r.y_row, r.item, r.P, r.start, r.length, begin, end,
@@ -360,7 +419,8 @@ cdef void prepare_weights_of(
     if r.panels != NULL:
         pack_share(&r.panels[r.passing], r.panel_count - r.passing, member, members)
         charge(&clock, PACK)
-        if members > 1 and not plan.by_units:  # of units each uses what it has packed
+        # of units each uses what it has packed, where nobody takes them
+        if members > 1 and (not plan.by_units or plan.ranges != NULL):
             rk_meet(plan.flags, members, member)
             charge(&clock, WAITING)
     while i < plan.pieces:
@@ -380,13 +440,18 @@ cdef void run_team(const Run *r, const Plan *plan, int members, int member) noex
     part.clock = &clock
     part.panel = r.passing_panels + member * r.passing_bytes
     part.flags = plan.flags
-    part.members, part.member = 1, 0
+    part.members, part.member, part.ranges = 1, 0, NULL
     part.block_begin, part.block_end = 0, r.blocks
     if plan.by_units:
         part.begin, part.end = 0, r.N
         part.members, part.member = members, member
+        if members > 1:
+            part.ranges = plan.ranges
         part.block_begin = r.blocks * member // members
         part.block_end = r.blocks * (member + 1) // members
+        if plan.to_first:
+            part.block_begin = 0 if member == 0 else r.blocks
+            part.block_end = r.blocks
         part.chunk_x, part.chunk_gates = r.chunk_x, r.chunk_gates
         if r.alive != NULL:  # each lists them as it goes
             part.chunk_x += member * r.N * r.chunk
@@ -486,6 +551,19 @@ cdef bint splits_units(const Run *r, Py_ssize_t rows, int team) except -1:
     return shared_step(r, rows, team, True) < shared_step(r, rows, team, False)
 
 
+cdef bint takes_blocks(const Run *r, Py_ssize_t rows, int team) noexcept:
+    """Whether members take blocks of one another.
+
+    Who takes a block reads its weights from another core or from beyond: that is worth it where
+    they come from there in any case, or where there is more to do with them.
+    """
+    cdef int phase
+    cdef Py_ssize_t slots = 0
+    for phase in range(r.cell.phases):
+        slots += r.cell.recurrent[phase].slots
+    return rows >= 12 or slots * r.units * r.P * r.item * r.blocks > 768e3 * team
+
+
 cdef double team_step(const Run *r, Py_ssize_t rows, int team) except -1:
     """Microseconds that a team takes for a step, shared as it would share it."""
     return shared_step(r, rows, team, team > 1 and splits_units(r, rows, team))
@@ -502,6 +580,9 @@ cdef int plan_team(
     plan.bounds = <Py_ssize_t *>scratch.take((plan.tiles + 1) * sizeof(Py_ssize_t))
     bound_tiles(r.N, r.kernels.full_rows, plan.tiles, plan.bounds)
     plan.flags = <rk_flag *>scratch.take_zeros(plan.team * sizeof(rk_flag))
+    plan.ranges, plan.to_first = NULL, TAKING == "all"
+    if plan.by_units and (takes_blocks(r, rows, plan.team) if TAKING is None else TAKING):
+        plan.ranges = <rk_range *>scratch.take_zeros(2 * plan.team * sizeof(rk_range))
     return 0
 
 

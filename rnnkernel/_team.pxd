@@ -54,12 +54,50 @@ cdef extern from *:
             rk_await(&flags[other], mine);
     }
 
+    /* the first in the low half, the end in the high one */
+    typedef struct {
+        _Alignas(64) atomic_ullong ends;
+    } rk_range;
+
+    static inline unsigned long long rk_ends(ptrdiff_t first, ptrdiff_t past)
+    {
+        return (unsigned long long)first | (unsigned long long)past << 32;
+    }
+
+    static inline void rk_offer(rk_range *range, ptrdiff_t first, ptrdiff_t past)
+    {
+        atomic_store_explicit(&range->ends, rk_ends(first, past), memory_order_relaxed);
+    }
+
+    static inline int rk_take(rk_range *range, int own, ptrdiff_t *first, ptrdiff_t *past)
+    {
+        unsigned long long seen = atomic_load_explicit(&range->ends, memory_order_relaxed), left;
+        do {
+            *first = (ptrdiff_t)(seen & 0xffffffff);
+            *past = (ptrdiff_t)(seen >> 32);
+            if (*first >= *past) return 0;
+            if (own) {
+                const ptrdiff_t end = *past;
+                *past = *first + (end - *first + 1) / 2;
+                left = rk_ends(*past, end);
+            } else {
+                left = rk_ends(*first, *past - 1);
+                *first = *past - 1;
+            }
+        } while (!atomic_compare_exchange_weak_explicit(
+            &range->ends, &seen, left, memory_order_relaxed, memory_order_relaxed));
+        return 1;
+    }
+
     static inline ptrdiff_t rk_next(rk_flag *counter)
     {
         return atomic_fetch_add_explicit(&counter->met, 1, memory_order_relaxed);
     }
     """
     ctypedef struct rk_flag:
+        pass
+
+    ctypedef struct rk_range:
         pass
 
     # Of the region that the caller is in.
@@ -74,3 +112,8 @@ cdef extern from *:
     void rk_raise(rk_flag *flag, long count) nogil
     # The next number of a count that members share, from 0; a zeroed flag that nobody meets at.
     Py_ssize_t rk_next(rk_flag *counter) nogil
+    # What a member has to do of a count of pieces, and others may take from it where they have
+    # nothing left. Zeros are an empty range. Nobody may take from one while it is offered.
+    void rk_offer(rk_range *range, Py_ssize_t first, Py_ssize_t past) nogil
+    # Takes the first half of what is left, or as another the last piece; whether there was any.
+    bint rk_take(rk_range *range, bint own, Py_ssize_t *first, Py_ssize_t *past) nogil

@@ -126,8 +126,11 @@ def test_weights_that_pass(cell, dtype, monkeypatch, most, T, N):
     monkeypatch.setattr(_forward, "PASSING_BYTES", most)
     monkeypatch.setattr(_forward, "SERIAL_FLOPS", 0.0)
     monkeypatch.setattr(_forward, "SPLIT", "units")
-    for threads in (1, 3):
+    held = layer.parameters  # else packed weights would stay
+    for threads, taking in ((1, False), (3, False), (3, "all")):
+        monkeypatch.setattr(_forward, "TAKING", taking)
         y, after = layer(x, state, num_threads=threads)
         assert_same_bits(y, expected, f"{threads} threads")
         for actual, wanted in zip(parts(after), parts(last), strict=True):
             assert_same_bits(actual, wanted, f"{threads} threads")
+    assert held and layer._kept.weights is None

@@ -1,4 +1,4 @@
-"""Threads that split the batch and threads that split the units: the bits of one thread."""
+"""Threads that split the batch or the units, or take units of one another: the bits of one."""
 
 import numpy as np
 import pytest
@@ -21,14 +21,18 @@ LAYERS = {
 @pytest.fixture(params=LAYERS.values(), ids=LAYERS.keys())
 def layer(request, dtype):
     cls, options = request.param
-    return cls(11, 147, 2, bidirectional=True, dtype=dtype, rng=0, **options)
+    layer = cls(11, 147, 2, bidirectional=True, dtype=dtype, rng=0, **options)
+    layer.held = layer.parameters  # so that every call packs
+    return layer
 
 
-@pytest.fixture(params=["rows", "units"])
+@pytest.fixture(params=["rows", "units", "taking"])
 def split(request, monkeypatch):
     """However little there is to do, and whatever is measured to be faster."""
     monkeypatch.setattr(_forward, "SERIAL_FLOPS", 0.0)
-    monkeypatch.setattr(_forward, "SPLIT", request.param)
+    monkeypatch.setattr(_forward, "SPLIT", "rows" if request.param == "rows" else "units")
+    # others can only take what the first thread has not begun
+    monkeypatch.setattr(_forward, "TAKING", "all" if request.param == "taking" else False)
     return request.param
 
 

@@ -22,11 +22,13 @@ STACKS = [(1, 2), (2, 1), (2, 2), (3, 1), (3, 2), (5, 1)]
 # threads, teams at most, steps of a piece, and what a team's threads share
 WAYS = [
     (2, 1, None, "units"),
+    (2, 1, None, "taking"),
     (2, 2, 1, "rows"),
     (2, 2, 4, "rows"),
     (2, 5, 1000, "units"),
     (3, 3, 7, "rows"),
     (4, 2, 4, "units"),
+    (4, 2, 3, "taking"),
     (5, 2, 5, "rows"),
     (5, 5, 4, "units"),
 ]
@@ -41,7 +43,9 @@ def cell(request):
 def layer(request, cell, dtype):
     L, D = request.param
     cls, options = cell
-    return cls(11, 37, L, bidirectional=D == 2, dtype=dtype, rng=0, **options)
+    layer = cls(11, 37, L, bidirectional=D == 2, dtype=dtype, rng=0, **options)
+    layer.held = layer.parameters  # so that every call packs
+    return layer
 
 
 @pytest.fixture
@@ -53,7 +57,8 @@ def team(monkeypatch):
     def choose(teams, piece, split):
         monkeypatch.setattr(_stack, "TEAMS", teams)
         monkeypatch.setattr(_stack, "PIECE", piece)
-        monkeypatch.setattr(_forward, "SPLIT", split)
+        monkeypatch.setattr(_forward, "SPLIT", "rows" if split == "rows" else "units")
+        monkeypatch.setattr(_forward, "TAKING", "all" if split == "taking" else False)
 
     return choose
 
