@@ -258,11 +258,14 @@ RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t fi
              * few lines follow each. */
             const ptrdiff_t steps = s.outer * s.inner;
             ptrdiff_t lines = steps * nc * RK_VECTOR_BYTES / 64;
-            if (b_bytes < RK_L2_BYTES / 2 || p->b_inner != nc * LANES || tiles < RK_FEWEST_TILES)
+            if ((b_bytes < RK_L2_BYTES / 2 && !p->ahead) || p->b_inner != nc * LANES ||
+                tiles < RK_FEWEST_TILES)
                 lines = 0;
             const ptrdiff_t pace = tiles < 4 ? 2 : 1;
             const ptrdiff_t share = tiles ? (lines + tiles - 1) / tiles : 0;
-            const char *const next = (const char *)(b + steps * nc * LANES);
+            const char *const next = p->ahead && complete && block + step >= blocks
+                                         ? p->ahead
+                                         : (const char *)(b + steps * nc * LANES);
             for (ptrdiff_t tile = 0, row = 0, mr; tile < tiles; tile++, row += mr) {
                 mr = base + (tile < extra);
                 const real *pa[RK_MAX_ROWS];

@@ -41,6 +41,7 @@ typedef struct {
     ptrdiff_t c_block;             /* stride between column blocks */
     const void *init;              /* one row of starting values, or NULL: start from C */
     ptrdiff_t init_block;          /* its stride between column blocks */
+    const void *ahead;             /* a panel as those of B, used next, from beyond L2; or NULL */
 } rk_product;
 
 /* -- The same with a smaller B: small_weights.h has the two rules of summation ----------------- */
@@ -99,6 +100,7 @@ typedef struct {
 
     int storage; /* of weights */
     const void *scale; /* [block][slots][U] with RK_INT8 */
+    const void *ahead; /* as in rk_product */
 
     void *gates; /* [block][rows][slots of memory][U]: in x-projection, out gates (and c) */
     const ptrdiff_t *gates_row; /* (rows) offsets: row * slots * U */

@@ -34,6 +34,7 @@ RK_INLINE void RK(forward_blocks)(const rk_step *s, const int unit_vectors, cons
         .c = (real *)s->gates + s->block_begin * s->gates_block + slot * unit_vectors * LANES,
         .c_row = s->gates_row,
         .c_block = s->gates_block,
+        .ahead = s->ahead,
     };
 #if !RK_DOUBLE
     if (s->storage != RK_WHOLE) {

@@ -88,6 +88,7 @@ cdef void product_over(
 cdef rk_product through(const Bptt *r, const rk_window *window, const char *weights) noexcept nogil:
     """C = dgates W over one window but for the rows of A and C; `weights` are transposed panels."""
     cdef rk_product p
+    p.ahead = NULL
     p.vectors = RK_TRANSPOSED_VECTORS
     p.outer, p.inner = r.blocks, window.slots * r.units
     p.a = r.dgates + window.slot * r.units * r.item
@@ -437,6 +438,7 @@ cdef void through_projection(
     p.rows = step.rows
     p.vectors = RK_TRANSPOSED_VECTORS
     p.outer, p.inner = 1, r.P
+    p.ahead = NULL
     p.a = r.dh + tile
     p.a_row = r.tile_row
     p.a_outer, p.a_inner = 0, 1
@@ -565,6 +567,7 @@ cdef rk_product block_gradient(
     """A sum over time that goes to one unit block of a weight gradient with so many rows."""
     cdef rk_product p
     p.rows, p.blocks = rows, 1
+    p.ahead = NULL
     p.vectors = p.last_vectors = window.slots * r.cell.unit_vectors
     p.b_block = p.c_block = 0
     p.c = gradient + block * rows * window.slots * r.units * r.item
@@ -627,6 +630,7 @@ cdef void add_projection_gradient(
     cdef rk_product p
     cdef Py_ssize_t width = RK_TRANSPOSED_VECTORS * r.kernels.lanes, last = (c.rows - 1) * r.pitch
     p.rows, p.blocks = r.P, 1
+    p.ahead = NULL
     p.vectors = min(RK_TRANSPOSED_VECTORS, vectors_of(r, r.H) - column * RK_TRANSPOSED_VECTORS)
     p.last_vectors = p.vectors
     p.outer, p.inner = 1, c.rows

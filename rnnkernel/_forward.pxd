@@ -70,6 +70,7 @@ cdef struct Run:
     char *table                   # [block][table rows][gates][U]
     const Py_ssize_t *table_x     # its rows in x
     const Py_ssize_t *table_row   # and in the table
+    bint back                     # whether a sweep goes from the last block to the first
     long long *spent              # by thread and phase (_clock.pxd), or NULL
 
 
@@ -81,7 +82,8 @@ cdef struct Plan:
     Py_ssize_t *bounds            # of the tiles
     Py_ssize_t pieces             # of the table
     rk_flag *flags
-    rk_range *ranges              # [in turn][member]: blocks that others may take, or NULL
+    rk_range *ranges              # [in turn][member]: what is left of each one's blocks, or NULL
+    Py_ssize_t grain              # of a sweep to and fro: blocks at once; 0 where nobody sweeps
     bint to_first                 # whether all blocks begin with the first member
 
 
@@ -100,7 +102,7 @@ cdef int set_arrays(
 cdef double flops_of(const Run *r) noexcept
 cdef double team_step(const Run *r, Py_ssize_t rows, int team) except -1
 cdef int plan_team(
-    Plan *plan, const Run *r, Scratch scratch, Py_ssize_t rows, int team
+    Plan *plan, const Run *r, Scratch scratch, Py_ssize_t steps, Py_ssize_t rows, int team
 ) except -1
 cdef int divide(
     Run *r, Plan *plan, Scratch scratch, rows, int team, Py_ssize_t piece

@@ -67,9 +67,13 @@ cdef enum:
 SPLIT = None
 
 
-# Whether members take blocks of one another: None lets their weights decide; "all" gives all to the
-# first one. Results are the same, as tests show by setting it.
+# Whether members take blocks of one another, and go through them to and fro: None lets their weights
+# decide; "all" gives all to the first one. Results are the same, as tests show by setting it.
 TAKING = None
+
+# Weights that a core goes through again and again, of more bytes than these, leave its L2 before it
+# comes back to them.
+cdef double L2_BYTES = 768e3
 
 
 # What one thread does: some batch rows (by position where they differ) of some unit blocks.
@@ -80,8 +84,10 @@ cdef struct Part:
     Py_ssize_t *chunk_gates       # and in the gates
     rk_flag *flags                # of those that share the rows, or NULL
     int members, member
-    rk_range *ranges              # [in turn][member]: blocks that others may take, or NULL
+    rk_range *ranges              # [in turn][member]: what is left of each one's blocks, or NULL
     int turn
+    bint back
+    Py_ssize_t grain              # of a sweep to and fro: blocks at once; 0 where nobody sweeps
     char *panel                   # for a block of a passing panel
     Clock *clock
 
@@ -106,6 +112,9 @@ cdef void meet(const Part *part) noexcept nogil:
 
 # Work on all blocks, shared by the members, is a round: each takes blocks until none is left, and
 # then they meet. Ranges of the next round are offered in this one, when all have left the last.
+#
+# Weights larger than L2 are swept to and fro: in one round from the first block to the last, in the
+# next from the last to the first, which finds those that were used last still in L2.
 
 
 cdef Py_ssize_t begin_round(const Part *part) noexcept nogil:
@@ -118,18 +127,27 @@ cdef Py_ssize_t begin_round(const Part *part) noexcept nogil:
     return part.block_begin
 
 
-cdef bint take_blocks(const Part *part, Py_ssize_t *first, Py_ssize_t *past) noexcept nogil:
-    """The blocks after `past` that this member is to do; whether there are any."""
-    cdef int i
+cdef bint take_blocks(
+    const Part *part, Py_ssize_t *first, Py_ssize_t *past, Py_ssize_t *ahead
+) noexcept nogil:
+    """The next blocks that this member is to do, after `past` where nobody takes them of another;
+    whether there are any. `ahead` is the block after those, or -1."""
+    cdef int i, left
     cdef rk_range *ranges
+    ahead[0] = -1
     if part.ranges == NULL:
         first[0], past[0] = past[0], part.block_end
         return first[0] < past[0]
     ranges = part.ranges + part.turn * part.members
-    if rk_take(&ranges[part.member], True, first, past):
+    left = rk_take(&ranges[part.member], part.back, part.grain, first, past)
+    if left == 2:
+        ahead[0] = first[0] - 1 if part.back else past[0]
+    if left > 0:
         return True
     for i in range(1, part.members):
-        if rk_take(&ranges[(part.member + i) % part.members], False, first, past):
+        if rk_take(
+            &ranges[(part.member + i) % part.members], not part.back, 1, first, past
+        ) > 0:
             return True
     return False
 
@@ -137,6 +155,8 @@ cdef bint take_blocks(const Part *part, Py_ssize_t *first, Py_ssize_t *past) noe
 cdef void end_round(Part *part) noexcept nogil:
     meet(part)
     part.turn = 1 - part.turn
+    if part.grain > 0:
+        part.back = not part.back
 
 
 cdef Py_ssize_t list_rows(
@@ -198,6 +218,7 @@ cdef void project_table(const Run *r, Py_ssize_t begin) noexcept nogil:
     p.last_vectors = r.input_last_vectors
     p.outer = 1
     p.inner = r.I
+    p.ahead = NULL
     p.a = r.x
     p.a_row = r.table_x + begin
     p.a_outer = 0
@@ -229,17 +250,17 @@ cdef const char *pass_panel(
 
 cdef void project(const Run *r, Part *part, Py_ssize_t t, Py_ssize_t steps) noexcept nogil:
     """bias + W_ih x into the gates of some steps."""
-    cdef Py_ssize_t begin = 0, end, past = begin_round(part)
+    cdef Py_ssize_t begin = 0, end, ahead, past = begin_round(part)
     cdef Py_ssize_t rows = steps * (part.end - part.begin)
     if r.alive != NULL:
         rows = list_rows(r, part, t, steps)
-    while take_blocks(part, &begin, &past):
+    while take_blocks(part, &begin, &past, &ahead):
         if r.passing == 0:
-            project_blocks(r, part, t, rows, begin, past, r.input)
+            project_blocks(r, part, t, rows, begin, past, r.input, ahead)
             continue
         while begin < past:
             end = min(begin + r.passing_blocks, past)
-            project_blocks(r, part, t, rows, begin, end, pass_panel(r, part, 0, begin, end))
+            project_blocks(r, part, t, rows, begin, end, pass_panel(r, part, 0, begin, end), -1)
             begin = end
     charge(part.clock, PROJECTION)
     if part.ranges != NULL:  # who takes a block wants it projected
@@ -248,9 +269,10 @@ cdef void project(const Run *r, Part *part, Py_ssize_t t, Py_ssize_t steps) noex
 
 cdef void project_blocks(
     const Run *r, const Part *part, Py_ssize_t t, Py_ssize_t rows, Py_ssize_t begin,
-    Py_ssize_t end, const char *weights,
+    Py_ssize_t end, const char *weights, Py_ssize_t ahead,
 ) noexcept nogil:
-    """The same of some blocks, for as many rows as the part's chunk has."""
+    """The same of some blocks, for as many rows as the part's chunk has; then comes block `ahead`,
+    unless it is -1."""
     cdef rk_product p
     cdef int first = r.cell.input.slot, past = first + r.cell.input.slots
     cdef char *gates = gates_at(r, t) + begin * r.gates_block * r.item
@@ -270,6 +292,7 @@ cdef void project_blocks(
     p.b_block = r.I * p.b_inner
     p.b_outer = 0
     p.b = weights + begin * p.b_block * r.weight_item
+    p.ahead = weights + ahead * p.b_block * r.weight_item if ahead >= 0 else NULL
     p.c = gates + first * r.units * r.item
     p.c_row = part.chunk_gates
     p.c_block = r.gates_block
@@ -328,10 +351,11 @@ cdef void run_part(const Run *r, Part *part) noexcept nogil:
     cdef Py_ssize_t t, t0, steps, row_gates = r.cell.memory_slots * r.units
     cdef Py_ssize_t begin = part.begin, end = part.end
     cdef Py_ssize_t tile = r.N * r.pitch * r.item
+    cdef Py_ssize_t ahead, block_bytes
     cdef int phase
     cdef rk_step s
     cdef unsigned long long saved = fp_enter()
-    part.turn = 0
+    part.turn, part.back = 0, part.grain > 0 and r.back
     if part.ranges != NULL:
         rk_offer(&part.ranges[part.member], part.block_begin, part.block_end)
     s.rows = end - begin
@@ -379,8 +403,12 @@ cdef void run_part(const Run *r, Part *part) noexcept nogil:
                     s.h = r.early + begin * r.pitch * r.item
                 else:
                     s.h = r.h + ((t + 1) & 1) * tile + begin * r.pitch * r.item
+                block_bytes = r.cell.recurrent[phase].slots * r.units * r.P * r.weight_item
                 s.block_end = begin_round(part)
-                while take_blocks(part, &s.block_begin, &s.block_end):
+                while take_blocks(part, &s.block_begin, &s.block_end, &ahead):
+                    s.ahead = NULL
+                    if ahead >= 0:
+                        s.ahead = r.recurrent[phase] + ahead * block_bytes
                     if r.passing == BOTH:
                         step_passing(r, part, &s)
                     else:
@@ -389,7 +417,7 @@ cdef void run_part(const Run *r, Part *part) noexcept nogil:
                     end_round(part)
                 s.operand = s.h
             if r.projection != NULL:
-                s.weights = r.projection
+                s.weights, s.ahead = r.projection, NULL
                 s.h = r.h + ((t + 1) & 1) * tile + begin * r.pitch * r.item
                 s.block_begin = r.projection_columns * part.member // part.members
                 s.block_end = r.projection_columns * (part.member + 1) // part.members
@@ -440,18 +468,17 @@ cdef void run_team(const Run *r, const Plan *plan, int members, int member) noex
     part.clock = &clock
     part.panel = r.passing_panels + member * r.passing_bytes
     part.flags = plan.flags
-    part.members, part.member, part.ranges = 1, 0, NULL
+    part.members, part.member, part.ranges, part.grain = 1, 0, NULL, 0
     part.block_begin, part.block_end = 0, r.blocks
     if plan.by_units:
         part.begin, part.end = 0, r.N
         part.members, part.member = members, member
-        if members > 1:
-            part.ranges = plan.ranges
         part.block_begin = r.blocks * member // members
         part.block_end = r.blocks * (member + 1) // members
         if plan.to_first:
             part.block_begin = 0 if member == 0 else r.blocks
             part.block_end = r.blocks
+        part.ranges, part.grain = plan.ranges, plan.grain
         part.chunk_x, part.chunk_gates = r.chunk_x, r.chunk_gates
         if r.alive != NULL:  # each lists them as it goes
             part.chunk_x += member * r.N * r.chunk
@@ -551,17 +578,13 @@ cdef bint splits_units(const Run *r, Py_ssize_t rows, int team) except -1:
     return shared_step(r, rows, team, True) < shared_step(r, rows, team, False)
 
 
-cdef bint takes_blocks(const Run *r, Py_ssize_t rows, int team) noexcept:
-    """Whether members take blocks of one another.
-
-    Who takes a block reads its weights from another core or from beyond: that is worth it where
-    they come from there in any case, or where there is more to do with them.
-    """
+cdef bint overflows(const Run *r, Py_ssize_t steps, int team) noexcept:
+    """Whether the weights that a thread goes through leave its L2 until it comes back to them."""
     cdef int phase
-    cdef Py_ssize_t slots = 0
+    cdef double weights = 0
     for phase in range(r.cell.phases):
-        slots += r.cell.recurrent[phase].slots
-    return rows >= 12 or slots * r.units * r.P * r.item * r.blocks > 768e3 * team
+        weights += <double>r.cell.recurrent[phase].slots * r.P * r.units * r.blocks * r.weight_item
+    return steps > 1 and L2_BYTES * team < weights and weights < 4 * L2_BYTES * team
 
 
 cdef double team_step(const Run *r, Py_ssize_t rows, int team) except -1:
@@ -570,18 +593,22 @@ cdef double team_step(const Run *r, Py_ssize_t rows, int team) except -1:
 
 
 cdef int plan_team(
-    Plan *plan, const Run *r, Scratch scratch, Py_ssize_t rows, int team
+    Plan *plan, const Run *r, Scratch scratch, Py_ssize_t steps, Py_ssize_t rows, int team
 ) except -1:
-    """How up to `team` threads share steps of `rows` rows on average."""
+    """How up to `team` threads share so many steps of `rows` rows on average."""
     plan.team = max(1, min(team, max(r.N, r.blocks, plan.pieces)))
-    plan.by_units = plan.team > 1 and splits_units(r, rows, plan.team)
+    plan.by_units = plan.team == 1 or splits_units(r, rows, plan.team)
     plan.tiles = 1 if plan.by_units else min(plan.team, r.N)
     plan.team = min(plan.team, max(r.blocks if plan.by_units else plan.tiles, plan.pieces))
     plan.bounds = <Py_ssize_t *>scratch.take((plan.tiles + 1) * sizeof(Py_ssize_t))
     bound_tiles(r.N, r.kernels.full_rows, plan.tiles, plan.bounds)
     plan.flags = <rk_flag *>scratch.take_zeros(plan.team * sizeof(rk_flag))
+    # Who takes a block reads its weights from another core or from beyond: that is worth it where
+    # they come from there in any case, or where there is more to do with them.
+    sweeps = overflows(r, steps, plan.team) if TAKING is None else TAKING
+    plan.grain = 0 if not sweeps else 2 if rows <= 2 else 1
     plan.ranges, plan.to_first = NULL, TAKING == "all"
-    if plan.by_units and (takes_blocks(r, rows, plan.team) if TAKING is None else TAKING):
+    if plan.by_units and (sweeps or TAKING is None and rows >= 12):
         plan.ranges = <rk_range *>scratch.take_zeros(2 * plan.team * sizeof(rk_range))
     return 0
 
@@ -611,6 +638,7 @@ cdef void set_weights(Run *r, PackedWeights w, Py_ssize_t N) noexcept:
     r.panels = NULL
     r.passing = 0
     r.passing_panels, r.passing_bytes = NULL, 0
+    r.back = False
     r.spent = NULL
 
 
@@ -722,7 +750,7 @@ cdef int divide(
     plan.pieces = 0
     if r.index != NULL and not r.one_hot:
         plan.pieces = (r.table_rows + TABLE_ROWS - 1) // TABLE_ROWS
-    plan_team(plan, r, scratch, r.count // r.T, team)
+    plan_team(plan, r, scratch, r.T, r.count // r.T, team)
     if rows is not None:
         bound_ragged_tiles(
             <Py_ssize_t *><Py_ssize_t>address(rows.lengths), r.N, plan.tiles, plan.bounds

@@ -14,6 +14,7 @@ cdef extern from "rnnkernel.h" nogil:
         Py_ssize_t c_block
         const void *init
         Py_ssize_t init_block
+        const void *ahead
 
     ctypedef struct rk_small_product:
         rk_product product
@@ -50,6 +51,7 @@ cdef extern from "rnnkernel.h" nogil:
         const void *weights
         int storage
         const void *scale
+        const void *ahead
         void *gates
         const Py_ssize_t *gates_row
         Py_ssize_t gates_block

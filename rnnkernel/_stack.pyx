@@ -51,6 +51,9 @@ PIECE = None
 # A wavefront, whose teams wait for one another, must promise to take so much of the time.
 cdef double WAVE = 0.95
 
+# Whether the next call's first sweep goes back: where weights stay, it finds what the last one used.
+cdef bint next_back = False
+
 
 # -- what a thread does ------------------------------------------------------------------------
 
@@ -180,6 +183,7 @@ cdef int run_stack(
 ) except -1:
     """Passes whose weights, sizes, arrays and states are set, with at least one step of one row;
     `rows` and `indices` are None or lists by direction, these of the first layer."""
+    global next_back
     cdef Stack s
     cdef Pass *one
     cdef int i, count = layers * directions, size = 1
@@ -199,10 +203,12 @@ cdef int run_stack(
         one = &passes[i]
         one.run.chunk = min(s.piece, one.run.chunk)
         one.run.spent = NULL
+        one.run.back = next_back
         lay_out(
             one, scratch, None if rows is None else rows[i % directions],
             None if one.run.index == NULL else indices[i % directions],
         )
+    next_back = not next_back
     s.size = size
     s.flags = <rk_flag *>scratch.take_zeros(s.teams * s.size * sizeof(rk_flag))
     s.done = <rk_flag *>scratch.take_zeros(count * sizeof(rk_flag))

@@ -143,7 +143,7 @@ cdef class Stream:
         self.scratch = Scratch()
         self.plan.pieces = 0
         team = team_size(flops, max(N, r.blocks), _threads.resolve(None))
-        plan_team(&self.plan, &self.runs[0], self.scratch, N, team)
+        plan_team(&self.plan, &self.runs[0], self.scratch, 1, N, team)
         self.releases = flops >= RELEASE_FLOPS
 
     def __dealloc__(self):
@@ -237,7 +237,7 @@ cdef class Stream:
         cdef const char *x = self.runs[0].x
         for k in range(self.layers):
             r = self.runs[k]
-            r.first, r.T, r.x = t, t + 1, x
+            r.first, r.T, r.x, r.back = t, t + 1, x, self.parity
             run_team(&r, &self.plan, members, member)
             if self.plan.by_units and members > 1 and k + 1 < self.layers:
                 rk_meet(self.plan.flags, members, member)  # the next reads what all have written

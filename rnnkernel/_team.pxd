@@ -69,24 +69,21 @@ cdef extern from *:
         atomic_store_explicit(&range->ends, rk_ends(first, past), memory_order_relaxed);
     }
 
-    static inline int rk_take(rk_range *range, int own, ptrdiff_t *first, ptrdiff_t *past)
+    static inline int rk_take(rk_range *range, int back, ptrdiff_t most, ptrdiff_t *first,
+                              ptrdiff_t *past)
     {
         unsigned long long seen = atomic_load_explicit(&range->ends, memory_order_relaxed), left;
         do {
-            *first = (ptrdiff_t)(seen & 0xffffffff);
-            *past = (ptrdiff_t)(seen >> 32);
-            if (*first >= *past) return 0;
-            if (own) {
-                const ptrdiff_t end = *past;
-                *past = *first + (end - *first + 1) / 2;
-                left = rk_ends(*past, end);
-            } else {
-                left = rk_ends(*first, *past - 1);
-                *first = *past - 1;
-            }
+            const ptrdiff_t begin = (ptrdiff_t)(seen & 0xffffffff), end = (ptrdiff_t)(seen >> 32);
+            const ptrdiff_t half = (end - begin + 1) / 2;
+            const ptrdiff_t count = most > 0 && most < half ? most : half;
+            if (begin >= end) return 0;
+            *first = back ? end - count : begin;
+            *past = *first + count;
+            left = back ? rk_ends(begin, *first) : rk_ends(*past, end);
         } while (!atomic_compare_exchange_weak_explicit(
             &range->ends, &seen, left, memory_order_relaxed, memory_order_relaxed));
-        return 1;
+        return (left & 0xffffffff) < left >> 32 ? 2 : 1;
     }
 
     static inline ptrdiff_t rk_next(rk_flag *counter)
@@ -115,5 +112,8 @@ cdef extern from *:
     # What a member has to do of a count of pieces, and others may take from it where they have
     # nothing left. Zeros are an empty range. Nobody may take from one while it is offered.
     void rk_offer(rk_range *range, Py_ssize_t first, Py_ssize_t past) nogil
-    # Takes the first half of what is left, or as another the last piece; whether there was any.
-    bint rk_take(rk_range *range, bint own, Py_ssize_t *first, Py_ssize_t *past) nogil
+    # Takes the first half of what is left, rounded up, or the last: `most` pieces of it, unless that
+    # is 0. Returns 0 if there was none, 1 if it was all, 2 if more is left.
+    int rk_take(
+        rk_range *range, bint back, Py_ssize_t most, Py_ssize_t *first, Py_ssize_t *past
+    ) nogil
