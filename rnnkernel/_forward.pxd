@@ -96,6 +96,7 @@ cdef struct Pass:
 
 
 cdef void set_weights(Run *r, PackedWeights w, Py_ssize_t N) noexcept
+cdef int set_rows(Run *r, rows) except -1
 cdef int set_arrays(
     Pass *one, PackedWeights w, x, h0, c0, y, h_n, c_n, reserve, rows, index
 ) except -1

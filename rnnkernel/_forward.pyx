@@ -686,13 +686,28 @@ def kept(PackedWeights w, reserve, Py_ssize_t T, Py_ssize_t N, gate):
     return by_block.transpose(0, 2, 1, 3).reshape(T, N, w.blocks * w.units)[:, :, : w.hidden_size]
 
 
+cdef int set_rows(Run *r, rows) except -1:
+    """Which rows have which of its steps."""
+    cdef Py_ssize_t t
+    r.y_steps, r.T = r.T, len(rows.alive)
+    r.clears = rows.whole
+    r.alive = <Py_ssize_t *><Py_ssize_t>address(rows.alive)
+    r.count = 0
+    for t in range(r.T):
+        r.count += r.alive[t]
+    r.order = <Py_ssize_t *><Py_ssize_t>address(rows.order)
+    if rows.reset is not None:
+        r.reset = <unsigned char *><Py_ssize_t>address(rows.reset)
+        r.resets = <unsigned char *><Py_ssize_t>address(rows.resets)
+    return 0
+
+
 cdef int set_arrays(
     Pass *one, PackedWeights w, x, h0, c0, y, h_n, c_n, reserve, rows, index
 ) except -1:
     """Points a pass at its arrays, as `forward` of rnnkernel/_stack.pyx has them."""
     cdef Run *r = &one.run
     cdef cnp.ndarray seen = x, made = y
-    cdef Py_ssize_t t
     set_weights(r, w, made.shape[1])
     one.h0, one.h_n = matrix(h0), matrix(h_n)
     one.c_n.data = NULL
@@ -710,16 +725,7 @@ cdef int set_arrays(
     r.y_time = cnp.PyArray_STRIDE(made, 0) // r.item
     r.y_batch = cnp.PyArray_STRIDE(made, 1) // r.item
     if rows is not None:
-        r.y_steps, r.T = r.T, len(rows.alive)
-        r.clears = rows.whole
-        r.alive = <Py_ssize_t *><Py_ssize_t>address(rows.alive)
-        r.count = 0
-        for t in range(r.T):
-            r.count += r.alive[t]
-        r.order = <Py_ssize_t *><Py_ssize_t>address(rows.order)
-        if rows.reset is not None:
-            r.reset = <unsigned char *><Py_ssize_t>address(rows.reset)
-            r.resets = <unsigned char *><Py_ssize_t>address(rows.resets)
+        set_rows(r, rows)
     if index is not None:
         r.index = <Py_ssize_t *><Py_ssize_t>address(index)
         r.one_hot = seen.shape[0] == 0

@@ -1,7 +1,8 @@
-"""Inference over sequences of equal length, the call that most make: a stack in one go.
+"""Inference over plain arrays, the call that most make: a stack in one go.
 
 `forward` of a layer makes arrays and objects for each of its steps; for a single step of a small
-layer they cost more than the arithmetic. Here the arrays are looked at in C, and nothing is made
+layer they cost more than the arithmetic, and where the loops have just filled the caches several
+times what they cost alone. Here the arrays are looked at in C, and nothing is made
 but the results. What is not plain is left to `forward`, which also has the words for what is wrong.
 """
 
@@ -15,12 +16,14 @@ cdef extern from *:
 
 import numpy as np
 
-from rnnkernel._forward cimport Pass, Run, set_weights
+from rnnkernel._forward cimport Pass, Run, set_rows, set_weights
 from rnnkernel._kept cimport Kept
 from rnnkernel._packing cimport PackedWeights, prepare_weights
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._stack cimport run_stack
 from rnnkernel._states cimport Matrix, pack_cell_states
+
+from rnnkernel._sequence import Sequence
 
 cnp.import_array()
 
@@ -72,7 +75,41 @@ cdef bint are_plain(list arrays, list shapes, int type_number) except -1:
     return True
 
 
-def infer(called, x, state, int threads):
+cdef object checked_lengths(lengths, Py_ssize_t T, Py_ssize_t N):
+    """A copy (N,) of lengths, or None where they are not plain, or no row has a step."""
+    cdef cnp.ndarray a
+    cdef cnp.npy_intp count = N
+    cdef Py_ssize_t *values
+    cdef Py_ssize_t n, longest = 0
+    if type(lengths) is not cnp.ndarray:
+        return None
+    a = <cnp.ndarray>lengths
+    if (
+        cnp.PyArray_NDIM(a) != 1
+        or cnp.PyArray_DIM(a, 0) != N
+        or not cnp.PyTypeNum_ISINTEGER(cnp.PyArray_TYPE(a))
+    ):
+        return None
+    a = cnp.PyArray_EMPTY(1, &count, cnp.NPY_INTP, 0)
+    if cnp.PyArray_CopyInto(a, lengths) < 0:
+        return None
+    values = <Py_ssize_t *>cnp.PyArray_DATA(a)
+    for n in range(N):
+        if values[n] < 0 or values[n] > T:
+            return None
+        longest = max(longest, values[n])
+    return a if longest > 0 else None
+
+
+cdef bint any_below(cnp.ndarray lengths, Py_ssize_t T) noexcept:
+    cdef Py_ssize_t n
+    for n in range(cnp.PyArray_DIM(lengths, 0)):
+        if (<Py_ssize_t *>cnp.PyArray_DATA(lengths))[n] < T:
+            return True
+    return False
+
+
+def infer(called, x, state, int threads, lengths=None):
     """y and the final states as a call returns them, or None where arguments or parameters are
     not plain.
 
@@ -98,6 +135,8 @@ def infer(called, x, state, int threads):
     cdef Run *r
     cdef Matrix first_c
     cdef list weights = []
+    cdef object rows = None
+    cdef const Py_ssize_t *order = NULL
     cdef char *layer_x
     cdef char *layer_y
     cdef char *between[2]
@@ -142,6 +181,14 @@ def infer(called, x, state, int threads):
             wanted = [L * D, N, width] if batched else [L * D, width]
             if not has_shape(initial[k], wanted):
                 return None
+
+    if lengths is not None:
+        lengths = checked_lengths(lengths, T, N) if batched else None
+        if lengths is None:
+            return None
+        if any_below(lengths, T):
+            sequence = Sequence(T, N, lengths, None)
+            rows = [sequence.rows(d == 1) for d in range(D)]
 
     # weights
     scratch = Scratch()
@@ -207,14 +254,17 @@ def infer(called, x, state, int threads):
                 r.y, r.y_time = r.y + (T - 1) * y_time * item, -y_time
             set_first(&one.h0, scratch, initial[0], index, N, P, item, batched)
             last_row(&one.h_n, h_n, index, N, P, item)
+            if rows is not None:
+                set_rows(r, rows[d])
+                order = r.order
             one.c_n.data = one.reserve = NULL
             if states == 2:
                 set_first(&first_c, scratch, initial[1], index, N, H, item, batched)
                 r.c0 = scratch.take(w.blocks * N * w.units * item)
-                pack_cell_states(w, &first_c, N, NULL, <char *>r.c0)
+                pack_cell_states(w, &first_c, N, order, <char *>r.c0)
                 last_row(&one.c_n, c_n, index, N, H, item)
         layer_x, x_time, x_batch, x_unit = layer_y, y_time, y_batch, 1
-    run_stack(passes, L, D, weights, scratch, None, None, threads)
+    run_stack(passes, L, D, weights, scratch, rows, None, threads)
     if keeps:
         kept.keep(weights)
     return y, (h_n if states == 1 else (h_n, c_n))

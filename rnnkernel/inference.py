@@ -31,9 +31,9 @@ class Inference:
         num_threads: int | None = None,
     ) -> tuple[np.ndarray, Any]:
         """Inference: `y, state` of `forward`."""
-        if lengths is None and reset is None and embedding is None:
+        if reset is None and embedding is None:
             call = profiling.begin(self, "forward()")
-            plain = infer(self, x, state, _threads.resolve(num_threads))
+            plain = infer(self, x, state, _threads.resolve(num_threads), lengths)
             if plain is not None:
                 if call is not None:
                     call.end()

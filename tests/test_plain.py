@@ -1,4 +1,4 @@
-"""A call without lengths, resets or ids takes a shorter way than `forward`: with the same bits."""
+"""A call without resets or ids takes a shorter way than `forward`: with the same bits."""
 
 import numpy as np
 import pytest
@@ -43,15 +43,15 @@ def draw(layer, T, N):
     return rng.standard_normal(shape).astype(layer.dtype), normal_state(layer, N, rng)
 
 
-def check(layer, x, state):
+def check(layer, x, state, lengths=None):
     """The call took the shorter way, and gave what `forward` gives."""
     __tracebackhide__ = True
-    assert infer(layer, x, state, 1) is not None
-    out = layer.forward(x, state)
+    assert infer(layer, x, state, 1, lengths) is not None
+    out = layer.forward(x, state, lengths=lengths)
     arrays = [x, *layer.parameters.values(), *([] if state is None else parts(state))]
     for run in (layer, layer.freeze()):
         with unchanged(*arrays):
-            y, last = run(x, state)
+            y, last = run(x, state, lengths=lengths)
         assert_same_bits(y, out.y, "y")
         assert y.flags.c_contiguous
         assert isinstance(last, tuple) == isinstance(out.state, tuple)
@@ -64,6 +64,35 @@ def test_batches(layer, sizes):
     x, state = draw(layer, *sizes)
     check(layer, x, state)
     check(layer, x, None)
+
+
+@pytest.mark.parametrize("kind", [np.intp, np.uint8, ">i4"])
+@pytest.mark.parametrize("sizes", [(1, 6), (8, 1), (9, 13)], ids=str)
+def test_lengths(layer, sizes, kind):
+    T, N = sizes
+    x, state = draw(layer, *sizes)
+    lengths = np.random.default_rng(N).integers(0, T + 1, N)
+    lengths[N // 2] = max(1, T - 1)
+    check(layer, x, state, lengths.astype(kind))
+    check(layer, x, None, np.repeat(lengths, 2).astype(kind)[::2])
+    check(layer, x, state, np.full(N, T, kind))
+
+
+def test_lengths_that_go_the_other_way(layer):
+    x, state = draw(layer, 4, 3)
+    zeros = np.zeros(3, int)
+    assert infer(layer, x, state, 1, zeros) is None
+    y, last = layer(x, state, lengths=zeros)
+    assert not y.any()
+    for actual, expected in zip(parts(last), parts(state), strict=True):
+        assert_same_bits(actual, expected)
+    for wrong in ([4, 2, 5], [4, 2, -1], [4, 2], [[4, 2, 1]], [4.0, 2.0, 1.0], [True, True, True]):
+        for lengths in (wrong, np.array(wrong)):
+            assert infer(layer, x, state, 1, lengths) is None
+            with pytest.raises((TypeError, ValueError), match="lengths: expected"):
+                layer(x, state, lengths=lengths)
+    with pytest.raises(ValueError, match="lengths: expected integers from 0 to T=4"):
+        layer(x, state, lengths=np.array([1, 2, 2**64 - 1], np.uint64))
 
 
 def test_unbatched(layer):
