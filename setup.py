@@ -181,6 +181,7 @@ setup(
             extension("_kernels", ["csrc/dispatch.c", "csrc/fp.c"], csrc("*.[ch]")),
             extension("_packing"),
             extension("_rows"),
+            extension("_memory"),
             extension("_scratch"),
             extension("_kept"),
             extension("_forward"),

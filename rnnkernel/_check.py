@@ -8,7 +8,6 @@ from __future__ import annotations  # numpy.random, named in one, takes 20 ms to
 import math
 import operator
 import os
-import sys
 from collections.abc import Mapping
 
 import numpy as np
@@ -155,17 +154,24 @@ def array(
             f"{name}: expected dtype {dtype}{reason}, got {value.dtype}; convert it "
             "yourself, nothing is cast silently"
         )
-    expected = ", ".join(
-        dim if wanted is None else f"{dim}={wanted}" if dim else str(wanted)
-        for dim, wanted in zip(dims, sizes, strict=True)
-    )
-    if value.ndim != len(sizes) or any(
-        wanted is not None and wanted != got for wanted, got in zip(sizes, value.shape, strict=True)
+    if value.shape != sizes and (
+        value.ndim != len(sizes)
+        or any(
+            wanted is not None and wanted != got
+            for wanted, got in zip(sizes, value.shape, strict=True)
+        )
     ):
+        expected = ", ".join(
+            dim if wanted is None else f"{dim}={wanted}" if dim else str(wanted)
+            for dim, wanted in zip(dims, sizes, strict=True)
+        )
         raise ValueError(f"{name}: expected shape ({expected}), got {value.shape}")
-    if not value.flags.aligned or any(stride % value.itemsize for stride in value.strides):
+    flags = value.flags
+    if not flags.aligned or (
+        not flags.c_contiguous and any(stride % value.itemsize for stride in value.strides)
+    ):
         return value.copy()
-    return np.asarray(value)
+    return value if type(value) is np.ndarray else np.asarray(value)
 
 
 def rows(name: str, value, count: int) -> np.ndarray:
@@ -312,15 +318,12 @@ def output(name: str, value, dtype: np.dtype, dims, sizes, inputs: dict) -> None
 
 def allocate(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """An uninitialised array, or a MemoryError that says what it was for."""
-    count = math.prod(shape)
     try:
-        if count * dtype.itemsize > sys.maxsize or max(shape, default=0) > sys.maxsize:
-            raise MemoryError
         return np.empty(shape, dtype)
-    except (MemoryError, ValueError):
+    except (MemoryError, OverflowError, ValueError):
         raise MemoryError(
-            f"{name}: an array of shape {shape}, {count * dtype.itemsize} bytes, does not fit "
-            "in memory"
+            f"{name}: an array of shape {shape}, {math.prod(shape) * dtype.itemsize} bytes, does "
+            "not fit in memory"
         ) from None
 
 
