@@ -51,7 +51,7 @@ PIECE = None
 # A wavefront, whose teams wait for one another, must promise to take so much of the time.
 cdef double WAVE = 0.95
 
-# Whether the next call's first sweep goes back: where weights stay, it finds what the last one used.
+# Whether the next call's first sweep goes back: what the last one used may still be in cache.
 cdef bint next_back = False
 
 
