@@ -75,8 +75,9 @@ class _Layer(Inference):
     def parameters(self) -> dict[str, np.ndarray]:
         """The weights and biases by name, PyTorch's: live arrays, to be written to.
 
-        As long as somebody has the dict or one of its arrays, every call packs the weights that it
-        finds. Where nobody has, packed weights stay from call to call.
+        As long as somebody has the dict, one of its arrays or a view of one, every call packs the
+        weights that it finds. Where nobody has, they stay packed from call to call. Who writes
+        through a bare address (`array.ctypes.data`) must hold the array as well.
         """
         self._kept.forget()
         return self._parameters
