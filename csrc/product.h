@@ -275,10 +275,20 @@ RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t fi
                     pc[m] = c + p->c_row[row + m];
                 }
                 RK(tile_function) *const tile_of = few ? few : RK(tiles)[nc - 1][mr - 1];
+                /* or for what the next tile starts from, which of a gradient lies beyond L2 */
+                const ptrdiff_t sums = lines || tile + 1 == tiles ? 0 : mr * nc * RK_VECTOR_BYTES;
+                const char *const next_c = (const char *)(sums ? c + p->c_row[row + mr] : c);
+                if (RK_REGISTERS == 16)
+                    for (ptrdiff_t j = 0; j < sums; j += 64)
+                        __builtin_prefetch(next_c + j, 1, 2);
                 if (RK_REGISTERS == 32) {
                     const ptrdiff_t asked = tile * steps * pace;
                     s.ahead = asked < lines ? next + asked * 64 : (const char *)b;
                     s.ahead_step = asked < lines ? pace * 64 : 0;
+                    if (sums && steps) {
+                        s.ahead = next_c;
+                        s.ahead_step = (sums + steps - 1) / steps;
+                    }
                 }
                 tile_of(&s, pa, b, pc, init);
                 if (RK_REGISTERS == 16)
