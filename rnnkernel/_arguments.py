@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from rnnkernel import _check
+from rnnkernel._rows import all_have, plain_lengths
 from rnnkernel._sequence import Table, tokens
 
 
@@ -105,8 +106,10 @@ def check_rows(
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Lengths (N,) and resets (T, N), each None where it makes no difference."""
     if lengths is not None:
-        lengths = _check.lengths("lengths", lengths, T, N, layout.batched)
-        lengths = None if np.all(lengths == T) else lengths
+        plain = plain_lengths(lengths, T, N)
+        if plain is None:
+            plain = _check.lengths("lengths", lengths, T, N, layout.batched)
+        lengths = None if all_have(plain, T) else plain
     if reset is not None:
         reset = _check.borders("reset", reset, layout.order("T", "N"), layout.order(T, N))
         reset = layout.time_first(reset) if reset.any() else None

@@ -67,8 +67,8 @@ cdef enum:
 SPLIT = None
 
 
-# Whether members take blocks of one another, and sweep them to and fro: None lets the weights decide;
-# "all" gives all to the first one. Results are the same, as tests show by setting it.
+# Whether members take blocks of one another, and sweep them to and fro: None lets the weights
+# decide; "all" gives all to the first one. Results are the same, as tests show by setting it.
 TAKING = None
 
 # Weights that a core goes through again and again, of more bytes than these, leave its L2 before it

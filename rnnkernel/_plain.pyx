@@ -23,6 +23,7 @@ from rnnkernel._scratch cimport Scratch
 from rnnkernel._stack cimport run_stack
 from rnnkernel._states cimport Matrix, pack_cell_states
 
+from rnnkernel._rows import all_have, plain_lengths
 from rnnkernel._sequence import Sequence
 
 cnp.import_array()
@@ -73,40 +74,6 @@ cdef bint are_plain(list arrays, list shapes, int type_number) except -1:
         if not has_shape(a, shape) or cnp.PyArray_STRIDE(a, axis) != cnp.PyArray_ITEMSIZE(a):
             return False
     return True
-
-
-cdef object checked_lengths(lengths, Py_ssize_t T, Py_ssize_t N):
-    """A copy (N,) of lengths, or None where they are not plain, or no row has a step."""
-    cdef cnp.ndarray a
-    cdef cnp.npy_intp count = N
-    cdef Py_ssize_t *values
-    cdef Py_ssize_t n, longest = 0
-    if type(lengths) is not cnp.ndarray:
-        return None
-    a = <cnp.ndarray>lengths
-    if (
-        cnp.PyArray_NDIM(a) != 1
-        or cnp.PyArray_DIM(a, 0) != N
-        or not cnp.PyTypeNum_ISINTEGER(cnp.PyArray_TYPE(a))
-    ):
-        return None
-    a = cnp.PyArray_EMPTY(1, &count, cnp.NPY_INTP, 0)
-    if cnp.PyArray_CopyInto(a, lengths) < 0:
-        return None
-    values = <Py_ssize_t *>cnp.PyArray_DATA(a)
-    for n in range(N):
-        if values[n] < 0 or values[n] > T:
-            return None
-        longest = max(longest, values[n])
-    return a if longest > 0 else None
-
-
-cdef bint any_below(cnp.ndarray lengths, Py_ssize_t T) noexcept:
-    cdef Py_ssize_t n
-    for n in range(cnp.PyArray_DIM(lengths, 0)):
-        if (<Py_ssize_t *>cnp.PyArray_DATA(lengths))[n] < T:
-            return True
-    return False
 
 
 def infer(called, x, state, int threads, lengths=None):
@@ -183,11 +150,13 @@ def infer(called, x, state, int threads, lengths=None):
                 return None
 
     if lengths is not None:
-        lengths = checked_lengths(lengths, T, N) if batched else None
+        lengths = plain_lengths(lengths, T, N) if batched else None
         if lengths is None:
             return None
-        if any_below(lengths, T):
+        if not all_have(lengths, T):
             sequence = Sequence(T, N, lengths, None)
+            if len(sequence.alive) == 0:
+                return None
             rows = [sequence.rows(d == 1) for d in range(D)]
 
     # weights

@@ -20,6 +20,39 @@ cdef inline Py_ssize_t *offsets(cnp.ndarray array) noexcept:
     return <Py_ssize_t *>cnp.PyArray_DATA(array)
 
 
+def plain_lengths(lengths, Py_ssize_t T, Py_ssize_t N):
+    """A copy (N,) of lengths, contiguous intp, or None where they are something else than an array
+    of so many integers from 0 to T."""
+    cdef cnp.ndarray copy
+    cdef cnp.npy_intp count = N
+    cdef Py_ssize_t n
+    if type(lengths) is not cnp.ndarray:
+        return None
+    copy = <cnp.ndarray>lengths
+    if (
+        cnp.PyArray_NDIM(copy) != 1
+        or cnp.PyArray_DIM(copy, 0) != N
+        or not cnp.PyTypeNum_ISINTEGER(cnp.PyArray_TYPE(copy))
+    ):
+        return None
+    copy = cnp.PyArray_EMPTY(1, &count, cnp.NPY_INTP, 0)
+    if cnp.PyArray_CopyInto(copy, lengths) < 0:
+        return None
+    for n in range(N):
+        if offsets(copy)[n] < 0 or offsets(copy)[n] > T:
+            return None
+    return copy
+
+
+def all_have(cnp.ndarray lengths, Py_ssize_t T):
+    """Whether no row is shorter than T; `lengths` are contiguous intp."""
+    cdef Py_ssize_t n
+    for n in range(lengths.shape[0]):
+        if offsets(lengths)[n] < T:
+            return False
+    return True
+
+
 def by_length(cnp.ndarray lengths, Py_ssize_t T):
     """Rows from the longest to the shortest, equal ones as they come: `order` (N,), their lengths
     (N,), and for each step how many have it, `alive` (longest,). `lengths` (N,) are contiguous intp

@@ -112,8 +112,8 @@ cdef extern from *:
     # What a member has to do of a count of pieces, and others may take from it where they have
     # nothing left. Zeros are an empty range. Nobody may take from one while it is offered.
     void rk_offer(rk_range *range, Py_ssize_t first, Py_ssize_t past) nogil
-    # Takes the first half of what is left, rounded up, or the last: `most` pieces of it unless that is
-    # 0. Returns 0 if there was none, 1 if it was all, 2 if more is left.
+    # Takes the first half of what is left, rounded up, or the last: `most` pieces of it unless that
+    # is 0. Returns 0 if there was none, 1 if it was all, 2 if more is left.
     int rk_take(
         rk_range *range, bint back, Py_ssize_t most, Py_ssize_t *first, Py_ssize_t *past
     ) nogil

@@ -395,10 +395,10 @@ FAULTS = [
         **only("kept"),
     ),
     Fault(
-        "threads that take blocks: a block is left where another takes it",
-        "rnnkernel/_team.pxd",
-        "*first = *past - 1;",
-        "*first = *past;",
+        "threads that take blocks: the last one is not offered",
+        FORWARD,
+        "+ part.member], part.block_begin, part.block_end,",
+        "+ part.member], part.block_begin, part.block_end - 1,",
         **only("split"),
     ),
     Fault(
