@@ -3,6 +3,7 @@
 import copy
 import gc
 import pickle
+import threading
 import weakref
 
 import numpy as np
@@ -236,3 +237,29 @@ def test_a_duplicate_goes_its_own_way(duplicate):
     assert (layer(inputs())[0] != other(inputs())[0]).any()
     expect_present(layer)
     expect_present(other)
+
+
+def test_a_change_is_seen_while_other_threads_call():
+    layer, other, x = make("RNN"), make("RNN"), inputs()
+    stop = threading.Event()
+
+    def call():
+        while not stop.is_set():
+            layer(x)
+
+    threads = [threading.Thread(target=call) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for value in np.linspace(-1, 1, 60, dtype=np.float32):
+            layer.parameters["bias_ih_l0"][...] = value
+            other.parameters["bias_ih_l0"][...] = value
+            expected = other(x)[0]
+            for _ in range(5):
+                np.testing.assert_array_equal(layer(x)[0], expected)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    rest(layer)
+    np.testing.assert_array_equal(layer(x)[0], expected)
