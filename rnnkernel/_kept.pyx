@@ -64,22 +64,27 @@ cdef class Kept:
         """Somebody gets to the parameters."""
         self.weights = None
         self.unreachable = False
+        self.forgotten += 1
 
-    cdef bint begin(self, layer) except -1:
-        """Called before a layer's weights are read and packed: whether to `keep` them."""
+    cdef long long begin(self, layer) except -2:
+        """Called before a layer's weights are read and packed: the ticket to `keep` them with, or
+        -1 where they are not to stay."""
         cdef bint before = self.unreachable
         parameters = layer._parameters
         self.unreachable = RK_COUNTS and are_only(parameters)
-        return before and self.unreachable
+        return self.forgotten if before and self.unreachable else -1
 
-    cdef int keep(self, list weights) except -1:
-        """They were packed from arrays that the caller has held since."""
-        if self.unreachable:
+    cdef int keep(self, list weights, long long ticket) except -1:
+        """Unless somebody has come to the parameters meanwhile."""
+        if ticket == self.forgotten:
             self.weights = weights
         return 0
 
     def packed(self, layer, pack):
         """What is kept, made by `pack()` where that is due; else None."""
-        if self.weights is None and self.begin(layer):
-            self.keep(pack())
+        cdef long long ticket
+        if self.weights is None:
+            ticket = self.begin(layer)
+            if ticket >= 0:
+                self.keep(pack(), ticket)
         return self.weights

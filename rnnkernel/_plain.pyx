@@ -85,7 +85,7 @@ def infer(called, x, state, int threads, lengths=None):
     cdef list packed = called._packed
     cdef object layer = called if packed is None else called._layer
     cdef Kept kept = None
-    cdef bint keeps = False
+    cdef long long ticket = -1  # to keep what is packed here, or -1
     cdef int type_number = cnp.NPY_FLOAT32
     cdef bint batched, batch_first = layer.batch_first
     cdef Py_ssize_t D = layer._directions, L = layer.num_layers
@@ -165,7 +165,7 @@ def infer(called, x, state, int threads, lengths=None):
         kept = layer._kept
         packed = kept.weights
     if packed is None:
-        keeps = kept.begin(layer)
+        ticket = kept.begin(layer)
         parameters = layer._parameters
         names = layer._parameter_shapes
         if type(parameters) is not dict or len(parameters) != len(names):
@@ -205,7 +205,7 @@ def infer(called, x, state, int threads, lengths=None):
             index = k * D + d
             if packed is None:
                 w = prepare(layer, cell, arrays, index, L * D)
-                if keeps:
+                if ticket >= 0:
                     w.pack_all(threads)
             else:
                 w = packed[index]
@@ -213,7 +213,7 @@ def infer(called, x, state, int threads, lengths=None):
             one = &passes[index]
             r = &one.run
             set_weights(r, w, N)
-            if packed is None and not keeps:
+            if packed is None and ticket < 0:
                 r.panels, r.panel_count = w.panels, 1 + w.cell.phases
             r.T, r.first, r.count = T, 0, T * N
             r.x, r.x_time, r.x_batch, r.x_unit = layer_x, x_time, x_batch, x_unit
@@ -234,8 +234,8 @@ def infer(called, x, state, int threads, lengths=None):
                 last_row(&one.c_n, c_n, index, N, H, item)
         layer_x, x_time, x_batch, x_unit = layer_y, y_time, y_batch, 1
     run_stack(passes, L, D, weights, scratch, rows, None, threads)
-    if keeps:
-        kept.keep(weights)
+    if ticket >= 0:
+        kept.keep(weights, ticket)
     return y, (h_n if states == 1 else (h_n, c_n))
 
 

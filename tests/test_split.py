@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 import rnnkernel as rk
+from batches import KINDS, batch
 from helpers import assert_same_bits
 from rnnkernel import _forward
-from sequences import normal_state, parts
+from sequences import parts
 
 LAYERS = {
     "rnn": (rk.RNN, {}),
@@ -36,28 +37,9 @@ def split(request, monkeypatch):
     return request.param
 
 
-def sequences(layer, kind, T=23, N=9):
-    """x, and arguments of the call."""
-    rng = np.random.default_rng(1)
-    x = rng.standard_normal((T, N, layer.input_size)).astype(layer.dtype)
-    arguments = {}
-    if kind in ("ragged", "reset"):
-        arguments["lengths"] = rng.integers(0, T + 1, N)
-    if kind == "reset":
-        arguments["reset"] = rng.random((T, N)) < 0.2
-    if kind == "ids":
-        x = rng.integers(0, layer.input_size, (T, N))
-    if kind == "embedding":
-        x = rng.integers(0, 200, (T, N))
-        arguments["embedding"] = rng.standard_normal((200, layer.input_size)).astype(layer.dtype)
-    if kind == "constant":
-        x = np.broadcast_to(x[0], x.shape)
-    return x, normal_state(layer, N, rng), arguments
-
-
-@pytest.mark.parametrize("kind", ["equal", "ragged", "reset", "ids", "embedding", "constant"])
-def test_sequences(layer, split, kind):
-    x, state, arguments = sequences(layer, kind)
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches(layer, split, kind):
+    x, state, arguments = batch(layer, kind)
     expected, last = layer(x, state, num_threads=1, **arguments)
     for threads in (2, 3):
         for training in (False, True):
@@ -69,7 +51,7 @@ def test_sequences(layer, split, kind):
 
 @pytest.mark.parametrize("N", [1, 2, 7])
 def test_one_row_and_one_step(layer, split, N):
-    x, state, _ = sequences(layer, "equal", T=1, N=N)
+    x, state, _ = batch(layer, "equal", T=1, N=N)
     expected, last = layer(x, state, num_threads=1)
     y, after = layer(x, state, num_threads=4)
     assert_same_bits(y, expected)

@@ -1,13 +1,13 @@
 """Teams that share the passes of a call, directions side by side and layers as a wavefront: the
 bits of one thread."""
 
-import numpy as np
 import pytest
 
 import rnnkernel as rk
+from batches import KINDS, batch
 from helpers import assert_same_bits
 from rnnkernel import _forward, _stack
-from sequences import normal_state, parts
+from sequences import parts
 
 LAYERS = {
     "rnn": (rk.RNN, {}),
@@ -63,25 +63,6 @@ def team(monkeypatch):
     return choose
 
 
-def sequences(layer, kind, T, N):
-    """x, and arguments of the call."""
-    rng = np.random.default_rng(1)
-    x = rng.standard_normal((T, N, layer.input_size)).astype(layer.dtype)
-    arguments = {}
-    if kind in ("ragged", "reset"):
-        arguments["lengths"] = rng.integers(0, T + 1, N)
-    if kind == "reset":
-        arguments["reset"] = rng.random((T, N)) < 0.2
-    if kind == "ids":
-        x = rng.integers(0, layer.input_size, (T, N))
-    if kind == "embedding":
-        x = rng.integers(0, 200, (T, N))
-        arguments["embedding"] = rng.standard_normal((200, layer.input_size)).astype(layer.dtype)
-    if kind == "constant":
-        x = np.broadcast_to(x[0], x.shape)
-    return x, normal_state(layer, N, rng), arguments
-
-
 def assert_same(actual, expected, way):
     __tracebackhide__ = True
     (y, state), (wanted, last) = actual, expected
@@ -90,9 +71,9 @@ def assert_same(actual, expected, way):
         assert_same_bits(a, b, f"{way}: state {index}")
 
 
-@pytest.mark.parametrize("kind", ["equal", "ragged", "reset", "ids", "embedding", "constant"])
-def test_sequences(layer, team, kind):
-    x, state, arguments = sequences(layer, kind, T=19, N=5)
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches(layer, team, kind):
+    x, state, arguments = batch(layer, kind, T=19, N=5)
     team(1, None, "rows")
     expected = layer(x, state, num_threads=1, **arguments)
     for way in WAYS:
@@ -104,7 +85,7 @@ def test_sequences(layer, team, kind):
 
 @pytest.mark.parametrize(("T", "N"), [(1, 1), (1, 4), (2, 1), (53, 1), (150, 2)])
 def test_few_steps_and_rows(layer, team, T, N):
-    x, state, _ = sequences(layer, "equal", T, N)
+    x, state, _ = batch(layer, "equal", T, N)
     team(1, None, "rows")
     expected = layer(x, state, num_threads=1)
     for way in WAYS:
