@@ -526,14 +526,6 @@ cdef void bound_ragged_tiles(
         tile += 1
 
 
-def batch_tiles(Py_ssize_t N, Py_ssize_t full_rows, int threads):
-    """Bounds of one tile of rows a thread, of whole row tiles where there are enough."""
-    cdef Py_ssize_t tiles = max(1, min(threads, N))
-    bounds = np.empty(tiles + 1, np.intp)
-    bound_tiles(N, full_rows, tiles, <Py_ssize_t *><Py_ssize_t>address(bounds))
-    return bounds
-
-
 def team_size(double flops, Py_ssize_t tiles, int threads):
     """How many threads are worth opening for so much arithmetic in so many pieces."""
     if flops < SERIAL_FLOPS:
