@@ -184,6 +184,8 @@ setup(
             extension("_memory"),
             extension("_scratch"),
             extension("_kept"),
+            extension("_recurrence"),
+            extension("_plan"),
             extension("_forward"),
             extension("_stack"),
             extension("_plain"),

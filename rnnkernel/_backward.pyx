@@ -31,8 +31,8 @@ from rnnkernel._packing cimport PackedGradients, PackedWeights
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._team cimport rk_flag, rk_member, rk_members
 
-from rnnkernel._forward import team_size
 from rnnkernel._memory import aligned_zeros, tile_pitch
+from rnnkernel._plan import team_size
 from rnnkernel.profiling import current
 
 cnp.import_array()

@@ -2,7 +2,6 @@
 
 from cython.parallel cimport prange
 
-from rnnkernel._forward cimport real
 from rnnkernel._kernels cimport (
     RK_FLOAT32,
     RK_FLOAT64,
@@ -13,7 +12,11 @@ from rnnkernel._kernels cimport (
     rk_kernels,
 )
 
-from rnnkernel._forward import team_size
+from rnnkernel._plan import team_size
+
+ctypedef fused real:
+    float
+    double
 
 # Numbers are drawn with so many bits.
 cdef int BITS = 24

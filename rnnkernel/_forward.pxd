@@ -1,90 +1,7 @@
-from rnnkernel._kernels cimport rk_cell, rk_kernels
-from rnnkernel._packing cimport PackedWeights, Panel
+from rnnkernel._packing cimport PackedWeights
+from rnnkernel._recurrence cimport Plan, Run
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._states cimport Matrix
-from rnnkernel._team cimport rk_flag, rk_range
-
-ctypedef fused real:
-    float
-    double
-
-
-# One layer and direction over some steps of a batch. Pointers are to what others own.
-cdef struct Run:
-    const rk_kernels *kernels
-    const rk_cell *cell
-    Py_ssize_t T, N, I, H, P, item, units, blocks
-    Py_ssize_t first              # steps first..T are run
-    Py_ssize_t count              # rows (t, n) in all steps
-    Py_ssize_t chunk              # steps projected at once
-    const char *x                 # x[t, n, i] at t * x_time + x_row[n] + i * x_unit
-    Py_ssize_t x_time, x_batch, x_unit
-    char *y                       # likewise; units contiguous
-    Py_ssize_t y_time, y_batch
-    const Py_ssize_t *y_row
-    const Panel *panels           # of W_ih and W_hh that are yet to be packed, or NULL
-    int panel_count
-    int passing                   # how many of them are packed as they are used,
-    Py_ssize_t passing_blocks     # so many blocks at a time,
-    Py_ssize_t passing_bytes      # into so much
-    char *passing_panels          # of this by thread
-    const char *bias
-    const char *input
-    const char **recurrent
-    int storage, weight_item      # of the weights, and the scales of RK_INT8
-    const char *input_scale
-    const char **recurrent_scale
-    const char *projection        # or NULL
-    Py_ssize_t projection_columns  # its blocks
-    const char *peepholes
-    double cell_clip
-    Py_ssize_t input_last_vectors
-    char *gates                   # [step][block][N][memory slots][U]
-    Py_ssize_t gates_steps        # steps it holds; step t lies at t % gates_steps
-    Py_ssize_t gates_time, gates_block
-    const Py_ssize_t *gates_row
-    const char *c0                # [block][N][U]
-    char *h                       # two tiles (N, pitch), in turn h_{t-1} and h_t
-    char *early                   # (N, pitch): what a first phase hands to the second
-    Py_ssize_t pitch
-    const Py_ssize_t *h_row
-    Py_ssize_t *chunk_x           # per tile or thread [t][n]: rows of a chunk, in x
-    Py_ssize_t *chunk_gates       # and in gates
-    # rows that differ, or NULL
-    const Py_ssize_t *alive       # (T): how many rows have each step, the first ones
-    const Py_ssize_t *order       # by position: the batch row
-    const Py_ssize_t *x_row
-    const Py_ssize_t *start       # steps of y before a row's first
-    const Py_ssize_t *length
-    Py_ssize_t y_steps
-    bint clears                   # whether to write zeros past the ends
-    const unsigned char *reset    # (T, N)
-    const unsigned char *resets   # (T): whether any row
-    char *c_reset                 # [block][N][U]
-    # x as rows of a table, or NULL
-    const Py_ssize_t *index       # row of step t: index[t * index_time + index_row[n]]
-    Py_ssize_t index_time
-    const Py_ssize_t *index_row
-    Py_ssize_t table_rows
-    bint one_hot                  # the table is W_ih itself, without biases
-    char *table                   # [block][table rows][gates][U]
-    const Py_ssize_t *table_x     # its rows in x
-    const Py_ssize_t *table_row   # and in the table
-    bint back                     # whether a sweep goes from the last block to the first
-    long long *spent              # by thread and phase (_clock.pxd), or NULL
-
-
-# How a team shares a call.
-cdef struct Plan:
-    int team
-    bint by_units                 # or by rows, tile by tile
-    Py_ssize_t tiles
-    Py_ssize_t *bounds            # of the tiles
-    Py_ssize_t pieces             # of the table
-    rk_flag *flags
-    rk_range *ranges              # [in turn][member]: what is left of each one's blocks, or NULL
-    Py_ssize_t grain              # of a sweep to and fro: blocks at once; 0 where nobody sweeps
-    bint to_first                 # whether all blocks begin with the first member
 
 
 # A run with what belongs to it: its team's plan, and states where the caller has them.
@@ -100,18 +17,6 @@ cdef int set_rows(Run *r, rows) except -1
 cdef int set_arrays(
     Pass *one, PackedWeights w, x, h0, c0, y, h_n, c_n, reserve, rows, index
 ) except -1
-cdef double flops_of(const Run *r) noexcept
-cdef double team_step(const Run *r, Py_ssize_t rows, int team) except -1
-cdef int plan_team(
-    Plan *plan, const Run *r, Scratch scratch, Py_ssize_t steps, Py_ssize_t rows, int team
-) except -1
-cdef int divide(
-    Run *r, Plan *plan, Scratch scratch, rows, int team, Py_ssize_t piece
-) except -1
 cdef int lay_out(Pass *one, Scratch scratch, rows, index) except -1
-cdef void prepare_weights_of(
-    const Run *r, const Plan *plan, int members, int member
-) noexcept nogil
-cdef void run_team(const Run *r, const Plan *plan, int members, int member) noexcept nogil
 cdef void take_states(const Pass *one, PackedWeights w) noexcept
 cdef void keep_states(const Pass *one, PackedWeights w) noexcept

@@ -16,9 +16,10 @@ cdef extern from *:
 
 import numpy as np
 
-from rnnkernel._forward cimport Pass, Run, set_rows, set_weights
+from rnnkernel._forward cimport Pass, set_rows, set_weights
 from rnnkernel._kept cimport Kept
 from rnnkernel._packing cimport PackedWeights, prepare_weights
+from rnnkernel._recurrence cimport Run
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._stack cimport run_stack
 from rnnkernel._states cimport Matrix, pack_cell_states

@@ -1,7 +1,7 @@
 """The passes of a call, one for each layer and direction: which threads run which, and when.
 
 All threads as one team run one pass after another, and share its rows or units
-(rnnkernel/_forward.pyx). With few rows they leave each other little to do: then there are several
+(rnnkernel/_plan.pyx). With few rows they leave each other little to do: then there are several
 teams. The two directions of a layer need nothing of one another, and each has a team. Layer k+1
 needs of layer k no more than the steps that it has come to: time is cut into pieces, and layers
 follow one another piece by piece, a wavefront.
@@ -21,24 +21,14 @@ cdef extern from *:
     """
 
 from rnnkernel._clock cimport PHASES, WAITING, Clock, charge, start_clock
-from rnnkernel._forward cimport (
-    Pass,
-    Run,
-    divide,
-    flops_of,
-    keep_states,
-    lay_out,
-    prepare_weights_of,
-    run_team,
-    set_arrays,
-    take_states,
-    team_step,
-)
+from rnnkernel._forward cimport Pass, keep_states, lay_out, set_arrays, take_states
 from rnnkernel._packing cimport address
+from rnnkernel._plan cimport divide, flops_of, team_step
+from rnnkernel._recurrence cimport Run, prepare_weights_of, run_team
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._team cimport rk_await, rk_flag, rk_meet, rk_member, rk_members, rk_raise
 
-from rnnkernel._forward import team_size
+from rnnkernel._plan import team_size
 from rnnkernel.profiling import current
 
 cnp.import_array()

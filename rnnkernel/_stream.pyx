@@ -1,6 +1,6 @@
 """Streams: one step of a stack at a time, with nothing left to prepare.
 
-The loop is that of rnnkernel/_forward.pyx. What it works on is laid out once: the gate buffer
+The loop is that of rnnkernel/_recurrence.pyx. What it works on is laid out once: the gate buffer
 and the tiles of h hold two steps, in turn, so that a step leaves the state where the next one
 reads it. A call checks its arrays, points the loop at them and runs.
 """
@@ -29,14 +29,16 @@ import sys
 
 import numpy as np
 
-from rnnkernel._forward cimport Plan, Run, plan_team, run_team, set_weights
+from rnnkernel._forward cimport set_weights
 from rnnkernel._packing cimport PackedWeights, address
+from rnnkernel._plan cimport plan_team
+from rnnkernel._recurrence cimport Plan, Run, run_team
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._team cimport rk_flag, rk_meet, rk_member, rk_members
 
 from rnnkernel import _arguments, _check, _threads
-from rnnkernel._forward import team_size
 from rnnkernel._memory import aligned_zeros
+from rnnkernel._plan import team_size
 
 cnp.import_array()
 

@@ -39,7 +39,8 @@ class Fault:
 LSTM, GRU, RNN = "csrc/cells/lstm.h", "csrc/cells/gru.h", "csrc/cells/rnn.h"
 OPTIONS = "csrc/cells/lstm_options.h"
 TABLE, ARRIVAL = "csrc/kernels.h", "csrc/arrival.h"
-FORWARD, BPTT = "rnnkernel/_forward.pyx", "rnnkernel/_bptt.pyx"
+FORWARD, RECURRENCE = "rnnkernel/_forward.pyx", "rnnkernel/_recurrence.pyx"
+BPTT = "rnnkernel/_bptt.pyx"
 PACKING = "rnnkernel/_packing.pyx"
 LOOKUP, SEQUENCE, STREAM = "csrc/lookup.h", "rnnkernel/_sequence.py", "rnnkernel/_stream.pyx"
 CHECKPOINTS, SMALL = "rnnkernel/_checkpoints.py", "csrc/small_weights.h"
@@ -311,14 +312,14 @@ FAULTS = [
     ),
     Fault(
         "threads: forward, the last unit block is nobody's",
-        FORWARD,
+        RECURRENCE,
         "part.block_end = r.blocks * (member + 1) // members",
         "part.block_end = r.blocks * (member + 1) // members - (members > 1 and member == 1)",
         **only("split"),
     ),
     Fault(
         "threads: forward, a tile forgets its first row",
-        FORWARD,
+        RECURRENCE,
         "part.begin, part.end = plan.bounds[i], plan.bounds[i + 1]",
         "part.begin, part.end = plan.bounds[i] + (i > 0), plan.bounds[i + 1]",
         **only("split"),
@@ -396,7 +397,7 @@ FAULTS = [
     ),
     Fault(
         "threads that take blocks: the last one is not offered",
-        FORWARD,
+        RECURRENCE,
         "+ part.member], part.block_begin, part.block_end,",
         "+ part.member], part.block_begin, part.block_end - 1,",
         **only("split"),

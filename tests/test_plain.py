@@ -6,7 +6,7 @@ from rnnkernel._plain import infer
 
 import rnnkernel as rk
 from helpers import assert_same_bits, unchanged
-from rnnkernel import _forward
+from rnnkernel import _plan
 from sequences import like, normal_state, parts
 
 LAYERS = {
@@ -152,12 +152,12 @@ def test_weights_that_pass(cell, dtype, monkeypatch, most, T, N):
     x = rng.standard_normal((T, N, 37)).astype(dtype)
     state = normal_state(layer, N, rng)
     expected, last = layer.freeze()(x, state)
-    monkeypatch.setattr(_forward, "PASSING_BYTES", most)
-    monkeypatch.setattr(_forward, "SERIAL_FLOPS", 0.0)
-    monkeypatch.setattr(_forward, "SPLIT", "units")
+    monkeypatch.setattr(_plan, "PASSING_BYTES", most)
+    monkeypatch.setattr(_plan, "SERIAL_FLOPS", 0.0)
+    monkeypatch.setattr(_plan, "SPLIT", "units")
     held = layer.parameters  # else packed weights would stay
     for threads, taking in ((1, False), (3, False), (3, "all")):
-        monkeypatch.setattr(_forward, "TAKING", taking)
+        monkeypatch.setattr(_plan, "TAKING", taking)
         y, after = layer(x, state, num_threads=threads)
         assert_same_bits(y, expected, f"{threads} threads")
         for actual, wanted in zip(parts(after), parts(last), strict=True):

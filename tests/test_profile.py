@@ -7,7 +7,7 @@ import pytest
 from rnnkernel._kernels import compiler
 
 import rnnkernel as rk
-from rnnkernel import _backward, _forward
+from rnnkernel import _backward, _plan
 
 FORWARD = {"set-up", "pack", "projection", "loop"}
 BACKWARD = {"set-up", "loop", "weight gradients", "input gradient", "unpack"}
@@ -40,7 +40,7 @@ def assert_consistent(record, threads):
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("cell", [rk.RNN, rk.GRU, rk.LSTM])
 def test_phases_add_up(cell, threads, split, monkeypatch):
-    monkeypatch.setattr(_forward, "SPLIT", split)
+    monkeypatch.setattr(_plan, "SPLIT", split)
     monkeypatch.setattr(_backward, "SPLIT", split)
     layer, x = layer_and_x(cell, num_layers=2, bidirectional=True)
     with rk.profile() as p:

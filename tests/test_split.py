@@ -6,7 +6,7 @@ import pytest
 import rnnkernel as rk
 from batches import KINDS, batch
 from helpers import assert_same_bits
-from rnnkernel import _forward
+from rnnkernel import _plan
 from sequences import parts
 
 LAYERS = {
@@ -30,10 +30,10 @@ def layer(request, dtype):
 @pytest.fixture(params=["rows", "units", "taking"])
 def split(request, monkeypatch):
     """However little there is to do, and whatever is measured to be faster."""
-    monkeypatch.setattr(_forward, "SERIAL_FLOPS", 0.0)
-    monkeypatch.setattr(_forward, "SPLIT", "rows" if request.param == "rows" else "units")
+    monkeypatch.setattr(_plan, "SERIAL_FLOPS", 0.0)
+    monkeypatch.setattr(_plan, "SPLIT", "rows" if request.param == "rows" else "units")
     # others can only take what the first thread has not begun
-    monkeypatch.setattr(_forward, "TAKING", "all" if request.param == "taking" else False)
+    monkeypatch.setattr(_plan, "TAKING", "all" if request.param == "taking" else False)
     return request.param
 
 

@@ -6,7 +6,7 @@ import pytest
 import rnnkernel as rk
 from batches import KINDS, batch
 from helpers import assert_same_bits
-from rnnkernel import _forward, _stack
+from rnnkernel import _plan, _stack
 from sequences import parts
 
 LAYERS = {
@@ -52,13 +52,13 @@ def layer(request, cell, dtype):
 def team(monkeypatch):
     """Sets how many teams at most, of how many steps a piece is, and what a team's threads share,
     whatever is measured to be faster."""
-    monkeypatch.setattr(_forward, "SERIAL_FLOPS", 0.0)
+    monkeypatch.setattr(_plan, "SERIAL_FLOPS", 0.0)
 
     def choose(teams, piece, split):
         monkeypatch.setattr(_stack, "TEAMS", teams)
         monkeypatch.setattr(_stack, "PIECE", piece)
-        monkeypatch.setattr(_forward, "SPLIT", "rows" if split == "rows" else "units")
-        monkeypatch.setattr(_forward, "TAKING", "all" if split == "taking" else False)
+        monkeypatch.setattr(_plan, "SPLIT", "rows" if split == "rows" else "units")
+        monkeypatch.setattr(_plan, "TAKING", "all" if split == "taking" else False)
 
     return choose
 

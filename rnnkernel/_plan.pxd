@@ -1,0 +1,11 @@
+from rnnkernel._recurrence cimport Plan, Run
+from rnnkernel._scratch cimport Scratch
+
+cdef double flops_of(const Run *r) noexcept
+cdef double team_step(const Run *r, Py_ssize_t rows, int team) except -1
+cdef int plan_team(
+    Plan *plan, const Run *r, Scratch scratch, Py_ssize_t steps, Py_ssize_t rows, int team
+) except -1
+cdef int divide(
+    Run *r, Plan *plan, Scratch scratch, rows, int team, Py_ssize_t piece
+) except -1

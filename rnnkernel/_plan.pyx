@@ -1,0 +1,200 @@
+"""How threads share a pass: by batch rows or by units, and how much of it they do at a time.
+
+A way is chosen by the time that it would take, roughly, from a few measured figures; results are
+the same with any.
+"""
+
+from rnnkernel._kernels cimport usable_threads
+from rnnkernel._packing cimport address
+from rnnkernel._recurrence cimport BOTH, TABLE_ROWS, Plan, Run, panel_bytes
+from rnnkernel._scratch cimport Scratch
+from rnnkernel._team cimport rk_flag, rk_range
+
+# Rows (t, n) that are projected at once: enough to use a panel of W_ih well, few enough that
+# the gates of inference stay in L2.
+cdef Py_ssize_t PROJECTED_ROWS = 128
+
+# Below this much arithmetic a call stays on one thread: opening a team costs more.
+SERIAL_FLOPS = 400e3
+
+# Packing a weight takes as long as so much.
+cdef double PACKING = 10
+
+# Packed blocks that a thread holds at a time where weights pass, in its L2; with 0 none do.
+PASSING_BYTES = 131072
+
+# "rows" or "units" splits every call between threads so; None lets `splits_units` choose. Results
+# are the same, as tests show by setting it.
+SPLIT = None
+
+# Whether members take blocks of one another, and sweep them to and fro: None lets the weights
+# decide; "all" gives all to the first one. Results are the same, as tests show by setting it.
+TAKING = None
+
+# Weights that a core goes through again and again, of more bytes than these, leave its L2 before it
+# comes back to them.
+cdef double L2_BYTES = 768e3
+
+
+# -- the time that it takes ----------------------------------------------------------------------
+
+
+cdef double flops_of(const Run *r) noexcept:
+    """The arithmetic of a pass, with its packing."""
+    cdef Py_ssize_t projected = r.count
+    cdef double flops
+    if r.index != NULL:
+        projected = 0 if r.one_hot else r.table_rows
+    flops = 2.0 * r.cell.gates * r.H * (<double>r.I * projected + <double>r.P * r.count)
+    if r.panels != NULL:
+        flops += PACKING * r.cell.gates * r.H * (r.I + r.P)
+    return flops
+
+
+def team_size(double flops, Py_ssize_t tiles, int threads):
+    """How many threads are worth opening for so much arithmetic in so many pieces."""
+    if flops < SERIAL_FLOPS:
+        return 1
+    return max(1, min(usable_threads(threads), tiles))
+
+
+cdef double step_time(
+    Py_ssize_t rows, Py_ssize_t blocks, Py_ssize_t weight_bytes
+) noexcept:
+    """Microseconds that a thread takes for a step of some rows of some blocks, roughly.
+
+    It takes 0.3 us by itself. The products of a row take 5 ns a KiB of weights; these come once,
+    at 60 GB/s where a core's L2 holds those of all its blocks and at 20 GB/s from beyond.
+    """
+    cdef double weights = <double>blocks * weight_bytes
+    return 0.3 + rows * weights * 5e-6 + weights / (60e3 if weights < 768e3 else 20e3)
+
+
+cdef double shared_step(const Run *r, Py_ssize_t rows, int team, bint units) noexcept:
+    """Microseconds that a team takes for a step of so many rows, shared by units or by rows.
+
+    Of units each thread streams only its own weights, which several threads' L2 may hold together;
+    for that all meet, in 0.4 us, and read what the others have written of h.
+    """
+    cdef int phase
+    cdef Py_ssize_t slots = 0, weight_bytes
+    for phase in range(r.cell.phases):
+        slots += r.cell.recurrent[phase].slots
+    weight_bytes = slots * r.units * r.P * r.item
+    if not units:
+        return step_time((rows + team - 1) // team, r.blocks, weight_bytes)
+    return step_time(rows, (r.blocks + team - 1) // team, weight_bytes) + (
+        r.cell.phases * (0.4 + rows * r.P * r.item * 50e-6)
+    )
+
+
+cdef bint splits_units(const Run *r, Py_ssize_t rows, int team) except -1:
+    """Whether threads share a step of so many rows by its units rather than by its rows."""
+    if SPLIT is not None:
+        return SPLIT == "units"
+    return shared_step(r, rows, team, True) < shared_step(r, rows, team, False)
+
+
+cdef bint overflows(const Run *r, Py_ssize_t steps, int team) noexcept:
+    """Whether the weights that a thread goes through leave its L2 until it comes back to them."""
+    cdef int phase
+    cdef double weights = 0
+    for phase in range(r.cell.phases):
+        weights += <double>r.cell.recurrent[phase].slots * r.P * r.units * r.blocks * r.weight_item
+    return steps > 1 and L2_BYTES * team < weights and weights < 4 * L2_BYTES * team
+
+
+cdef double team_step(const Run *r, Py_ssize_t rows, int team) except -1:
+    """Microseconds that a team takes for a step, shared as it would share it."""
+    return shared_step(r, rows, team, team > 1 and splits_units(r, rows, team))
+
+
+# -- who takes what ------------------------------------------------------------------------------
+
+
+cdef void bound_tiles(
+    Py_ssize_t N, Py_ssize_t full_rows, Py_ssize_t tiles, Py_ssize_t *bounds
+) noexcept nogil:
+    """Bounds of nearly equal tiles of rows, of whole row tiles where there are enough."""
+    cdef Py_ssize_t i, unit = 1, units
+    if N >= tiles * full_rows * 2:
+        unit = full_rows
+    units = (N + unit - 1) // unit
+    for i in range(tiles + 1):
+        bounds[i] = min(N, unit * (units * i // tiles))
+
+
+cdef void bound_ragged_tiles(
+    const Py_ssize_t *lengths, Py_ssize_t N, Py_ssize_t tiles, Py_ssize_t *bounds
+) noexcept nogil:
+    """Bounds of tiles of rows with nearly equal sums of lengths."""
+    cdef Py_ssize_t n, tile = 1
+    cdef double count = 0, steps = 0
+    for n in range(N):
+        count += lengths[n]
+    bounds[0] = 0
+    for n in range(N):
+        # a row goes to the tile that has more of it
+        while tile < tiles and (steps + 0.5 * lengths[n]) * tiles >= count * tile:
+            bounds[tile] = n
+            tile += 1
+        steps += lengths[n]
+    while tile <= tiles:
+        bounds[tile] = N
+        tile += 1
+
+
+cdef int plan_team(
+    Plan *plan, const Run *r, Scratch scratch, Py_ssize_t steps, Py_ssize_t rows, int team
+) except -1:
+    """How up to `team` threads share so many steps of `rows` rows on average."""
+    plan.team = max(1, min(team, max(r.N, r.blocks, plan.pieces)))
+    plan.by_units = plan.team == 1 or splits_units(r, rows, plan.team)
+    plan.tiles = 1 if plan.by_units else min(plan.team, r.N)
+    plan.team = min(plan.team, max(r.blocks if plan.by_units else plan.tiles, plan.pieces))
+    plan.bounds = <Py_ssize_t *>scratch.take((plan.tiles + 1) * sizeof(Py_ssize_t))
+    bound_tiles(r.N, r.kernels.full_rows, plan.tiles, plan.bounds)
+    plan.flags = <rk_flag *>scratch.take_zeros(plan.team * sizeof(rk_flag))
+    # Who takes a block reads its weights from another core or from beyond: that is worth it where
+    # they come from there in any case, or where there is more to do with them.
+    sweeps = overflows(r, steps, plan.team) if TAKING is None else TAKING
+    plan.grain = 0 if not sweeps else 2 if rows <= 2 else 1
+    plan.ranges, plan.to_first = NULL, TAKING == "all"
+    if plan.by_units and (sweeps or TAKING is None and rows >= 12):
+        plan.ranges = <rk_range *>scratch.take_zeros(2 * plan.team * sizeof(rk_range))
+    return 0
+
+
+cdef int divide(
+    Run *r, Plan *plan, Scratch scratch, rows, int team, Py_ssize_t piece
+) except -1:
+    """How up to `team` threads share a pass whose weights and arrays are set; they project up to
+    `piece` steps at once."""
+    plan.pieces = 0
+    if r.index != NULL and not r.one_hot:
+        plan.pieces = (r.table_rows + TABLE_ROWS - 1) // TABLE_ROWS
+    plan_team(plan, r, scratch, r.T, r.count // r.T, team)
+    if rows is not None:
+        bound_ragged_tiles(
+            <Py_ssize_t *><Py_ssize_t>address(rows.lengths), r.N, plan.tiles, plan.bounds
+        )
+    r.chunk = PROJECTED_ROWS * (plan.team if plan.by_units else plan.tiles) * r.T // r.count
+    r.chunk = min(piece, max(1, r.chunk))
+    if r.panels != NULL and r.chunk == r.T and (plan.by_units or plan.tiles == 1):
+        let_pass(r, plan, scratch)
+    return 0
+
+
+cdef int let_pass(Run *r, const Plan *plan, Scratch scratch) except -1:
+    """Weights that a call uses once need no panels: those of a few blocks at a time, in L2, do."""
+    cdef Py_ssize_t largest = panel_bytes(r, 0), most = PASSING_BYTES
+    if largest > most:
+        return 0
+    r.passing = 1
+    if r.T == 1 and r.cell.phases == 1 and panel_bytes(r, 1) <= most:
+        r.passing = BOTH
+        largest = max(largest, panel_bytes(r, 1))
+    r.passing_blocks = min(r.blocks, most // largest)
+    r.passing_bytes = r.passing_blocks * largest
+    r.passing_panels = scratch.take(plan.team * r.passing_bytes)
+    return 0

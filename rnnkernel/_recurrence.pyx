@@ -1,0 +1,433 @@
+"""The recurrence, forward in time: what each thread of a team does of one layer and direction.
+
+The loop knows time, rows, unit blocks and threads, and nothing of gates: a cell is a row of the C
+table. A team of threads either splits the batch, and each takes its rows through all steps without
+waiting for another, or it splits the units: then each streams only its part of the weights, and all
+meet at every step, since the next one reads all of h. Who comes early takes over blocks of units
+that the others have not begun: cores are not equally fast, and seldom without other work.
+
+Where rows differ in length or have resets they go by position and own step
+(rnnkernel/_sequence.py), and a step takes those that are alive.
+"""
+
+from rnnkernel._clock cimport LOOP, PACK, PROJECTION, WAITING, Clock, charge, start_clock
+from rnnkernel._kernels cimport (
+    RK_WHOLE,
+    fp_enter,
+    fp_leave,
+    rk_lookup,
+    rk_product,
+    rk_small_product,
+    rk_step,
+)
+from rnnkernel._packing cimport Panel, pack_share, run_blocks
+from rnnkernel._rows cimport any_set, cells_after_reset, clear_ends, clear_rows
+from rnnkernel._team cimport rk_flag, rk_meet, rk_offer, rk_range, rk_take
+
+
+# What one thread does: some batch rows (by position where they differ) of some unit blocks.
+cdef struct Part:
+    Py_ssize_t begin, end
+    Py_ssize_t block_begin, block_end
+    Py_ssize_t *chunk_x           # [t][n]: rows of a chunk, in x or its table
+    Py_ssize_t *chunk_gates       # and in the gates
+    rk_flag *flags                # of those that share the rows, or NULL
+    int members, member
+    rk_range *ranges              # [in turn][member]: what is left of each one's blocks, or NULL
+    int turn
+    bint back
+    Py_ssize_t grain              # of a sweep to and fro: blocks at once; 0 where nobody sweeps
+    char *panel                   # for a block of a passing panel
+    Clock *clock
+
+
+cdef void meet(const Part *part) noexcept nogil:
+    """Waits for the other units of the same rows."""
+    if part.members > 1:
+        charge(part.clock, LOOP)
+        rk_meet(part.flags, part.members, part.member)
+        charge(part.clock, WAITING)
+
+
+# Work on all blocks, shared by the members, is a round: each takes blocks until none is left, and
+# then they meet. Ranges of the next round are offered in this one, when all have left the last.
+#
+# Weights larger than L2 are swept to and fro: in one round from the first block to the last, in the
+# next from the last to the first, which finds those that were used last still in L2.
+
+
+cdef Py_ssize_t begin_round(const Part *part) noexcept nogil:
+    """Where the blocks begin."""
+    if part.ranges != NULL:
+        rk_offer(
+            &part.ranges[(1 - part.turn) * part.members + part.member], part.block_begin,
+            part.block_end,
+        )
+    return part.block_begin
+
+
+cdef bint take_blocks(
+    const Part *part, Py_ssize_t *first, Py_ssize_t *past, Py_ssize_t *ahead
+) noexcept nogil:
+    """The next blocks that this member is to do, after `past` where nobody takes them of another;
+    whether there are any. `ahead` is the block after those, or -1."""
+    cdef int i, left
+    cdef rk_range *ranges
+    ahead[0] = -1
+    if part.ranges == NULL:
+        first[0], past[0] = past[0], part.block_end
+        return first[0] < past[0]
+    ranges = part.ranges + part.turn * part.members
+    left = rk_take(&ranges[part.member], part.back, part.grain, first, past)
+    if left == 2:
+        ahead[0] = first[0] - 1 if part.back else past[0]
+    if left > 0:
+        return True
+    for i in range(1, part.members):
+        if rk_take(
+            &ranges[(part.member + i) % part.members], not part.back, 1, first, past
+        ) > 0:
+            return True
+    return False
+
+
+cdef void end_round(Part *part) noexcept nogil:
+    meet(part)
+    part.turn = 1 - part.turn
+    if part.grain > 0:
+        part.back = not part.back
+
+
+cdef Py_ssize_t list_rows(
+    const Run *r, const Part *part, Py_ssize_t t0, Py_ssize_t steps
+) noexcept nogil:
+    """Where the rows lie that are alive in some steps, in x or its table, and in the gates; how
+    many."""
+    cdef Py_ssize_t t, n, row, k = 0, row_gates = r.cell.memory_slots * r.units
+    for t in range(steps):
+        for n in range(part.begin, min(part.end, r.alive[t0 + t])):
+            if r.index != NULL:
+                row = r.index[(t0 + t) * r.index_time + r.index_row[n]]
+                part.chunk_x[k] = row * r.cell.input.slots * r.units
+            else:
+                part.chunk_x[k] = t * r.x_time + r.x_row[n]
+            part.chunk_gates[k] = t * r.gates_time + n * row_gates
+            k += 1
+    return k
+
+
+cdef void input_product(
+    const Run *r, const rk_product *p, Py_ssize_t from_block
+) noexcept nogil:
+    """A product with W_ih, however it is stored."""
+    cdef rk_small_product small
+    if r.storage == RK_WHOLE:
+        r.kernels.product(p)
+        return
+    small.product = p[0]
+    small.storage = r.storage
+    small.scale = r.input_scale + from_block * p.b_inner * r.item
+    small.scale_block = p.b_inner
+    r.kernels.small_product(&small)
+
+
+cdef void look_up(const Run *r, const rk_product *p, Py_ssize_t from_block) noexcept nogil:
+    """What this product would give, from the table."""
+    cdef rk_lookup look
+    look.rows, look.blocks = p.rows, p.blocks
+    look.vectors, look.last_vectors = p.vectors, p.last_vectors
+    look.table_block = r.table_rows * r.cell.input.slots * r.units
+    look.table = r.table + from_block * look.table_block * r.item
+    look.table_row = p.a_row
+    look.c, look.c_row, look.c_block = p.c, p.c_row, p.c_block
+    look.init = NULL
+    if r.one_hot:
+        look.init = p.init
+    look.init_block = p.init_block
+    r.kernels.gather(&look)
+
+
+cdef void project_table(const Run *r, Py_ssize_t begin) noexcept nogil:
+    """bias + W_ih x of some rows of the table."""
+    cdef rk_product p
+    cdef unsigned long long saved = fp_enter()
+    p.rows = min(TABLE_ROWS, r.table_rows - begin)
+    p.blocks = r.blocks
+    p.vectors = r.cell.input.slots * r.cell.unit_vectors
+    p.last_vectors = r.input_last_vectors
+    p.outer = 1
+    p.inner = r.I
+    p.ahead = NULL
+    p.a = r.x
+    p.a_row = r.table_x + begin
+    p.a_outer = 0
+    p.a_inner = r.x_unit
+    p.b = r.input
+    p.b_inner = r.cell.input.slots * r.units
+    p.b_block = r.I * p.b_inner
+    p.b_outer = 0
+    p.c = r.table
+    p.c_row = r.table_row + begin
+    p.c_block = r.table_rows * p.b_inner
+    p.init = r.bias + r.cell.input.slot * r.units * r.item
+    p.init_block = r.cell.slots * r.units
+    input_product(r, &p, 0)
+    fp_leave(saved)
+
+
+cdef const char *pass_panel(
+    const Run *r, const Part *part, int which, Py_ssize_t begin, Py_ssize_t end
+) noexcept nogil:
+    """Packs some blocks of a passing panel; returns where its block 0 would be."""
+    cdef Panel panel = r.panels[which]
+    panel.job.packed = part.panel - begin * panel_bytes(r, which)
+    charge(part.clock, LOOP if which else PROJECTION)
+    run_blocks(&panel, begin, end)
+    charge(part.clock, PACK)
+    return <const char *>panel.job.packed
+
+
+cdef void project(const Run *r, Part *part, Py_ssize_t t, Py_ssize_t steps) noexcept nogil:
+    """bias + W_ih x into the gates of some steps."""
+    cdef Py_ssize_t begin = 0, end, ahead, past = begin_round(part)
+    cdef Py_ssize_t rows = steps * (part.end - part.begin)
+    if r.alive != NULL:
+        rows = list_rows(r, part, t, steps)
+    while take_blocks(part, &begin, &past, &ahead):
+        if r.passing == 0:
+            project_blocks(r, part, t, rows, begin, past, r.input, ahead)
+            continue
+        while begin < past:
+            end = min(begin + r.passing_blocks, past)
+            project_blocks(r, part, t, rows, begin, end, pass_panel(r, part, 0, begin, end), -1)
+            begin = end
+    charge(part.clock, PROJECTION)
+    if part.ranges != NULL:  # who takes a block wants it projected
+        end_round(part)
+
+
+cdef void project_blocks(
+    const Run *r, const Part *part, Py_ssize_t t, Py_ssize_t rows, Py_ssize_t begin,
+    Py_ssize_t end, const char *weights, Py_ssize_t ahead,
+) noexcept nogil:
+    """The same of some blocks, for as many rows as the part's chunk has; then comes block `ahead`,
+    unless it is -1."""
+    cdef rk_product p
+    cdef int first = r.cell.input.slot, past = first + r.cell.input.slots
+    cdef char *gates = gates_at(r, t) + begin * r.gates_block * r.item
+    cdef const char *bias = r.bias + begin * r.cell.slots * r.units * r.item
+    p.rows = rows
+    p.blocks = end - begin
+    p.vectors = p.last_vectors = r.cell.input.slots * r.cell.unit_vectors
+    if end == r.blocks:
+        p.last_vectors = r.input_last_vectors
+    p.outer = 1
+    p.inner = r.I
+    p.a = r.x + t * r.x_time * r.item
+    p.a_row = part.chunk_x
+    p.a_outer = 0
+    p.a_inner = r.x_unit
+    p.b_inner = r.cell.input.slots * r.units
+    p.b_block = r.I * p.b_inner
+    p.b_outer = 0
+    p.b = weights + begin * p.b_block * r.weight_item
+    p.ahead = weights + ahead * p.b_block * r.weight_item if ahead >= 0 else NULL
+    p.c = gates + first * r.units * r.item
+    p.c_row = part.chunk_gates
+    p.c_block = r.gates_block
+    p.init = bias + first * r.units * r.item
+    p.init_block = r.cell.slots * r.units
+    if r.index != NULL:
+        look_up(r, &p, begin)
+    else:
+        input_product(r, &p, begin)
+    if past < r.cell.slots:
+        # slots that only the recurrent product adds to
+        p.vectors = (r.cell.slots - past) * r.cell.unit_vectors
+        p.c = gates + past * r.units * r.item
+        p.init = bias + past * r.units * r.item
+        r.kernels.fill(&p)
+
+
+cdef void enter_segments(
+    const Run *r, const Part *part, Py_ssize_t t, rk_step *s
+) noexcept nogil:
+    """Before a step: zero states for the rows that begin a new segment there."""
+    cdef const unsigned char *flags = r.reset + t * r.N + part.begin
+    cdef Py_ssize_t bytes_of_row = r.units * r.item, bytes_of_block = r.N * bytes_of_row
+    cdef Py_ssize_t from_block = part.block_begin
+    cdef char *c = r.c_reset + part.begin * bytes_of_row
+    if not any_set(flags, s.rows):
+        return
+    if part.member == 0:
+        clear_rows(flags, <char *>s.h_prev, r.pitch * r.item, s.rows)
+    meet(part)
+    if r.cell.states == 2:
+        cells_after_reset(
+            flags, <const char *>s.c_prev + from_block * s.c_prev_block * r.item,
+            s.c_prev_row * r.item, s.c_prev_block * r.item, c + from_block * bytes_of_block,
+            bytes_of_block, bytes_of_row, s.rows, part.block_end - from_block,
+        )
+        s.c_prev = c
+        s.c_prev_row = r.units
+        s.c_prev_block = r.N * r.units
+        if part.ranges != NULL:
+            meet(part)
+
+
+cdef void step_passing(const Run *r, const Part *part, rk_step *s) noexcept nogil:
+    """Some blocks of a step whose weights pass."""
+    cdef Py_ssize_t past = s.block_end
+    while s.block_begin < past:
+        s.block_end = min(s.block_begin + r.passing_blocks, past)
+        s.weights = pass_panel(r, part, 1, s.block_begin, s.block_end)
+        r.cell.forward[0](s)
+        s.block_begin = s.block_end
+
+
+cdef void run_part(const Run *r, Part *part) noexcept nogil:
+    """Steps first..T of some rows and unit blocks. After the last nobody waits for the others."""
+    cdef Py_ssize_t t, t0, steps, row_gates = r.cell.memory_slots * r.units
+    cdef Py_ssize_t begin = part.begin, end = part.end
+    cdef Py_ssize_t tile = r.N * r.pitch * r.item
+    cdef Py_ssize_t ahead, block_bytes
+    cdef int phase
+    cdef rk_step s
+    cdef unsigned long long saved = fp_enter()
+    part.turn, part.back = 0, part.grain > 0 and r.back
+    if part.ranges != NULL:
+        rk_offer(&part.ranges[part.member], part.block_begin, part.block_end)
+    s.rows = end - begin
+    s.hidden, s.projected = r.H, r.P
+    s.operand_row = r.h_row
+    s.gates_row = r.gates_row
+    s.gates_block = r.gates_block
+    s.h_pitch = r.pitch
+    s.y_row = r.y_row + begin
+    s.c_prev = NULL
+    s.c_prev_row = s.c_prev_block = 0
+    s.peepholes = r.peepholes
+    s.cell_clip = r.cell_clip
+    s.storage = r.storage
+    t0 = r.first
+    while t0 < r.T and (r.alive == NULL or r.alive[t0] > begin):
+        steps = min(r.chunk, r.T - t0)
+        project(r, part, t0, steps)
+        for t in range(t0, t0 + steps):
+            if r.alive != NULL:
+                s.rows = min(end, r.alive[t]) - begin
+                if s.rows <= 0:
+                    break
+            s.gates = gates_at(r, t) + begin * row_gates * r.item
+            if r.cell.states == 2:
+                if t == 0:
+                    s.c_prev = r.c0 + begin * r.units * r.item
+                    s.c_prev_row = r.units
+                    s.c_prev_block = r.N * r.units
+                else:
+                    s.c_prev = gates_at(r, t - 1) + (
+                        begin * row_gates + r.cell.slots * r.units
+                    ) * r.item
+                    s.c_prev_row = row_gates
+                    s.c_prev_block = r.gates_block
+            s.h_prev = r.h + (t & 1) * tile + begin * r.pitch * r.item
+            s.y = r.y + t * r.y_time * r.item
+            if r.resets != NULL and r.resets[t]:
+                enter_segments(r, part, t, &s)
+            s.operand = s.h_prev
+            for phase in range(r.cell.phases):
+                s.weights = r.recurrent[phase]
+                s.scale = r.recurrent_scale[phase]
+                if phase + 1 < r.cell.phases or r.projection != NULL:
+                    s.h = r.early + begin * r.pitch * r.item
+                else:
+                    s.h = r.h + ((t + 1) & 1) * tile + begin * r.pitch * r.item
+                block_bytes = r.cell.recurrent[phase].slots * r.units * r.P * r.weight_item
+                s.block_end = begin_round(part)
+                while take_blocks(part, &s.block_begin, &s.block_end, &ahead):
+                    s.ahead = NULL
+                    if ahead >= 0:
+                        s.ahead = r.recurrent[phase] + ahead * block_bytes
+                    if r.passing == BOTH:
+                        step_passing(r, part, &s)
+                    else:
+                        r.cell.forward[phase](&s)
+                if t + 1 < r.T or phase + 1 < r.cell.phases or r.projection != NULL:
+                    end_round(part)
+                s.operand = s.h
+            if r.projection != NULL:
+                s.weights, s.ahead = r.projection, NULL
+                s.h = r.h + ((t + 1) & 1) * tile + begin * r.pitch * r.item
+                s.block_begin = r.projection_columns * part.member // part.members
+                s.block_end = r.projection_columns * (part.member + 1) // part.members
+                if s.block_begin < s.block_end:
+                    r.cell.project(&s)
+                meet(part)
+        charge(part.clock, LOOP)
+        t0 += steps
+    if part.ranges != NULL:  # what was offered for a round that does not come
+        rk_offer(&part.ranges[(1 - part.turn) * part.members + part.member], 0, 0)
+        rk_offer(&part.ranges[part.turn * part.members + part.member], 0, 0)
+    if r.clears:
+        clear_ends(
+            r.y, r.y_time, r.y_batch, r.y_row, r.item, r.P, r.start, r.length, begin, end,
+            r.y_steps, part.members, part.member,
+        )
+    fp_leave(saved)
+    charge(part.clock, LOOP)
+
+
+cdef void prepare_weights_of(
+    const Run *r, const Plan *plan, int members, int member
+) noexcept nogil:
+    """What one member of a team does before the first step: its share of panels and table."""
+    cdef Py_ssize_t i = member
+    cdef Clock clock = start_clock(r.spent, member)
+    if r.panels != NULL:
+        pack_share(&r.panels[r.passing], r.panel_count - r.passing, member, members)
+        charge(&clock, PACK)
+        # of units each uses what it has packed, where nobody takes them
+        if members > 1 and (not plan.by_units or plan.ranges != NULL):
+            rk_meet(plan.flags, members, member)
+            charge(&clock, WAITING)
+    while i < plan.pieces:
+        project_table(r, i * TABLE_ROWS)
+        i += members
+    charge(&clock, PROJECTION)
+    if plan.pieces > 0 and members > 1:
+        rk_meet(plan.flags, members, member)
+        charge(&clock, WAITING)
+
+
+cdef void run_team(const Run *r, const Plan *plan, int members, int member) noexcept nogil:
+    """What it does of the steps."""
+    cdef Py_ssize_t i
+    cdef Clock clock = start_clock(r.spent, member)
+    cdef Part part
+    part.clock = &clock
+    part.panel = r.passing_panels + member * r.passing_bytes
+    part.flags = plan.flags
+    part.members, part.member, part.ranges, part.grain = 1, 0, NULL, 0
+    part.block_begin, part.block_end = 0, r.blocks
+    if plan.by_units:
+        part.begin, part.end = 0, r.N
+        part.members, part.member = members, member
+        part.block_begin = r.blocks * member // members
+        part.block_end = r.blocks * (member + 1) // members
+        if plan.to_first:
+            part.block_begin = 0 if member == 0 else r.blocks
+            part.block_end = r.blocks
+        part.ranges, part.grain = plan.ranges, plan.grain
+        part.chunk_x, part.chunk_gates = r.chunk_x, r.chunk_gates
+        if r.alive != NULL:  # each lists them as it goes
+            part.chunk_x += member * r.N * r.chunk
+            part.chunk_gates += member * r.N * r.chunk
+        run_part(r, &part)
+        return
+    i = member
+    while i < plan.tiles:
+        part.begin, part.end = plan.bounds[i], plan.bounds[i + 1]
+        part.chunk_x = r.chunk_x + part.begin * r.chunk
+        part.chunk_gates = r.chunk_gates + part.begin * r.chunk
+        run_part(r, &part)
+        i += members
