@@ -188,6 +188,7 @@ setup(
             extension("_plan"),
             extension("_forward"),
             extension("_stack"),
+            extension("_tape"),
             extension("_plain"),
             extension("_backward"),
             extension("_bptt"),

@@ -15,25 +15,11 @@ from rnnkernel import _check, _checkpoints, _dropout, _forward
 from rnnkernel._arguments import Layout, check_rows, check_state, check_tokens, check_x, check_y
 from rnnkernel._checkpoints import Checkpoints
 from rnnkernel._packing import PackedGradients, PackedWeights
-from rnnkernel._rows import copy_steps
-from rnnkernel._sequence import Rows, Sequence, Table, constant
+from rnnkernel._rows import kept_x
+from rnnkernel._sequence import Sequence, constant
+from rnnkernel._tape import Pass, Tape
 from rnnkernel.results import Flow, Gradients, Output
 from rnnkernel.trace import Trace
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One layer and direction of a training forward: what its backward needs, owned."""
-
-    weights: PackedWeights
-    x: np.ndarray  # (T, N, I), time in the direction's order, as all here
-    h0: np.ndarray  # (N, P)
-    c0: np.ndarray | None  # packed
-    y: np.ndarray  # (T, N, P)
-    reserve: np.ndarray | None
-    rows: Rows | None  # with lengths or resets: then c0 and reserve are by own step and position
-    checkpoints: Checkpoints | None  # then there is no reserve
-    index: np.ndarray | None  # (T, N): where x is a table, the row that each step sees
 
 
 @dataclass(frozen=True)
@@ -48,19 +34,6 @@ class Dropped:
         """Writes what layer k hands on, or the gradient of it, to `out`."""
         _dropout.dropout(y, out, self.p, self.seed, k, self.first_step, threads)
         return out
-
-
-@dataclass(frozen=True)
-class Tape:
-    """A training forward, as its backward finds it."""
-
-    layer: Any
-    passes: list[Pass]
-    layout: Layout
-    shape: tuple[int, int]  # T, N
-    dropped: Dropped | None
-    table: Table | None
-    vocabulary: int | None  # V, with an embedding
 
 
 def pack(
@@ -143,7 +116,7 @@ def forward(
         layer_x = table.x(layer.input_size, layer.dtype)
         columns = table.ids if table.rows is None else None
     elif training:
-        layer_x = x if _stays(x) else copy_steps(x, lengths, threads)
+        layer_x = kept_x(x, lengths, threads)
     ready, between = [], [None, None]  # layers yet to be run; what one hands to the next
     for k in range(L):
         if k == L - 1 and out is not None and not keeps and _writes_direct(out):
@@ -304,18 +277,6 @@ def backward(
         dembedding,
         _flow(layer, records) if flow else None,
     )
-
-
-def _stays(x: np.ndarray) -> bool:
-    """Whether BPTT can read x itself again: nobody writes to it, down to what owns its memory."""
-    if x.shape[2] > 1 and x.strides[2] != x.itemsize:
-        return False
-    owner: Any = x
-    while isinstance(owner, np.ndarray):
-        if owner.flags.writeable:
-            return False
-        owner = owner.base
-    return owner is None or isinstance(owner, bytes)
 
 
 def _writes_direct(out: np.ndarray) -> bool:

@@ -96,6 +96,23 @@ cdef void copy_step(
             memcpy(to + n * width, step + n * row, width)
 
 
+cdef bint stays(cnp.ndarray x) noexcept:
+    """Whether BPTT can read x itself again: nobody writes to it, down to what owns its memory."""
+    cdef object owner = x
+    if x.shape[2] > 1 and x.strides[2] != x.itemsize:
+        return False
+    while isinstance(owner, np.ndarray):
+        if cnp.PyArray_ISWRITEABLE(<cnp.ndarray>owner):
+            return False
+        owner = owner.base
+    return owner is None or isinstance(owner, bytes)
+
+
+def kept_x(cnp.ndarray x, lengths, int threads):
+    """What training keeps of x (T, N, I): x itself where it stays as it is, or `copy_steps`."""
+    return x if stays(x) else copy_steps(x, lengths, threads)
+
+
 def copy_steps(cnp.ndarray x, lengths, int threads):
     """A C-contiguous copy of x (T, N, I); with `lengths`, contiguous intp (N,), only of the steps
     that the rows have."""

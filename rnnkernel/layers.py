@@ -11,6 +11,7 @@ import numpy as np
 
 from rnnkernel import _check, _passes, _threads, cells, profiling
 from rnnkernel._kept import Kept
+from rnnkernel._plain import differentiate, train
 from rnnkernel.clipping import Clip
 from rnnkernel.inference import Frozen, Inference, Stream
 from rnnkernel.results import Gradients, Output
@@ -298,6 +299,19 @@ class _Layer(Inference):
         `dstate=` the `grads.state` of the piece behind, adds up to the whole's gradient.
         """
         call = profiling.begin(self, "forward(training=True)" if training else "forward()")
+        if (
+            training is True
+            and trace is False
+            and reset is None
+            and embedding is None
+            and checkpoint_every is None
+            and out is None
+        ):
+            plain = train(self, x, state, _threads.resolve(num_threads), lengths)
+            if plain is not None:
+                if call is not None:
+                    call.end()
+                return plain
         training, trace = _check.flag("training", training), _check.flag("trace", trace)
         if checkpoint_every is not None:
             checkpoint_every = _check.size("checkpoint_every", checkpoint_every)
@@ -377,16 +391,22 @@ class _Layer(Inference):
             raise ValueError(
                 f"out: expected an output of this layer, got one of {out._tape.layer!r}"
             )
-        if clip is not None and not isinstance(clip, Clip):
-            raise TypeError(f"clip: expected a Clip or None, got {type(clip).__name__}")
+        value = norm = np.inf
+        if clip is not None:
+            if not isinstance(clip, Clip):
+                raise TypeError(f"clip: expected a Clip or None, got {type(clip).__name__}")
+            value = np.inf if clip.value is None else clip.value
+            norm = np.inf if clip.norm is None else clip.norm
         flow = _check.flag("flow", flow)
         input_grad = _check.flag("input_grad", input_grad)
-        limits = tuple(
-            np.inf if limit is None else limit
-            for limit in ((None, None) if clip is None else (clip.value, clip.norm))
-        )
         threads = _threads.resolve(num_threads)
-        gradients = _passes.backward(out._tape, dy, dstate, limits, flow, input_grad, threads)
+        gradients = None
+        if not flow:
+            gradients = differentiate(out._tape, dy, dstate, value, norm, input_grad, threads)
+        if gradients is None:
+            gradients = _passes.backward(
+                out._tape, dy, dstate, (value, norm), flow, input_grad, threads
+            )
         if call is not None:
             call.end()
         return gradients
