@@ -1,9 +1,14 @@
 /* activations.h - tanh and sigmoid.
  *
- * Both rest on e^x = 2^n * e^r with n = round(x / ln 2), |r| <= ln 2 / 2, and the minimax
- * polynomial q of e^r - 1 = r + r^2 q(r), fitted by Remez' exchange to a relative error of
- * e^r below 3.2e-9 (float) and 5.4e-20 (double). ln 2 is split in a high part, whose
- * product with n is exact, and a low part.
+ * Both rest on e^-r = 1 - r + r^2 q(-r) for |r| <= ln 2 / 2, where q was fitted by Remez' exchange
+ * to a relative error of e^r below 3.2e-9 (float) and 5.4e-20 (double):
+ *
+ *     sigmoid: 1 / (1 + 2^n e^-r)
+ *              with n = round(-x / ln 2) and r = x + n ln 2. ln 2 is split in a high part, whose
+ *              product with n is exact, and a low part
+ *     tanh:    m / (2 - m), where m = 1 - e^-2a = 2^n (1 - e^-2r) + (1 - 2^n) of a = |x|
+ *              loses nothing near 0; n = round(-2a / ln 2) and r = a + n ln 2 / 2, whose error
+ *              vanishes with 2^n, so ln 2 needs no low part. (1 - e^-2r) / r = 2 - 4 r q(-2r)
  *
  * Bounds, held by tests/test_activations.py:
  *     float:  tanh 4 ulp, sigmoid 3 ulp, in the tails too
@@ -11,96 +16,84 @@
  * NaN passes through. tanh is exactly +-1 where it is saturated and keeps the sign of zero.
  */
 #if RK_DOUBLE
-#define RK_EXP_LIMIT 709.0      /* 2^n stays finite; below, e^x is 0 from some point on */
-#define RK_TANH_LIMIT 22.0      /* tanh rounds to 1 from 19.1 on */
-#define RK_ROUND 0x1.8p52       /* adding it rounds to an integer, whose bits lie lowest */
+#define RK_EXP_LIMIT 709.0 /* 2^n stays finite; below, e^x is 0 from some point on */
+#define RK_TANH_LIMIT 22.0 /* tanh rounds to 1 from 19.1 on */
 #define RK_MANTISSA 52
 #define RK_BIAS 1023
+#define RK_INTEGER 0x1.8p52 /* adding it rounds to an integer, whose bits lie lowest */
+#define RK_LN2 0.693147180559945309417
 #define RK_LN2_HIGH 0x1.62e42fefa3800p-1
 #define RK_LN2_LOW 5.4979230187083711747e-14
 #else
 #define RK_EXP_LIMIT 88.0f
 #define RK_TANH_LIMIT 10.0f
-#define RK_ROUND 0x1.8p23f
 #define RK_MANTISSA 23
 #define RK_BIAS 127
+#define RK_INTEGER 0x1.8p23f
+#define RK_LN2 0.693147180559945309417f
 #define RK_LN2_HIGH 0x1.62e4p-1f
 #define RK_LN2_LOW 1.4286068203094172e-6f
 #endif
-
-/* In lockstep over `count` vectors, stage by stage: the chain of one is 70 cycles long, and a
- * core looks ahead too little to find the next one behind it by itself.
- *
- * scale = 2^n and x = e^r - 1, for |x| <= RK_EXP_LIMIT */
-RK_INLINE void RK(vexp_parts)(const int count, vec *x, vec *scale)
-{
-#define RK_HORNER(coefficient)                                                                     \
-    RK_FOR (j, count)                                                                              \
-    q[j] = RK(vfma)(q[j], x[j], RK(vset)(coefficient))
-    vec n[4], q[4];
-    RK_FOR (j, count)
-        scale[j] = RK(vfma)(x[j], RK(vset)((real)1.442695040888963407359925), RK(vset)(RK_ROUND));
-    RK_FOR (j, count)
-        n[j] = scale[j] - RK_ROUND;
-    RK_FOR (j, count)
-        scale[j] = (vec)((((ivec)scale[j]) + (ivec)(RK_BIAS - (ivec){0})) << RK_MANTISSA);
-    RK_FOR (j, count)
-        x[j] = RK(vfma)(n[j], RK(vset)(-RK_LN2_HIGH), x[j]);
-    RK_FOR (j, count)
-        x[j] = RK(vfma)(n[j], RK(vset)(-RK_LN2_LOW), x[j]);
-#if RK_DOUBLE
-    RK_FOR (j, count)
-        q[j] = RK(vset)(2.0926894773110787528e-9);
-    RK_HORNER(2.511224023723966207e-8);
-    RK_HORNER(2.7557233523463228355e-7);
-    RK_HORNER(2.7557234235535262677e-6);
-    RK_HORNER(2.4801587373539681506e-5);
-    RK_HORNER(1.9841269897060359054e-4);
-    RK_HORNER(1.3888888888858550354e-3);
-    RK_HORNER(8.3333333333167379635e-3);
-    RK_HORNER(4.1666666666666724271e-2);
-    RK_HORNER(1.6666666666666683845e-1);
-    RK_HORNER(0.5);
-#else
-    RK_FOR (j, count)
-        q[j] = RK(vset)(1.3950491828471214928e-3f);
-    RK_HORNER(8.3688893524349748782e-3f);
-    RK_HORNER(4.1666205791351815232e-2f);
-    RK_HORNER(1.6666518839692637125e-1f);
-    RK_HORNER(0.5f);
-#endif
-    RK_FOR (j, count)
-        x[j] = RK(vfma)(q[j], x[j] * x[j], x[j]);
-#undef RK_HORNER
-}
+#define RK_ROUND                                                                                   \
+    (RK_INTEGER + RK_BIAS) /* the same, and lowest lie the bits of a power's exponent */
 
 /* Each of `count` vectors (at most four) through its activation: tanh where its bit of `tanhs` is
- * set, else the sigmoid.
- *
- *     sigmoid: 1 / (1 + e^-x)
- *     tanh:    (e^2a - 1) / (e^2a + 1) of a = |x|, where e^2a - 1 = 2^n (e^r - 1) + (2^n - 1)
- *              loses nothing near 0 */
+ * set, else the sigmoid. In lockstep, stage by stage: the chain of one is 80 cycles long, and a
+ * core looks ahead too little to find the next one behind it by itself. */
 RK_INLINE void RK(vactivate)(const int count, const unsigned tanhs, vec *x)
 {
 #define RK_TANH (tanhs >> j & 1)
-    const ivec sign_bit = (ivec)RK(vset)((real)-0.0);
-    ivec sign[4];
-    vec scale[4];
+#define RK_EACH(result, of_tanh, of_sigmoid)                                                       \
+    RK_FOR (j, count)                                                                              \
+    result = RK_TANH ? (of_tanh) : (of_sigmoid)
+/* of q's coefficient of a power: what stands for it in -4 q(-2r) and in q(-r) */
+#define RK_COEFFICIENT(power, q)                                                                   \
+    RK(vset)(((power) % 2 ? -1 : 1) * (RK_TANH ? -(4 << (power)) : 1) * (q))
+#define RK_HORNER(power, q)                                                                        \
+    RK_FOR (j, count)                                                                              \
+    p[j] = RK(vfma)(p[j], r[j], RK_COEFFICIENT(power, q))
+    const vec one = RK(vset)(1), two = RK(vset)(2);
+    vec a[4], n[4], scale[4], r[4], p[4];
+    RK_EACH(a[j], RK(vabs)(x[j]), RK(vmax)(RK(vset)(-RK_EXP_LIMIT), x[j]));
     RK_FOR (j, count)
-        sign[j] = sign_bit & (ivec)x[j];
+        a[j] = RK(vmin)(RK(vset)(RK_TANH ? RK_TANH_LIMIT : RK_EXP_LIMIT), a[j]);
     RK_FOR (j, count)
-        x[j] = RK_TANH ? (vec)(sign[j] ^ (ivec)x[j]) : RK(vmax)(RK(vset)(-RK_EXP_LIMIT), x[j]);
+        n[j] = RK(vfma)(a[j], RK(vset)((RK_TANH ? -2 : -1) / RK_LN2), RK(vset)(RK_ROUND));
     RK_FOR (j, count)
-        x[j] = RK(vmin)(RK(vset)(RK_TANH ? RK_TANH_LIMIT : RK_EXP_LIMIT), x[j]);
+        scale[j] = (vec)((ivec)n[j] << RK_MANTISSA); /* 2^n; 0 for the least n */
     RK_FOR (j, count)
-        x[j] = RK_TANH ? x[j] + x[j] : (vec)(sign_bit ^ (ivec)x[j]);
-    RK(vexp_parts)(count, x, scale);
+        n[j] = n[j] - RK_ROUND;
     RK_FOR (j, count)
-        x[j] = RK(vfma)(x[j], scale[j], RK_TANH ? scale[j] - 1 : scale[j]);
+        r[j] = RK(vfma)(n[j], RK(vset)(RK_TANH ? RK_LN2 / 2 : RK_LN2_HIGH), a[j]);
+    RK_EACH(r[j], r[j], RK(vfma)(n[j], RK(vset)(RK_LN2_LOW), r[j]));
+#if RK_DOUBLE
     RK_FOR (j, count)
-        x[j] = RK_TANH ? x[j] / (x[j] + 2) : 1 / (1 + x[j]);
+        p[j] = RK_COEFFICIENT(10, 2.0926894773110787528e-9);
+    RK_HORNER(9, 2.511224023723966207e-8);
+    RK_HORNER(8, 2.7557233523463228355e-7);
+    RK_HORNER(7, 2.7557234235535262677e-6);
+    RK_HORNER(6, 2.4801587373539681506e-5);
+    RK_HORNER(5, 1.9841269897060359054e-4);
+    RK_HORNER(4, 1.3888888888858550354e-3);
+    RK_HORNER(3, 8.3333333333167379635e-3);
+    RK_HORNER(2, 4.1666666666666724271e-2);
+    RK_HORNER(1, 1.6666666666666683845e-1);
+#else
     RK_FOR (j, count)
-        x[j] = RK_TANH ? (vec)((ivec)x[j] | sign[j]) : x[j];
+        p[j] = RK_COEFFICIENT(4, 1.3950491848471214928e-3f);
+    RK_HORNER(3, 8.3688893524349748782e-3f);
+    RK_HORNER(2, 4.1666205791351815232e-2f);
+    RK_HORNER(1, 1.6666518839692637125e-1f);
+#endif
+    RK_HORNER(0, (real)0.5);
+    RK_EACH(p[j], RK(vfma)(p[j], r[j], two), RK(vfma)(p[j], r[j], -one));
+    RK_EACH(r[j], r[j] * scale[j], RK(vfma)(p[j], r[j], one));
+    RK_EACH(r[j], RK(vfma)(p[j], r[j], one - scale[j]), RK(vfma)(r[j], scale[j], one));
+    RK_EACH(r[j], r[j] / (two - r[j]), one / r[j]);
+    RK_EACH(x[j], RK(vsigned)(r[j], x[j]), r[j]);
+#undef RK_HORNER
+#undef RK_COEFFICIENT
+#undef RK_EACH
 #undef RK_TANH
 }
 
@@ -119,7 +112,9 @@ RK_INLINE vec RK(vtanh)(vec x)
 #undef RK_EXP_LIMIT
 #undef RK_TANH_LIMIT
 #undef RK_ROUND
+#undef RK_INTEGER
 #undef RK_MANTISSA
 #undef RK_BIAS
+#undef RK_LN2
 #undef RK_LN2_HIGH
 #undef RK_LN2_LOW

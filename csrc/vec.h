@@ -46,7 +46,8 @@ RK_INLINE vec RK(vselect)(ivec mask, vec a, vec b)
     return (vec)((mask & (ivec)a) | (~mask & (ivec)b));
 }
 
-/* vfma(a, b, c) = a*b + c. vmax(low, x), vmin(high, x): x where x is NaN. */
+/* vfma(a, b, c) = a*b + c. vfnma(a, b, c) = c - a*b. vmax(low, x), vmin(high, x): x where x is
+ * NaN. */
 #if RK_VECTOR_BYTES == 16 && defined(__aarch64__)
 #if RK_DOUBLE
 #define RK_NEON(op) v##op##q_f64
@@ -71,16 +72,32 @@ RK_INLINE vec RK(vselect)(ivec mask, vec a, vec b)
 
 #if defined(RK_X86)
 RK_INLINE vec RK(vfma)(vec a, vec b, vec c) { return RK_X86(fmadd)(a, b, c); }
+RK_INLINE vec RK(vfnma)(vec a, vec b, vec c) { return RK_X86(fnmadd)(a, b, c); }
 RK_INLINE vec RK(vmax)(vec low, vec x) { return RK_X86(max)(low, x); }
 RK_INLINE vec RK(vmin)(vec high, vec x) { return RK_X86(min)(high, x); }
 #undef RK_X86
 #elif defined(RK_NEON)
 RK_INLINE vec RK(vfma)(vec a, vec b, vec c) { return (vec)RK_NEON(fma)(c, a, b); }
+RK_INLINE vec RK(vfnma)(vec a, vec b, vec c) { return (vec)RK_NEON(fms)(c, a, b); }
 RK_INLINE vec RK(vmax)(vec low, vec x) { return (vec)RK_NEON(max)(low, x); }
 RK_INLINE vec RK(vmin)(vec high, vec x) { return (vec)RK_NEON(min)(high, x); }
 #undef RK_NEON
 #else
 RK_INLINE vec RK(vfma)(vec a, vec b, vec c) { return a * b + c; }
+RK_INLINE vec RK(vfnma)(vec a, vec b, vec c) { return c - a * b; }
 RK_INLINE vec RK(vmax)(vec low, vec x) { return RK(vselect)(low > x, low, x); }
 RK_INLINE vec RK(vmin)(vec high, vec x) { return RK(vselect)(high < x, high, x); }
 #endif
+
+/* |x|; and of a magnitude >= 0 that with the sign of x */
+RK_INLINE vec RK(vabs)(vec x) { return (vec)((ivec)x & ~(ivec)RK(vset)((real)-0.0)); }
+RK_INLINE vec RK(vsigned)(vec magnitude, vec x)
+{
+#if RK_VECTOR_BYTES == 64
+    /* one instruction: bit by bit, where the first has it that of the second, else the third */
+    const __m512i sign = (__m512i)RK(vset)((real)-0.0);
+    return (vec)_mm512_ternarylogic_epi32(sign, (__m512i)x, (__m512i)magnitude, 0xca);
+#else
+    return (vec)(((ivec)x & (ivec)RK(vset)((real)-0.0)) | (ivec)magnitude);
+#endif
+}

@@ -37,7 +37,7 @@ class Fault:
 
 
 LSTM, GRU, RNN = "csrc/cells/lstm.h", "csrc/cells/gru.h", "csrc/cells/rnn.h"
-OPTIONS = "csrc/cells/lstm_options.h"
+OPTIONS, ACTIVATIONS = "csrc/cells/lstm_options.h", "csrc/activations.h"
 TABLE, ARRIVAL = "csrc/kernels.h", "csrc/arrival.h"
 FORWARD, RECURRENCE = "rnnkernel/_forward.pyx", "rnnkernel/_recurrence.pyx"
 BPTT = "rnnkernel/_bptt.pyx"
@@ -68,14 +68,14 @@ FAULTS = [
     Fault(
         "LSTM: dc is not multiplied by f on its way back",
         LSTM,
-        "RK(vstore)(dc_at, dc * f);",
+        "RK(vstore)(dc_at, dc_f);",
         "RK(vstore)(dc_at, dc);",
     ),
     Fault(
         "LSTM: df from c_t's gradient without c_{t-1}",
         LSTM,
-        "dc * RK(vload)(c_prev) * (f * (1 - f))",
-        "dc * (f * (1 - f))",
+        "dc_f * RK(vfnma)(c, f, c)",
+        "dc_f * (1 - f)",
     ),
     Fault(
         "LSTM with peepholes: o sees the cell before the step",
@@ -111,8 +111,8 @@ FAULTS = [
     Fault(
         "LSTM with coupled gates: di without c_{t-1}",
         OPTIONS,
-        "dc * (coupled ? g - c_prev : g)",
-        "dc * g",
+        "of_i = coupled ? g - c_prev : g",
+        "of_i = g",
     ),
     Fault(
         "LSTM with coupled gates: the gradients of f are left unwritten",
@@ -162,7 +162,7 @@ FAULTS = [
     Fault(
         "GRU, reset after: the gradient of W_hn h + b_hn without r",
         GRU,
-        "RK(vstore)(dgate + 3 * LANES, da * r);",
+        "RK(vstore)(dgate + 3 * LANES, dm);",
         "RK(vstore)(dgate + 3 * LANES, da);",
     ),
     Fault(
@@ -170,6 +170,33 @@ FAULTS = [
         GRU,
         "RK(vstore)((real *)s->early + s->early_row[row] + unit, r * h_prev);",
         "RK(vstore)((real *)s->early + s->early_row[row] + unit, h_prev);",
+    ),
+    Fault(
+        "GRU, reset after: the second of two rows has the first one's h_{t-1}",
+        GRU,
+        "RK(vload)((const real *)s->h_prev + (row + m) * s->h_pitch + unit)",
+        "RK(vload)((const real *)s->h_prev + row * s->h_pitch + unit)",
+    ),
+    Fault(
+        "sigmoid: ln 2 without its low part",
+        ACTIVATIONS,
+        "RK_EACH(r[j], r[j], RK(vfma)(n[j], RK(vset)(RK_LN2_LOW), r[j]));",
+        "",
+        **only("activations"),
+    ),
+    Fault(
+        "tanh: from 1 - e^-2a",
+        ACTIVATIONS,
+        "RK(vfma)(p[j], r[j], one - scale[j])",
+        "one - (scale[j] - p[j] * r[j])",
+        **only("activations"),
+    ),
+    Fault(
+        "tanh: -0 becomes 0",
+        ACTIVATIONS,
+        "RK(vsigned)(r[j], x[j])",
+        "RK(vselect)(x[j] < (vec){0}, -r[j], r[j])",
+        **only("activations"),
     ),
     Fault(
         "RNN: relu passes the gradient on the wrong side",

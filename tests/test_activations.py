@@ -22,14 +22,14 @@ SATURATED = {np.float32: 10.0, np.float64: 20.0}
 
 
 def sample(dtype, low, high, count=150_000):
-    """Evenly spread, spread over all magnitudes, and around whole and half powers of e and 2."""
+    """Evenly spread, spread over all magnitudes, and around multiples of 1/4 and of ln(2) / 4."""
     rng = np.random.default_rng(0)
     tiny = np.finfo(dtype).tiny
     even = rng.uniform(low, high, count)
     magnitudes = np.exp(rng.uniform(np.log(tiny), np.log(max(-low, high)), count))
     magnitudes *= rng.choice([-1, 1], count)
     near_zero = rng.uniform(-1, 1, count)
-    k = np.arange(-2000, 2001) / 2
+    k = np.arange(-4000, 4001) / 4
     ties = np.concatenate([k * np.log(2), k, 2.0 ** -np.arange(1, 60), -(2.0 ** -np.arange(1, 60))])
     around = [ties * (1 + j * np.finfo(dtype).eps) for j in (-2, -1, 0, 1, 2)]
     x = np.concatenate([even, magnitudes, near_zero, *around, [low, high, 0.0, -0.0, tiny, -tiny]])
@@ -136,6 +136,29 @@ def test_tanh_saturates_exactly(dtype, through):
     x = np.array([SATURATED[dtype], 25, 88, 89, 100, 710, 1e4, 1e30, big], dtype)
     assert (through(x) == 1).all()
     assert (through(-x) == -1).all()
+
+
+def test_tanh_keeps_the_sign_of_zero(dtype):
+    """h = tanh(c) / 2, where c = +-0 / 2 + i g and i g is too small for any number but +-0."""
+    layer = rk.LSTM(1, 5, dtype=dtype)
+    set_weights(layer, weight_ih=[0, 0, 1, 0], bias_ih=[SIGMOID_LIMIT[dtype] + 5, 0, 0, 0])
+    x = np.array([[[1], [-1]]], dtype) * np.sqrt(np.finfo(dtype).tiny)
+    c = np.repeat(np.array([[[0.0], [-0.0]]], dtype), 5, axis=2)
+    y, _ = layer(x, (np.zeros_like(c), c))
+    np.testing.assert_array_equal(y, 0)
+    np.testing.assert_array_equal(np.signbit(y), np.signbit(c))
+
+
+def test_denormals_stay_where_they_are(dtype):
+    """They may be flushed to zero."""
+    tiny = np.finfo(dtype).tiny
+    x = np.array([tiny / 2, tiny / 1024, np.finfo(dtype).smallest_subnormal], dtype)
+    x = np.concatenate([x, -x])
+    for through in TANHS.values():
+        y = through(x)[:, 0]
+        assert ((y == 0) | (y == x)).all()
+    for through in SIGMOIDS.values():
+        assert (through(x) == 0.5).all()
 
 
 def test_tanh_of_infinity(dtype):

@@ -11,6 +11,7 @@
  *     da_t = dn_t (1 - n_t^2)                                     of n's pre-activation
  *     reset after:  dr_t = da_t m_t, dm_t = da_t r_t
  *     reset before: d(r h)_t = W_hn' da_t, dr_t = d(r h)_t h_{t-1}, dh_{t-1} += d(r h)_t r_t
+ *     times s (1 - s) for the arguments of r and z; x (1 - s) is x - x s, rounded once
  *
  * Slots are ordered so that what W_ih fills and what W_hh fills are each one window: with
  * reset after W_ih fills n r z and W_hh fills r z m. Reset before takes two phases, r and z
@@ -18,22 +19,44 @@
  */
 enum { RK(GRU_SLOTS) = 4, RK(GRU_BEFORE_SLOTS) = 3, RK(GRU_BEFORE_VECTORS) = 2 };
 
+/* One or two rows of one block. */
+RK_INLINE void RK(gru_after_rows)(const rk_step *s, ptrdiff_t block, ptrdiff_t row, const int rows)
+{
+    const ptrdiff_t unit = block * LANES;
+    real *gate[2];
+    vec rz[4], n[2];
+    RK_FOR (m, rows) {
+        gate[m] = (real *)s->gates + block * s->gates_block + s->gates_row[row + m];
+        rz[2 * m] = RK(vload)(gate[m] + LANES);
+        rz[2 * m + 1] = RK(vload)(gate[m] + 2 * LANES);
+    }
+    RK(vactivate)(2 * rows, 0, rz);
+    RK_FOR (m, rows)
+        n[m] = RK(vfma)(rz[2 * m], RK(vload)(gate[m] + 3 * LANES), RK(vload)(gate[m]));
+    RK(vactivate)(rows, ~0u, n);
+    RK_FOR (m, rows) {
+        const vec z = rz[2 * m + 1];
+        const vec h_prev = RK(vload)((const real *)s->h_prev + (row + m) * s->h_pitch + unit);
+        RK(vstore)(gate[m], n[m]);
+        RK(vstore)(gate[m] + LANES, rz[2 * m]);
+        RK(vstore)(gate[m] + 2 * LANES, z);
+        RK(store_h)(s, row + m, unit, s->hidden - unit,
+                    RK(vfma)(z, h_prev, RK(vfnma)(z, n[m], n[m])));
+    }
+}
+
 static void RK(gru_after_epilogue)(const void *context, ptrdiff_t block0, ptrdiff_t blocks,
                                    ptrdiff_t row0, ptrdiff_t rows)
 {
     const rk_step *s = context;
     block0 += s->block_begin;
-    RK_FOR_UNITS (1, s->hidden, block0, block0 + blocks, row0, row0 + rows) {
-        real *gate = (real *)s->gates + block * s->gates_block + s->gates_row[row];
-        vec h_prev = RK(vload)((const real *)s->h_prev + row * s->h_pitch + unit);
-        vec rz[2] = {RK(vload)(gate + LANES), RK(vload)(gate + 2 * LANES)};
-        RK(vactivate)(2, 0, rz);
-        vec r = rz[0], z = rz[1];
-        vec n = RK(vtanh)(RK(vfma)(r, RK(vload)(gate + 3 * LANES), RK(vload)(gate)));
-        RK(vstore)(gate, n);
-        RK(vstore)(gate + LANES, r);
-        RK(vstore)(gate + 2 * LANES, z);
-        RK(store_h)(s, row, unit, valid, RK(vfma)(z, h_prev, (1 - z) * n));
+    for (ptrdiff_t block = block0; block < block0 + blocks; block++) {
+        for (ptrdiff_t row = row0, left = rows; left > 0; row += 2, left -= 2) {
+            if (left >= 2)
+                RK(gru_after_rows)(s, block, row, 2);
+            else
+                RK(gru_after_rows)(s, block, row, 1);
+        }
     }
 }
 
@@ -53,11 +76,12 @@ static void RK(gru_after_backward)(const rk_step_backward *s)
         vec z = RK(vload)(gate + 2 * LANES), m = RK(vload)(gate + 3 * LANES);
         vec h_prev = RK(vload_part)((const real *)s->h_prev + s->h_prev_row[row] + unit, valid);
         vec dh = RK(vload)(dh_at);
-        vec da = dh * (1 - z) * (1 - n * n);
+        vec dn = RK(vfnma)(dh, z, dh);
+        vec da = dn * RK(vfnma)(n, n, RK(vset)(1)), dm = da * r;
         RK(vstore)(dgate, da);
-        RK(vstore)(dgate + LANES, da * m * (r * (1 - r)));
-        RK(vstore)(dgate + 2 * LANES, dh * (h_prev - n) * (z * (1 - z)));
-        RK(vstore)(dgate + 3 * LANES, da * r);
+        RK(vstore)(dgate + LANES, dm * RK(vfnma)(m, r, m));
+        RK(vstore)(dgate + 2 * LANES, dn * z * (h_prev - n));
+        RK(vstore)(dgate + 3 * LANES, dm);
         RK(vstore)(dh_at, dh * z);
     }
 }
@@ -72,10 +96,11 @@ static void RK(gru_before_reset_epilogue)(const void *context, ptrdiff_t block0,
         const ptrdiff_t slot = RK(GRU_BEFORE_VECTORS) * LANES;
         real *gate = (real *)s->gates + block * s->gates_block + s->gates_row[row] + v * LANES;
         vec h_prev = RK(vload)((const real *)s->h_prev + row * s->h_pitch + unit);
-        vec r = RK(vsigmoid)(RK(vload)(gate + slot));
-        RK(vstore)(gate + slot, r);
-        RK(vstore)(gate + 2 * slot, RK(vsigmoid)(RK(vload)(gate + 2 * slot)));
-        RK(vstore)((real *)s->h + row * s->h_pitch + unit, r * h_prev);
+        vec rz[2] = {RK(vload)(gate + slot), RK(vload)(gate + 2 * slot)};
+        RK(vactivate)(2, 0, rz);
+        RK(vstore)(gate + slot, rz[0]);
+        RK(vstore)(gate + 2 * slot, rz[1]);
+        RK(vstore)((real *)s->h + row * s->h_pitch + unit, rz[0] * h_prev);
     }
 }
 
@@ -92,7 +117,7 @@ static void RK(gru_before_epilogue)(const void *context, ptrdiff_t block0, ptrdi
         vec z = RK(vload)(gate + 2 * slot);
         vec n = RK(vtanh)(RK(vload)(gate));
         RK(vstore)(gate, n);
-        RK(store_h)(s, row, unit, valid, RK(vfma)(z, h_prev, (1 - z) * n));
+        RK(store_h)(s, row, unit, valid, RK(vfma)(z, h_prev, RK(vfnma)(z, n, n)));
     }
 }
 
@@ -118,8 +143,9 @@ static void RK(gru_before_backward)(const rk_step_backward *s)
         vec n = RK(vload)(gate), r = RK(vload)(gate + slot), z = RK(vload)(gate + 2 * slot);
         vec h_prev = RK(vload_part)((const real *)s->h_prev + s->h_prev_row[row] + unit, valid);
         vec dh = RK(vload)(dh_at);
-        RK(vstore)(dgate, dh * (1 - z) * (1 - n * n));
-        RK(vstore)(dgate + 2 * slot, dh * (h_prev - n) * (z * (1 - z)));
+        vec dn = RK(vfnma)(dh, z, dh);
+        RK(vstore)(dgate, dn * RK(vfnma)(n, n, RK(vset)(1)));
+        RK(vstore)(dgate + 2 * slot, dn * z * (h_prev - n));
         RK(vstore)(dh_at, dh * z);
         RK(vstore)((real *)s->early + s->early_row[row] + unit, r * h_prev);
     }
@@ -137,7 +163,7 @@ static void RK(gru_before_reset_backward)(const rk_step_backward *s)
         vec r = RK(vload)(gate + slot);
         vec h_prev = RK(vload_part)((const real *)s->h_prev + s->h_prev_row[row] + unit, valid);
         vec dreset_h = RK(vload)((const real *)s->dearly + row * s->dh_pitch + unit);
-        RK(vstore)(dgate + slot, dreset_h * h_prev * (r * (1 - r)));
+        RK(vstore)(dgate + slot, dreset_h * r * RK(vfnma)(h_prev, r, h_prev));
         RK(vstore)(dh_at, RK(vfma)(dreset_h, r, RK(vload)(dh_at)));
     }
 }

@@ -113,8 +113,9 @@ RK_INLINE void RK(lstm_options_backward)(const rk_step_backward *s, const int op
         const vec dh = RK(vload)(dh_at + row * s->dh_pitch + unit);
         if (options & RK_LSTM_PROJECTED)
             RK(vstore)((real *)s->early + s->early_row[row] + unit, o * tanh_c);
-        const vec da_o = dh * tanh_c * (o * (1 - o));
-        vec dc = RK(vfma)(dh * o, 1 - tanh_c * tanh_c, RK(vload)(dc_at));
+        const vec one = RK(vset)(1), dh_o = dh * o;
+        const vec da_o = dh_o * RK(vfnma)(tanh_c, o, tanh_c);
+        vec dc = RK(vfma)(dh_o, RK(vfnma)(tanh_c, tanh_c, one), RK(vload)(dc_at));
         if (peephole) dc = RK(vfma)(RK(vload)(p + 2 * LANES), da_o, dc);
         if (options & RK_LSTM_CELL_CLIP) {
             /* c as it was before; NaN was not clipped */
@@ -122,10 +123,11 @@ RK_INLINE void RK(lstm_options_backward)(const rk_step_backward *s, const int op
             const vec limit = RK(vset)((real)s->cell_clip);
             dc = RK(vselect)((before > limit) | (before < -limit), (vec){0}, dc);
         }
-        const vec da_i = dc * (coupled ? g - c_prev : g) * (i * (1 - i));
-        vec dc_prev = dc * f;
+        const vec of_i = coupled ? g - c_prev : g, dc_i = dc * i, dc_f = dc * f;
+        const vec da_i = dc_i * RK(vfnma)(of_i, i, of_i);
+        vec dc_prev = dc_f;
         RK(vstore)(dgate, da_i);
-        RK(vstore)(dgate + (slots - 2) * LANES, dc * i * (1 - g * g));
+        RK(vstore)(dgate + (slots - 2) * LANES, dc_i * RK(vfnma)(g, g, one));
         RK(vstore)(dgate + (slots - 1) * LANES, da_o);
         if (peephole) {
             RK(vstore)(dgate + slots * LANES, da_i * c_prev);
@@ -133,7 +135,7 @@ RK_INLINE void RK(lstm_options_backward)(const rk_step_backward *s, const int op
             dc_prev = RK(vfma)(RK(vload)(p), da_i, dc_prev);
         }
         if (!coupled) {
-            const vec da_f = dc * c_prev * (f * (1 - f));
+            const vec da_f = dc_f * RK(vfnma)(c_prev, f, c_prev);
             RK(vstore)(dgate + LANES, da_f);
             if (peephole) {
                 RK(vstore)(dgate + 5 * LANES, da_f * c_prev);

@@ -50,7 +50,8 @@ RK_INLINE void RK(rnn_backward)(const rk_step_backward *s, const int relu)
         real *dgate = (real *)s->dgates + block * s->dgates_block + s->dgates_row[row] + v * LANES;
         vec h = RK(vload_part)((const real *)s->h + s->h_row[row] + unit, valid);
         vec dh = RK(vload)((const real *)s->dh + row * s->dh_pitch + unit);
-        vec da = relu ? RK(vselect)(h <= (vec){0}, (vec){0}, dh) : dh * (1 - h * h);
+        vec da =
+            relu ? RK(vselect)(h <= (vec){0}, (vec){0}, dh) : dh * RK(vfnma)(h, h, RK(vset)(1));
         RK(vstore)(dgate, da);
     }
 }
