@@ -135,10 +135,11 @@ cdef int set_rows(Bptt *r, rows) except -1:
     return 0
 
 
-cdef int set_table(Bptt *r, x, index, dtable, sums, bint finish) except -1:
+cdef int set_table(Bptt *r, x, index, dtable, dtable_rows, sums, bint finish) except -1:
     """x as a table; without rows that of the one-hot vectors, whose sums of dgates are dW_ih."""
     r.index = NULL
     r.table_gradient = r.dtable = NULL
+    r.dtable_at = NULL
     r.table_rows, r.constant, r.finish = 0, False, finish
     if index is None:
         return 0
@@ -154,6 +155,8 @@ cdef int set_table(Bptt *r, x, index, dtable, sums, bint finish) except -1:
         r.table_gradient = start(sums)
     if dtable is not None:
         r.dtable, r.dtable_row = start(dtable), stride(r, dtable, 0)
+        if dtable_rows is not None:
+            r.dtable_at = <Py_ssize_t *>start(dtable_rows)
     return 0
 
 
@@ -189,10 +192,11 @@ cdef Py_ssize_t lay_out(Bptt *r, char *base, Py_ssize_t sums, int team) except -
     )
     r.dh = take(&m, r.N * r.pitch * r.item)
     r.dc = take(&m, r.N * r.pitch * r.item if r.cell.states == 2 else 0)
-    if sums > 0:
-        r.table_gradient = take(&m, sums * r.item)
     # up to here zeros
     r.dearly = r.early = r.projected_dh = NULL
+    r.sums_bytes = sums * r.item
+    if sums > 0:
+        r.table_gradient = take(&m, r.sums_bytes)
     if r.cell.phases > 1 or r.projection_transposed != NULL:
         r.dearly = take(&m, r.N * r.pitch * r.item)
         r.early = take(&m, most * r.pitch * r.item)
@@ -273,7 +277,7 @@ cdef void set_offsets(Bptt *r) noexcept:
 cdef void clear_memory(Bptt *r) noexcept:
     """What is read before it is written."""
     cdef char *zeros = <char *>r.flags
-    memset(zeros, 0, (r.dearly if r.dearly != NULL else r.dgates) - zeros)
+    memset(zeros, 0, r.dc + (r.N * r.pitch * r.item if r.cell.states == 2 else 0) - zeros)
     # where a block is several vectors the cell leaves out those past H, and products do not
     if r.cell.unit_vectors > 1:
         memset(r.dgates, 0, r.blocks * r.dgates_block * r.item)
@@ -342,6 +346,7 @@ def backward(
     rows=None,
     index=None,
     dtable=None,
+    dtable_rows=None,
     sums=None,
     bint finish=True,
 ):
@@ -355,8 +360,9 @@ def backward(
     With `index` x is a table, as forward has it. W_ih's gradient is summed over the steps as for
     the x that the table stands for, with its bits; for one-hot vectors these sums are rows of
     dgates. Where the index does not change with time, dgates are summed over the steps first and
-    meet x once. `dtable` (R, I), or None, receives the gradient of the table. A sequence in
-    segments adds to one `sums_of_dgates`, and only the last call is to `finish`.
+    meet x once. `dtable` (R, I), or None, receives the gradient of the table; with `dtable_rows`
+    (R,) it goes to these rows of a larger one, and the others stay. A sequence in segments adds to
+    one `sums_of_dgates`, and only the last call is to `finish`.
     """
     cdef Bptt r
     cdef Scratch scratch = Scratch()
@@ -365,13 +371,13 @@ def backward(
     set_weights(&r, w, gradients)
     set_inputs(&r, x, h0, c0, y, reserve)
     if r.T == 0 or r.N == 0 or rows is not None and len(rows.alive) == 0:
-        no_steps(dh_n, dc_n, dx if r.T > 0 else None, dh0, dc0, dtable)
+        no_steps(dh_n, dc_n, dx if r.T > 0 else None, dh0, dc0, dtable, dtable_rows)
         return
     r.fresh = gradients.begin(index is not None and x.shape[0] == 0)
     set_arrivals(&r, dy, limit, norm_limit, flow)
     set_dx(&r, dx)
     set_rows(&r, rows)
-    set_table(&r, x, index, dtable, sums, finish)
+    set_table(&r, x, index, dtable, dtable_rows, sums, finish)
     if r.table_gradient == NULL and (r.dtable != NULL or r.constant):
         sums_size = r.blocks * r.table_rows * r.cell.input.slots * r.units
 
@@ -411,7 +417,7 @@ def backward(
         from_tile(&r, r.dc, dc0, r.H)
 
 
-cdef no_steps(dh_n, dc_n, dx, dh0, dc0, dtable):
+cdef no_steps(dh_n, dc_n, dx, dh0, dc0, dtable, dtable_rows):
     """Where nothing is to do, gradients of the final states are those of the initial ones."""
     if dx is not None:
         dx[...] = 0
@@ -419,4 +425,4 @@ cdef no_steps(dh_n, dc_n, dx, dh0, dc0, dtable):
     if dc0 is not None:
         dc0[...] = 0 if dc_n is None else dc_n
     if dtable is not None:
-        dtable[...] = 0
+        dtable[... if dtable_rows is None else dtable_rows] = 0

@@ -121,6 +121,8 @@ cdef struct Bptt:
     bint finish                         # whether the sums are complete after these steps
     char *dtable                        # (table rows, I), or NULL
     Py_ssize_t dtable_row
+    const Py_ssize_t *dtable_at         # which of its rows stands for which of x's, or NULL
+    Py_ssize_t sums_bytes               # of table_gradient, yet to be zeroed; or 0
     long long *spent                    # by thread and phase (_clock.pxd), or NULL
 
 

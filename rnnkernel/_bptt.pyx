@@ -711,7 +711,9 @@ cdef void table_gradient(const Bptt *r, Py_ssize_t begin, int member) noexcept n
     through_columns(r, window, &p, 0, vectors_of(r, r.I))
     for row in range(rows):
         memcpy(
-            r.dtable + (begin + row) * r.dtable_row * r.item,
+            r.dtable + (
+                begin + row if r.dtable_at == NULL else r.dtable_at[begin + row]
+            ) * r.dtable_row * r.item,
             tile + row * r.dx_pitch * r.item,
             r.I * r.item,
         )
@@ -766,10 +768,13 @@ cdef inline void meet_all(const Bptt *r, int members, int member, Clock *clock) 
 
 cdef void run_member(const Bptt *r, int members, int member) noexcept nogil:
     cdef unsigned long long saved = fp_enter()
-    cdef Py_ssize_t past = r.T, counted = 0
+    cdef Py_ssize_t past = r.T, counted = 0, begin
     cdef Clock clock = start_clock(r.spent, member)
     cdef Chunk c
     cdef Share s
+    if r.sums_bytes > 0:  # read when all have done some steps, and met
+        begin = part(r.sums_bytes, member, members)
+        memset(r.table_gradient + begin, 0, part(r.sums_bytes, member + 1, members) - begin)
     while past > 0:
         c = chunk_before(r, past)
         if r.alive != NULL:

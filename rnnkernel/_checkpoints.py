@@ -74,12 +74,14 @@ def backward(
     dc0: np.ndarray | None,
     threads: int,
     dtable: np.ndarray | None,
+    dtable_rows: np.ndarray | None,
 ) -> None:
     """`_backward.backward` of a pass, with the same arguments."""
     if one.checkpoints is None:
         _backward.backward(
             one.weights, gradients, one.x, one.h0, one.c0, one.y, one.reserve, dy, dh_n, dc_n,
             *limits, flow, dx, dh0, dc0, threads, one.rows, one.index, dtable,
+            dtable_rows,
         )  # fmt: skip
         return
     if one.rows is not None and dx is not None:
@@ -98,8 +100,8 @@ def backward(
         _backward.backward(
             one.weights, gradients, x, h, c, y, reserve, _cut(dy, part, rows), dh_n, dc_n,
             *limits, None if flow is None else tuple(record[part] for record in flow),
-            _cut(dx, part, rows), dh0, dc0, threads, rows, one.index, dtable, sums,
-            part.start == 0,
+            _cut(dx, part, rows), dh0, dc0, threads, rows, one.index, dtable, dtable_rows,
+            sums, part.start == 0,
         )  # fmt: skip
         dh_n, dc_n = dh0, dc0
 

@@ -223,11 +223,13 @@ def backward(
         for d in range(D):
             index = k * D + d
             step, suffix, one = -1 if d else 1, layer._suffixes[index], tape.passes[index]
-            dpart = dtable = None
+            dpart = dtable = dtable_rows = None
             if k > 0:
                 dpart = _check.allocate("grads.x", one.x.shape, layer.dtype)
             elif input_grad:
                 dpart = layout.allocate("grads.x", T, N, layer.input_size, layer.dtype)
+            elif dembedding is not None and d == 0:
+                dtable, dtable_rows = dembedding, table.ids
             elif dembedding is not None:
                 dtable = _check.allocate("grads.embedding", table.rows.shape, layer.dtype)
             if flow:
@@ -250,6 +252,7 @@ def backward(
                 dinitial[1][index] if len(states) == 2 else None,
                 threads,
                 dtable,
+                dtable_rows,
             )
             if flow and one.rows is not None:
                 records[index] = [one.rows.restore(record) for record in records[index]]
@@ -264,7 +267,7 @@ def backward(
                 parameters.get(f"weight_hr{suffix}"),
                 table.ids if some_columns else None,
             )
-            if dtable is not None:
+            if dtable is not None and dtable_rows is None:
                 dembedding[table.ids] += dtable
             if dpart is not None:
                 dx = dpart if dx is None else np.add(dx, dpart, out=dx)

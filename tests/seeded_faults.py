@@ -282,6 +282,13 @@ FAULTS = [
         **only("ids"),
     ),
     Fault(
+        "token ids: the gradient of an id goes to another row of the embedding's",
+        BPTT,
+        "begin + row if r.dtable_at == NULL else r.dtable_at[begin + row]",
+        "begin + row",
+        **only("ids"),
+    ),
+    Fault(
         "token ids: the second direction's gradient replaces that of the first",
         PASSES,
         "dembedding[table.ids] += dtable",
