@@ -32,7 +32,7 @@ SPLIT = None
 TAKING = None
 
 # Weights that a core goes through again and again, of more bytes than these, leave its L2 before it
-# comes back to them.
+# comes back to them: what else a step touches is there too.
 cdef double L2_BYTES = 768e3
 
 
@@ -67,7 +67,7 @@ cdef double step_time(
     at 60 GB/s where a core's L2 holds those of all its blocks and at 20 GB/s from beyond.
     """
     cdef double weights = <double>blocks * weight_bytes
-    return 0.3 + rows * weights * 5e-6 + weights / (60e3 if weights < 768e3 else 20e3)
+    return 0.3 + rows * weights * 5e-6 + weights / (60e3 if weights < L2_BYTES else 20e3)
 
 
 cdef double shared_step(const Run *r, Py_ssize_t rows, int team, bint units) noexcept:
