@@ -192,6 +192,8 @@ setup(
             extension("_plain"),
             extension("_backward"),
             extension("_bptt"),
+            extension("_chunks"),
+            extension("_gradients"),
             extension("_dropout"),
             extension("_stream"),
         ],

@@ -23,9 +23,9 @@ from rnnkernel._bptt cimport (
     DX_ROWS,
     GROUP,
     Bptt,
-    list_all_rows,
     run_member,
 )
+from rnnkernel._chunks cimport list_all_rows
 from rnnkernel._kernels cimport RK_TRANSPOSED_VECTORS
 from rnnkernel._packing cimport PackedGradients, PackedWeights
 from rnnkernel._scratch cimport Scratch

@@ -12,7 +12,7 @@ cdef enum:
 
 # How the threads of a team share the steps of a chunk.
 cdef enum:
-    BY_COST                             # as by_units decides
+    BY_COST                             # as by_units in _chunks.pyx decides
     BY_ROWS
     BY_UNITS
 
@@ -126,7 +126,9 @@ cdef struct Bptt:
     long long *spent                    # by thread and phase (_clock.pxd), or NULL
 
 
-# Where the rows of a batch without lengths lie in each chunk.
-cdef void list_all_rows(Bptt *r) noexcept nogil
+cdef inline Py_ssize_t vectors_of(const Bptt *r, Py_ssize_t columns) noexcept nogil:
+    return (columns + r.kernels.lanes - 1) // r.kernels.lanes
+
+
 # One member's part of everything; all members of a team call it.
 cdef void run_member(const Bptt *r, int members, int member) noexcept nogil

@@ -40,7 +40,8 @@ LSTM, GRU, RNN = "csrc/cells/lstm.h", "csrc/cells/gru.h", "csrc/cells/rnn.h"
 OPTIONS, ACTIVATIONS = "csrc/cells/lstm_options.h", "csrc/activations.h"
 TABLE, ARRIVAL = "csrc/kernels.h", "csrc/arrival.h"
 FORWARD, RECURRENCE = "rnnkernel/_forward.pyx", "rnnkernel/_recurrence.pyx"
-BPTT = "rnnkernel/_bptt.pyx"
+BPTT, CHUNKS = "rnnkernel/_bptt.pyx", "rnnkernel/_chunks.pyx"
+GRADIENTS = "rnnkernel/_gradients.pyx"
 PACKING = "rnnkernel/_packing.pyx"
 LOOKUP, SEQUENCE, STREAM = "csrc/lookup.h", "rnnkernel/_sequence.py", "rnnkernel/_stream.pyx"
 CHECKPOINTS, SMALL = "rnnkernel/_checkpoints.py", "csrc/small_weights.h"
@@ -276,14 +277,14 @@ FAULTS = [
     ),
     Fault(
         "token ids: the embedding's gradient of the rows after the first piece",
-        BPTT,
+        GRADIENTS,
         "p.a, p.a_row = r.table_gradient, r.table_row + begin",
         "p.a, p.a_row = r.table_gradient, r.table_row",
         **only("ids"),
     ),
     Fault(
         "token ids: the gradient of an id goes to another row of the embedding's",
-        BPTT,
+        GRADIENTS,
         "begin + row if r.dtable_at == NULL else r.dtable_at[begin + row]",
         "begin + row",
         **only("ids"),
@@ -360,14 +361,14 @@ FAULTS = [
     ),
     Fault(
         "threads: backward, a share forgets its last row",
-        BPTT,
+        CHUNKS,
         "s.end = row_part(r, c, member + 1, members)",
         "s.end = row_part(r, c, member + 1, members) - (member + 1 < members)",
         **only("split_backward"),
     ),
     Fault(
         "threads: backward, the last columns of x are nobody's",
-        BPTT,
+        CHUNKS,
         "s.x_past = part(x_groups, s.member + 1, s.members)",
         "s.x_past = part(x_groups, s.member + 1, s.members) - (s.members > 1)",
         **only("split_backward"),

@@ -1,0 +1,35 @@
+from rnnkernel._bptt cimport Bptt
+from rnnkernel._clock cimport Clock
+
+
+cdef struct Chunk:
+    Py_ssize_t t0, steps, rows
+    bint first                          # whose sums nothing was added to yet
+
+
+# What one thread takes of every step of a chunk. Columns and units count in vectors.
+cdef struct Share:
+    int members, member                 # of those that meet within a step
+    Py_ssize_t begin, end               # batch rows
+    Py_ssize_t first, past              # columns of h
+    Py_ssize_t first_unit, past_unit    # units of the cell: as many, but for a projection
+    Py_ssize_t block_begin, block_end   # the same in blocks
+    Py_ssize_t x_first, x_past          # groups of x and h to keep
+    Py_ssize_t h_first, h_past
+    Clock *clock
+
+
+cdef inline Py_ssize_t part(Py_ssize_t whole, int i, int parts) noexcept nogil:
+    """Where part `i` of so many begins."""
+    return whole * i // parts
+
+
+# Where the rows of a chunk lie, and those of each chunk of a batch without lengths.
+cdef void list_rows(const Bptt *r, const Chunk *c) noexcept nogil
+cdef void list_all_rows(Bptt *r) noexcept nogil
+# The chunk that ends with the step before `past`.
+cdef Chunk chunk_before(const Bptt *r, Py_ssize_t past) noexcept nogil
+# What one of so many members takes of its steps.
+cdef Share share_of(
+    const Bptt *r, const Chunk *c, int members, int member, Clock *clock
+) noexcept nogil

@@ -1,0 +1,166 @@
+"""How BPTT is shared out: chunks of time, and what of a chunk's steps each thread takes.
+
+The steps of a chunk are shared by batch rows: each thread takes some through all of them, and meets
+nobody. Or by units: each takes some units of all rows, reads only its part of the weights, and
+meets the others before the product, which is over all units. `by_units` decides; no result depends
+on it, nor on the length of a chunk.
+"""
+
+from rnnkernel._bptt cimport BY_COST, BY_UNITS, GROUP, Bptt, vectors_of
+from rnnkernel._clock cimport Clock
+
+# Of a usual core, all of it: here it only makes an estimate dearer. Forward (_plan.pyx) has less,
+# since it sweeps weights that do not stay in L2 beside what else a step touches. No result depends
+# on either.
+cdef double L2_BYTES = 1 << 20
+
+
+# -- chunks --------------------------------------------------------------------------------------
+
+
+cdef void list_rows(const Bptt *r, const Chunk *c) noexcept nogil:
+    """Where the rows of a chunk lie, in the order that the weight gradients sum them in: by step
+    and batch row, so that a ragged batch sums as the padded one does."""
+    cdef Py_ssize_t t, n, p, at, row, k = 0
+    for t in range(c.steps):
+        r.first[t] = k
+        at = k
+        for n in range(r.N):
+            p = n
+            if r.alive != NULL:
+                p = r.position[n]
+                if p >= r.alive[c.t0 + t]:
+                    continue
+                r.in_memory[k] = p
+            r.dgates_row[at + p] = r.flat_row[k]
+            r.tile_chunk_row[at + p] = k * r.pitch
+            r.group_row[at + p] = k * GROUP
+            r.dx_at[k] = t * r.dx_time
+            r.dx_at[k] += n * r.dx_batch if r.alive == NULL else r.dx_from[p]
+            if r.index != NULL:
+                row = r.index[(c.t0 + t) * r.index_time + r.index_row[p]]
+                r.table_at[k] = row * r.cell.input.slots * r.units
+            k += 1
+
+
+cdef void list_all_rows(Bptt *r) noexcept nogil:
+    cdef Chunk c
+    c.t0, c.steps = 0, r.chunk_rows // r.N
+    list_rows(r, &c)
+
+
+cdef Chunk chunk_before(const Bptt *r, Py_ssize_t past) noexcept nogil:
+    """The chunk that ends with the step before `past`."""
+    cdef Chunk c
+    c.t0 = past - 1
+    if r.alive == NULL:
+        c.t0 = max(0, past - r.chunk_rows // r.N)
+        c.rows = (past - c.t0) * r.N
+    else:
+        c.rows = r.alive[c.t0]
+        while c.t0 > 0 and c.rows + r.alive[c.t0 - 1] <= r.chunk_rows:
+            c.t0 -= 1
+            c.rows += r.alive[c.t0]
+    c.steps = past - c.t0
+    c.first = r.fresh and past == r.T
+    return c
+
+
+# -- shares --------------------------------------------------------------------------------------
+
+
+cdef inline Py_ssize_t vector_part(
+    const Bptt *r, Py_ssize_t whole, int i, int parts
+) noexcept nogil:
+    """The same of vectors of units: at whole blocks, and at even numbers where there are many,
+    since a product with a single vector of columns is slow."""
+    cdef Py_ssize_t grain = r.cell.unit_vectors
+    if i == parts:
+        return whole
+    if whole >= 4 * parts:
+        grain = max(grain, 2)
+    return min(whole, (2 * whole * i + parts * grain) // (2 * parts * grain) * grain)
+
+
+cdef Py_ssize_t row_part(const Bptt *r, const Chunk *c, int i, int parts) noexcept nogil:
+    """The same of batch rows, by how many steps of the chunk they have."""
+    cdef Py_ssize_t n = 0, past = c.t0 + c.steps, rows = 0
+    if r.alive == NULL:
+        return part(r.N, i, parts)
+    if i == parts:
+        return r.alive[c.t0]
+    while True:
+        while r.alive[past - 1] <= n:
+            past -= 1
+            if past == c.t0:
+                return n
+        # a row goes to the part that has more of it
+        if (rows + 0.5 * (past - c.t0)) * parts > <double>c.rows * i:
+            return n
+        rows += past - c.t0
+        n += 1
+
+
+cdef double step_cycles(const Bptt *r, Py_ssize_t rows, Py_ssize_t vectors) noexcept nogil:
+    """About what a core takes for the product with so many columns of W_hh."""
+    cdef Py_ssize_t vector_bytes = r.kernels.lanes * r.item
+    cdef double lines = vectors * r.cell.gates * r.H * vector_bytes / 64.0
+    cdef Py_ssize_t tiles = (rows + r.kernels.full_rows - 1) // r.kernels.full_rows
+    # of a line of weights: two vectors of multiply-adds a cycle, but no tile of rows is faster
+    # than the line comes from L2
+    cdef double cycles = max(32.0 / vector_bytes * rows, 2.5 * tiles)
+    # and from L3 so much of the time as is not hidden behind these
+    if lines * 64 > L2_BYTES:
+        cycles += 6
+    return lines * cycles
+
+
+cdef bint by_units(const Bptt *r, const Chunk *c, int members) noexcept nogil:
+    """Whether to share the steps of a chunk by units instead of rows.
+
+    By rows every thread reads all of W_hh at every step. That is dear for few rows and where it
+    does not fit into L2, which the part of it for some of the units may. But those who share units
+    meet in every step, which costs some 1000 cycles in each phase, and more where other programs
+    want the cores: what saves little is not worth it.
+    """
+    cdef Py_ssize_t rows = (c.rows + c.steps - 1) // c.steps  # on average
+    cdef Py_ssize_t vectors = vectors_of(r, r.P), most = 0
+    cdef int i
+    if members == 1 or r.sharing != BY_COST:
+        return r.sharing == BY_UNITS
+    for i in range(members):
+        most = max(
+            most, vector_part(r, vectors, i + 1, members) - vector_part(r, vectors, i, members)
+        )
+    return (
+        step_cycles(r, rows, most) + 1000 * r.cell.phases
+        < 0.95 * step_cycles(r, (rows + members - 1) // members, vectors)
+    )
+
+
+cdef Share share_of(
+    const Bptt *r, const Chunk *c, int members, int member, Clock *clock
+) noexcept nogil:
+    cdef Share s
+    cdef Py_ssize_t vectors = vectors_of(r, r.P), units = vectors_of(r, r.H)
+    cdef Py_ssize_t x_groups = (r.I + GROUP - 1) // GROUP, h_groups = (r.P + GROUP - 1) // GROUP
+    s.members, s.member, s.clock = members, member, clock
+    if not by_units(r, c, members):
+        s.begin = row_part(r, c, member, members)
+        s.end = row_part(r, c, member + 1, members)
+        s.members, s.member = 1, 0
+    else:
+        s.begin, s.end = 0, r.N
+    s.first = vector_part(r, vectors, s.member, s.members)
+    s.past = vector_part(r, vectors, s.member + 1, s.members)
+    s.first_unit = vector_part(r, units, s.member, s.members)
+    s.past_unit = vector_part(r, units, s.member + 1, s.members)
+    s.block_begin = s.first_unit // r.cell.unit_vectors
+    s.block_end = (s.past_unit + r.cell.unit_vectors - 1) // r.cell.unit_vectors
+    if s.block_begin * r.cell.unit_vectors < s.first_unit:  # nothing is left for this one
+        s.block_begin = s.block_end
+    s.x_first = part(x_groups, s.member, s.members)
+    s.x_past = part(x_groups, s.member + 1, s.members)
+    s.h_first = part(h_groups, s.member, s.members)
+    s.h_past = part(h_groups, s.member + 1, s.members)
+    return s

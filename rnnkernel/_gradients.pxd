@@ -1,0 +1,13 @@
+from rnnkernel._bptt cimport Bptt
+from rnnkernel._chunks cimport Chunk
+from rnnkernel._clock cimport Clock
+
+# One member's pieces of what follows the steps of a chunk: all members call it, each with what it
+# returned for the last chunk, and 0 for the first.
+cdef Py_ssize_t share_gradients(
+    const Bptt *r, const Chunk *c, Py_ssize_t counted, int members, int member, Clock *clock
+) noexcept nogil
+# The same of what follows the last chunk.
+cdef void finish_gradients(
+    const Bptt *r, Py_ssize_t counted, int members, int member, Clock *clock
+) noexcept nogil

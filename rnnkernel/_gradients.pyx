@@ -1,0 +1,239 @@
+"""Gradients of BPTT that are sums over rows: of weights, biases, x and a table of x.
+
+While the dgates of a chunk are in cache, its share of the weight gradients are long products over
+all its rows, from the last step and row to the first, and dx are products with W_ih. Threads take
+these piece by piece, by what they write, so that no sum depends on their number.
+"""
+
+from libc.string cimport memcpy
+
+from rnnkernel._bptt cimport DX_ROWS, GROUP, Bptt, vectors_of
+from rnnkernel._chunks cimport Chunk
+from rnnkernel._clock cimport INPUT_GRADIENT, WEIGHT_GRADIENTS, Clock, charge
+from rnnkernel._kernels cimport (
+    RK_TRANSPOSED_VECTORS,
+    rk_lookup,
+    rk_product,
+    rk_row_sums,
+    rk_window,
+)
+from rnnkernel._products cimport through, through_columns
+from rnnkernel._rows cimport clear_ends
+from rnnkernel._team cimport rk_next
+
+
+# -- of a chunk ----------------------------------------------------------------------------------
+
+
+cdef void add_outer(
+    const Bptt *r, const Chunk *c, rk_product *p, const char *a, Py_ssize_t a_row, const char *b
+) noexcept nogil:
+    """C += A' B over all rows of the chunk, last first; A's lie `a_row` apart. The first chunk
+    begins with zeros."""
+    cdef Py_ssize_t b_row = r.gradient_slots * r.units
+    p.a = a + (c.rows - 1) * a_row * r.item
+    p.b = b + (c.rows - 1) * b_row * r.item
+    p.outer, p.inner = 1, c.rows
+    p.a_outer = p.b_outer = 0
+    p.a_inner, p.b_inner = -a_row, -b_row
+    p.init, p.init_block = r.zeros if c.first else NULL, 0
+    r.kernels.product(p)
+
+
+cdef rk_product block_gradient(
+    const Bptt *r, const rk_window *window, char *gradient, Py_ssize_t block, Py_ssize_t rows
+) noexcept nogil:
+    """A sum over time that goes to one unit block of a weight gradient with so many rows."""
+    cdef rk_product p
+    p.rows, p.blocks = rows, 1
+    p.ahead = NULL
+    p.vectors = p.last_vectors = window.slots * r.cell.unit_vectors
+    p.b_block = p.c_block = 0
+    p.c = gradient + block * rows * window.slots * r.units * r.item
+    return p
+
+
+cdef void add_recurrent_gradient(
+    const Bptt *r, const Chunk *c, int phase, Py_ssize_t block
+) noexcept nogil:
+    """A chunk's share of dW_hh of one phase and unit block."""
+    cdef const rk_window *window = &r.cell.recurrent[phase]
+    cdef rk_product p = block_gradient(r, window, r.recurrent_gradient[phase], block, r.P)
+    cdef const char *dgates = r.dgates + (block * r.dgates_block + window.slot * r.units) * r.item
+    p.c_row = r.hidden_c[phase]
+    if phase > 0:
+        p.a_row = r.flat_a
+        add_outer(r, c, &p, r.early, r.pitch, dgates)
+    else:
+        p.a_row = r.group_a
+        add_outer(r, c, &p, r.h_groups, GROUP, dgates)
+
+
+cdef void add_input_gradients(const Bptt *r, const Chunk *c, Py_ssize_t block) noexcept nogil:
+    """A chunk's share of one unit block of dW_ih, or of the sums by rows of a table, and of the
+    bias gradients."""
+    cdef const rk_window *window = &r.cell.input
+    cdef rk_product p = block_gradient(r, window, r.input_gradient, block, r.I)
+    cdef rk_lookup look
+    cdef rk_row_sums sums
+    cdef Py_ssize_t width = window.slots * r.units, b_row = r.gradient_slots * r.units
+    cdef char *dgates = r.dgates + block * r.dgates_block * r.item
+    if r.x_groups != NULL:
+        p.a_row, p.c_row = r.group_a, r.input_c
+        add_outer(r, c, &p, r.x_groups, GROUP, dgates + window.slot * r.units * r.item)
+
+    if r.table_gradient != NULL:
+        look.rows, look.blocks = c.rows, 1
+        look.vectors = look.last_vectors = p.vectors
+        look.table = r.table_gradient + block * r.table_rows * width * r.item
+        look.table_row = r.table_at
+        look.c = dgates + window.slot * r.units * r.item
+        look.c_row = r.flat_row
+        look.table_block = look.c_block = look.init_block = 0
+        look.init = NULL
+        r.kernels.scatter(&look)
+
+    sums.rows = c.rows
+    sums.vectors = r.gradient_slots * r.cell.unit_vectors
+    sums.block_begin, sums.block_end = 0, 1
+    sums.dgates = dgates + (c.rows - 1) * b_row * r.item
+    sums.row_stride, sums.dgates_block = -b_row, 0
+    sums.sums = r.bias_gradient + block * b_row * r.item
+    r.kernels.row_sums(&sums)
+
+
+cdef void add_projection_gradient(
+    const Bptt *r, const Chunk *c, Py_ssize_t column
+) noexcept nogil:
+    """A chunk's share of one column block of dW_hr."""
+    cdef rk_product p
+    cdef Py_ssize_t width = RK_TRANSPOSED_VECTORS * r.kernels.lanes, last = (c.rows - 1) * r.pitch
+    p.rows, p.blocks = r.P, 1
+    p.ahead = NULL
+    p.vectors = min(RK_TRANSPOSED_VECTORS, vectors_of(r, r.H) - column * RK_TRANSPOSED_VECTORS)
+    p.last_vectors = p.vectors
+    p.outer, p.inner = 1, c.rows
+    p.a = r.projected_dh + last * r.item
+    p.a_row = r.flat_a
+    p.b = r.early + (last + column * width) * r.item
+    p.a_outer = p.b_outer = p.b_block = p.c_block = 0
+    p.a_inner = p.b_inner = -r.pitch
+    p.c = r.projection_gradient + column * r.P * width * r.item
+    p.c_row = r.projection_c
+    p.init, p.init_block = r.zeros if c.first else NULL, 0
+    r.kernels.product(&p)
+
+
+cdef void input_gradient(
+    const Bptt *r, const Chunk *c, Py_ssize_t begin, int member
+) noexcept nogil:
+    """dx of some rows of a chunk."""
+    cdef char *tile = r.dx_tile + member * max(r.dx_rows, DX_ROWS) * r.dx_pitch * r.item
+    cdef rk_product p = through(r, &r.cell.input, r.input_transposed)
+    cdef Py_ssize_t row
+    p.rows = min(r.dx_rows, c.rows - begin)
+    p.a_row = r.flat_row + begin
+    p.c, p.c_row = tile, r.dx_row
+    through_columns(r, &r.cell.input, &p, 0, vectors_of(r, r.I))
+    for row in range(min(r.dx_rows, c.rows - begin)):
+        memcpy(
+            r.dx + (c.t0 * r.dx_time + r.dx_at[begin + row]) * r.item,
+            tile + row * r.dx_pitch * r.item,
+            r.I * r.item,
+        )
+
+
+cdef Py_ssize_t share_gradients(
+    const Bptt *r, const Chunk *c, Py_ssize_t counted, int members, int member, Clock *clock
+) noexcept nogil:
+    """Piece by piece what follows the steps of a chunk; what the next count begins with.
+
+    The same operand stays in cache from one unit block to the next.
+    """
+    cdef Py_ssize_t task, begin, pieces = 0, blocks = r.blocks * (1 + r.cell.phases), tasks
+    if r.dx != NULL:
+        pieces = (c.rows + r.dx_rows - 1) // r.dx_rows
+    tasks = pieces + blocks + r.cell_columns
+    while True:
+        task = rk_next(r.flags + members) - counted
+        if task >= tasks:
+            break
+        if task < pieces:
+            begin = task * r.dx_rows
+            input_gradient(r, c, begin, member)
+            charge(clock, INPUT_GRADIENT)
+            continue
+        if task < pieces + r.blocks:
+            add_input_gradients(r, c, task - pieces)
+        elif task < pieces + blocks:
+            task -= pieces + r.blocks
+            add_recurrent_gradient(r, c, task // r.blocks, task % r.blocks)
+        else:
+            add_projection_gradient(r, c, task - pieces - blocks)
+        charge(clock, WEIGHT_GRADIENTS)
+    return counted + tasks + members  # each found once that nothing was left
+
+
+# -- of all steps --------------------------------------------------------------------------------
+
+
+cdef void table_gradient(const Bptt *r, Py_ssize_t begin, int member) noexcept nogil:
+    """The gradient of some rows of the table."""
+    cdef const rk_window *window = &r.cell.input
+    cdef char *tile = r.dx_tile + member * max(r.dx_rows, DX_ROWS) * r.dx_pitch * r.item
+    cdef rk_product p = through(r, window, r.input_transposed)
+    cdef Py_ssize_t row, rows = min(DX_ROWS, r.table_rows - begin)
+    p.rows = rows
+    p.a, p.a_row = r.table_gradient, r.table_row + begin
+    p.a_outer = r.table_rows * window.slots * r.units
+    p.c, p.c_row = tile, r.dx_row
+    through_columns(r, window, &p, 0, vectors_of(r, r.I))
+    for row in range(rows):
+        memcpy(
+            r.dtable + (
+                begin + row if r.dtable_at == NULL else r.dtable_at[begin + row]
+            ) * r.dtable_row * r.item,
+            tile + row * r.dx_pitch * r.item,
+            r.I * r.item,
+        )
+
+
+cdef void add_constant_gradient(const Bptt *r, Py_ssize_t block) noexcept nogil:
+    """One unit block of dW_ih where x does not change: its rows with the sums over their steps."""
+    cdef const rk_window *window = &r.cell.input
+    cdef rk_product p = block_gradient(r, window, r.input_gradient, block, r.I)
+    cdef Py_ssize_t width = window.slots * r.units, last = r.table_rows - 1
+    p.outer, p.inner = 1, r.table_rows
+    p.a = r.x + last * r.x_time * r.item
+    p.b = r.table_gradient + (block * r.table_rows + last) * width * r.item
+    p.a_outer = p.b_outer = 0
+    p.a_inner, p.b_inner = -r.x_time, -width
+    p.a_row, p.c_row = r.flat_a, r.input_c
+    p.init, p.init_block = r.zeros, 0
+    r.kernels.product(&p)
+
+
+cdef void finish_gradients(
+    const Bptt *r, Py_ssize_t counted, int members, int member, Clock *clock
+) noexcept nogil:
+    cdef Py_ssize_t task, tasks = 0
+    if r.finish and r.dtable != NULL:
+        tasks = (r.table_rows + DX_ROWS - 1) // DX_ROWS
+    elif r.finish and r.constant:
+        tasks = r.blocks
+    while True:
+        task = rk_next(r.flags + members) - counted
+        if task >= tasks:
+            break
+        if r.constant:
+            add_constant_gradient(r, task)
+            charge(clock, WEIGHT_GRADIENTS)
+        else:
+            table_gradient(r, task * DX_ROWS, member)
+            charge(clock, INPUT_GRADIENT)
+    if r.dx != NULL and r.clears:
+        clear_ends(
+            r.dx, r.dx_time, r.dx_batch, r.dx_from, r.item, r.I, r.start, r.length, 0, r.N,
+            r.steps_of_x, members, member,
+        )
+        charge(clock, INPUT_GRADIENT)
