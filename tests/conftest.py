@@ -1,8 +1,11 @@
-"""The two axes that nearly every test runs over: the variants of the cells, and the dtypes."""
+"""The two axes that nearly every test runs over: the variants of the cells, and the dtypes; and one
+small problem with its layer."""
 
 import numpy as np
 import pytest
 
+from drawn import SMALL, draw
+from helpers import make_layer
 from reference import CASES
 
 
@@ -14,3 +17,13 @@ def case(request):
 @pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"])
 def dtype(request):
     return request.param
+
+
+@pytest.fixture
+def problem(case, dtype):
+    return draw(case, *SMALL, dtype=dtype)
+
+
+@pytest.fixture
+def layer(problem):
+    return make_layer(problem)

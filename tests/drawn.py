@@ -10,6 +10,8 @@ import numpy as np
 
 from reference import Case
 
+SMALL = (4, 3, 5, 6)  # T, N, I, H, where a test wants no more than that they differ
+
 
 @dataclass(frozen=True)
 class Problem:

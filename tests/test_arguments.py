@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import rnnkernel as rk
-from drawn import draw
+from drawn import SMALL, draw
 from helpers import (
     assert_same_bits,
     assert_same_outputs,
@@ -21,18 +21,8 @@ from helpers import (
     unchanged,
 )
 
-T, N, I, H = 4, 3, 5, 6  # noqa: E741
+T, N, I, H = SMALL  # noqa: E741
 OTHER = {np.float32: np.float64, np.float64: np.float32}
-
-
-@pytest.fixture
-def problem(case, dtype):
-    return draw(case, T, N, I, H, dtype=dtype)
-
-
-@pytest.fixture
-def layer(problem):
-    return make_layer(problem)
 
 
 # Forward.

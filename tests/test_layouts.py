@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import rnnkernel as rk
-from drawn import draw, reference_outputs
+from drawn import SMALL, draw, reference_outputs
 from helpers import (
     assert_same_bits,
     assert_same_outputs,
@@ -22,17 +22,7 @@ from helpers import (
 )
 from tolerances import assert_output_close
 
-T, N, I, H = 4, 3, 5, 6  # noqa: E741
-
-
-@pytest.fixture
-def problem(case, dtype):
-    return draw(case, T, N, I, H, dtype=dtype)
-
-
-@pytest.fixture
-def layer(problem):
-    return make_layer(problem)
+T, N, I, H = SMALL  # noqa: E741
 
 
 def misaligned(array):
