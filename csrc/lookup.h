@@ -5,19 +5,51 @@ RK_INLINE ptrdiff_t RK(lookup_vectors)(const rk_lookup *p, ptrdiff_t block)
     return block == p->blocks - 1 ? p->last_vectors : p->vectors;
 }
 
-static void RK(gather)(const rk_lookup *p)
+/* LANES elements of a table as it is stored. */
+RK_INLINE vec RK(entry)(const int storage, const char *from)
+{
+#if !RK_DOUBLE
+    if (storage == RK_HALF) return RK(widen_half)((const unsigned short *)from);
+    if (storage == RK_INT8) return RK(widen_int8)((const signed char *)from);
+#endif
+    return RK(vload)((const real *)from);
+}
+
+RK_INLINE void RK(gather_from)(const rk_lookup *p, const int storage, const ptrdiff_t size)
 {
     for (ptrdiff_t row = 0; row < p->rows; row++) {
         for (ptrdiff_t block = 0; block < p->blocks; block++) {
-            const real *from = (const real *)p->table + block * p->table_block + p->table_row[row];
+            const char *from =
+                (const char *)p->table + (block * p->table_block + p->table_row[row]) * size;
             const real *init = p->init ? (const real *)p->init + block * p->init_block : NULL;
             real *to = (real *)p->c + block * p->c_block + p->c_row[row];
             for (ptrdiff_t v = 0; v < RK(lookup_vectors)(p, block); v++) {
-                const vec entry = RK(vload)(from + v * LANES);
-                RK(vstore)(to + v * LANES, init ? RK(vload)(init + v * LANES) + entry : entry);
+                vec entry = RK(entry)(storage, from + v * LANES * size);
+                if (storage == RK_INT8) {
+                    const real *scale = (const real *)p->scale + block * p->scale_block + v * LANES;
+                    entry = RK(vfma)(RK(vload)(scale), entry, RK(vload)(init + v * LANES));
+                } else if (init) {
+                    entry = RK(vload)(init + v * LANES) + entry;
+                }
+                RK(vstore)(to + v * LANES, entry);
             }
         }
     }
+}
+
+static void RK(gather)(const rk_lookup *p)
+{
+#if !RK_DOUBLE
+    if (p->storage == RK_HALF) {
+        RK(gather_from)(p, RK_HALF, 2);
+        return;
+    }
+    if (p->storage == RK_INT8) {
+        RK(gather_from)(p, RK_INT8, 1);
+        return;
+    }
+#endif
+    RK(gather_from)(p, RK_WHOLE, sizeof(real));
 }
 
 static void RK(scatter)(const rk_lookup *p)

@@ -54,7 +54,9 @@ typedef struct {
     ptrdiff_t scale_block;
 } rk_small_product;
 
-/* -- Rows of a table: gather C[r] = init + table[r]; scatter table[r] += C[r], last r first ---- */
+/* -- Rows of a table: gather C[r] = init + table[r]; scatter table[r] += C[r], last r first -------
+ * A table that is gathered may be stored smaller: it gives what the product of rk_small_product
+ * with the row's one-hot vector gives. */
 typedef struct {
     ptrdiff_t rows;
     ptrdiff_t blocks;
@@ -68,6 +70,9 @@ typedef struct {
     ptrdiff_t c_block;
     const void *init; /* gather: one row to add, or NULL */
     ptrdiff_t init_block;
+    int storage;        /* gather: of the table, its strides in its own elements */
+    const void *scale;  /* with RK_INT8: of each column, laid out as a row of init */
+    ptrdiff_t scale_block;
 } rk_lookup;
 
 /* -- Packing: canonical weights (G*H, K) <-> panels [block][K][gates][U] ----------------------- */

@@ -83,9 +83,8 @@ def check_tokens(
     """Ids (T, N) as rows of a table."""
     count = layer.input_size
     if embedding is not None:
-        sizes = (None, layer.input_size)
-        embedding = _check.array("embedding", embedding, layer.dtype, ("V", "I"), sizes)
-        count = _check.size("embedding: V", len(embedding))
+        embedding = check_embedding(layer, embedding)
+        count = len(embedding)
 
     def position(t, n):
         return layout.order(int(t), int(n))
@@ -93,12 +92,15 @@ def check_tokens(
     ids = _check.ids("x", ids, count, lengths, position)
     if embedding is None and one_hot == "packed":
         return Table(None, ids, None)
-    table = tokens(ids, count, embedding)
-    if embedding is None and one_hot == "vectors":
-        vectors = np.zeros((len(table.ids), count), layer.dtype)
-        vectors[np.arange(len(table.ids)), table.ids] = 1
-        return Table(vectors, table.index, table.ids)
-    return table
+    return tokens(ids, count, embedding)
+
+
+def check_embedding(layer: Any, embedding: Any) -> np.ndarray:
+    """(V, I)."""
+    sizes = (None, layer.input_size)
+    embedding = _check.array("embedding", embedding, layer.dtype, ("V", "I"), sizes)
+    _check.size("embedding: V", len(embedding))
+    return embedding
 
 
 def check_rows(

@@ -242,10 +242,18 @@ def ids(
             value = np.where(past, 0 if past.all() else value[~past][0], value)
     if wrong.any():
         t, n = np.argwhere(wrong)[0]
-        raise IndexError(
-            f"{name}: expected ids from 0 to {count - 1}, got {value[t, n]} at {position(t, n)}"
-        )
+        raise no_such_id(name, value[t, n], count, position(t, n))
     return value.astype(np.intp)
+
+
+def no_such_id(name: str, value, count: int, position: tuple[int, ...]) -> IndexError:
+    """For an id that is not from 0 to count - 1."""
+    return IndexError(f"{name}: expected ids from 0 to {count - 1}, got {value} at {position}")
+
+
+def embedding_of_floats(x: np.ndarray) -> ValueError:
+    """For an embedding where x has no ids."""
+    return ValueError(f"embedding: expected None with an x of {x.dtype}, got an embedding")
 
 
 def borders(name: str, value, dims: tuple[str, ...], sizes: tuple[int, ...]) -> np.ndarray:

@@ -32,6 +32,9 @@ cdef extern from "rnnkernel.h" nogil:
         Py_ssize_t c_block
         const void *init
         Py_ssize_t init_block
+        int storage
+        const void *scale
+        Py_ssize_t scale_block
 
     ctypedef struct rk_packing:
         Py_ssize_t hidden, k, gates

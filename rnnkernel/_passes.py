@@ -81,7 +81,7 @@ def forward(
     """What `forward` of a layer does with weights packed: `packed_weights(index)` for each layer
     and direction, or `packed_weights(index, columns)` for some columns of W_ih. `weights` are the
     arrays that `out` must not overlap. `one_hot` says what ids are without an embedding:
-    "columns" of W_ih to be packed, rows of all of it "packed", or "vectors".
+    "columns" of W_ih to be packed, or rows of all of it "packed".
     """
     x, layout = check_x(layer, x)
     T, N = x.shape[:2]
@@ -92,7 +92,7 @@ def forward(
     if x.ndim == 2:
         table = check_tokens(layer, x, embedding, lengths, layout, one_hot)
     elif embedding is not None:
-        raise ValueError(f"embedding: expected None with an x of {x.dtype}, got an embedding")
+        raise _check.embedding_of_floats(x)
     elif T > 1 and x.strides[0] == 0:
         table = constant(x)
     rows = [None, None]

@@ -12,6 +12,7 @@ Where rows differ in length or have resets they go by position and own step
 
 from rnnkernel._clock cimport LOOP, PACK, PROJECTION, WAITING, Clock, charge, start_clock
 from rnnkernel._kernels cimport (
+    RK_INT8,
     RK_WHOLE,
     fp_enter,
     fp_leave,
@@ -134,16 +135,20 @@ cdef void input_product(
 cdef void look_up(const Run *r, const rk_product *p, Py_ssize_t from_block) noexcept nogil:
     """What this product would give, from the table."""
     cdef rk_lookup look
+    cdef int item = r.weight_item if r.one_hot else r.item
     look.rows, look.blocks = p.rows, p.blocks
     look.vectors, look.last_vectors = p.vectors, p.last_vectors
-    look.table_block = r.table_rows * r.cell.input.slots * r.units
-    look.table = r.table + from_block * look.table_block * r.item
+    look.table_block = r.table_rows * p.b_inner
+    look.table = r.table + from_block * look.table_block * item
     look.table_row = p.a_row
     look.c, look.c_row, look.c_block = p.c, p.c_row, p.c_block
-    look.init = NULL
+    look.init, look.storage, look.scale = NULL, RK_WHOLE, NULL
     if r.one_hot:
-        look.init = p.init
+        look.init, look.storage = p.init, r.storage
+        if r.storage == RK_INT8:
+            look.scale = r.input_scale + from_block * p.b_inner * r.item
     look.init_block = p.init_block
+    look.scale_block = p.b_inner
     r.kernels.gather(&look)
 
 

@@ -3,6 +3,11 @@
 The loop is that of rnnkernel/_recurrence.pyx. What it works on is laid out once: the gate buffer
 and the tiles of h hold two steps, in turn, so that a step leaves the state where the next one
 reads it. A call checks its arrays, points the loop at them and runs.
+
+Of token ids it points the loop at rows of a table, where they lie: at columns of the packed W_ih,
+or at the caller's embedding. An embedding is an argument of the step, as of `forward`, and not
+of the stream: nothing of it is kept, so there is nothing to copy, and a change of it is seen. What
+could be made of it beforehand, its product with W_ih, is as large as the vocabulary times G*H.
 """
 
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
@@ -42,9 +47,45 @@ from rnnkernel._plan import team_size
 
 cnp.import_array()
 
+INTP = np.intp
+
 # From this much arithmetic on a step releases the GIL. Below, releasing would cost a part of the
 # step by itself, and waiting to get it back, where other threads run Python, many times the step.
 cdef double RELEASE_FLOPS = 100e3
+
+
+# How a step is shared: of vectors x, of one-hot ids, which have no product with W_ih.
+cdef enum:
+    VECTORS
+    ONE_HOT
+    WAYS
+
+
+cdef inline long long id_at(const char *place, int size, bint is_signed) noexcept nogil:
+    """An integer of any type; one past the largest `long long` is negative."""
+    if size == 8:
+        return (<const long long *>place)[0]
+    if size == 4:
+        return (<const int *>place)[0] if is_signed else (<const unsigned int *>place)[0]
+    if size == 2:
+        return (<const short *>place)[0] if is_signed else (<const unsigned short *>place)[0]
+    return (<const signed char *>place)[0] if is_signed else (<const unsigned char *>place)[0]
+
+
+cdef bint overlap(cnp.ndarray a, cnp.ndarray b) noexcept:
+    """Whether they may share memory; a is contiguous."""
+    cdef char *begin = <char *>cnp.PyArray_DATA(b)
+    cdef char *end = begin + cnp.PyArray_ITEMSIZE(b)
+    cdef char *a_begin = <char *>cnp.PyArray_DATA(a)
+    cdef Py_ssize_t reach
+    cdef int axis
+    for axis in range(cnp.PyArray_NDIM(b)):
+        reach = (cnp.PyArray_DIMS(b)[axis] - 1) * cnp.PyArray_STRIDES(b)[axis]
+        if reach < 0:
+            begin += reach
+        else:
+            end += reach
+    return a_begin < end and begin < a_begin + cnp.PyArray_NBYTES(a)
 
 
 cdef class Stream:
@@ -67,9 +108,10 @@ cdef class Stream:
     cdef readonly Py_ssize_t batch_size
     cdef Py_ssize_t layers, inputs, outputs, item
     cdef int type_number
-    cdef bint releases
+    cdef bint[WAYS] releases
     cdef Run *runs                 # one a layer
-    cdef Plan plan
+    cdef Plan[WAYS] plans
+    cdef int way                   # of the step that is being made
     cdef int parity                # which of the two steps' memory holds the state
     cdef PyThread_type_lock lock   # held during a step
     cdef Py_ssize_t[:, ::1] offsets
@@ -83,6 +125,8 @@ cdef class Stream:
 
     def __init__(self, frozen, batch_size=1):
         cdef Py_ssize_t k, n, N
+        cdef int way
+        cdef double flops
         cdef PackedWeights w
         cdef Run *r
         if self.runs != NULL:
@@ -137,16 +181,23 @@ cdef class Stream:
             r.early = r.h + 2 * N * r.pitch * r.item
             r.y = r.early + N * r.pitch * r.item
             self.h.append(array.reshape(4, N, r.pitch)[:2])
-        self.runs[0].chunk_x = &self.offsets[0, 0]
-        self.runs[self.layers - 1].y_row = &self.offsets[1, 0]
         self.outputs = w.projected_size
+        r.y_row = &self.offsets[1, 0]
+        for n in range(N):
+            self.offsets[1, n] = n * self.outputs
+        r = &self.runs[0]
+        r.chunk_x = &self.offsets[0, 0]
+        r.one_hot, r.table, r.table_rows = True, <char *>r.input, r.I  # where it has an index
         self.own_y = _check.allocate("y", (N, self.outputs), self.dtype)
 
         self.scratch = Scratch()
-        self.plan.pieces = 0
-        team = team_size(flops, max(N, r.blocks), _threads.resolve(None))
-        plan_team(&self.plan, &self.runs[0], self.scratch, 1, N, team)
-        self.releases = flops >= RELEASE_FLOPS
+        for way in range(WAYS):
+            if way == ONE_HOT:
+                flops -= 2.0 * r.cell.gates * r.H * r.I * N
+            self.plans[way].pieces = 0
+            team = team_size(flops, max(N, r.blocks), _threads.resolve(None))
+            plan_team(&self.plans[way], r, self.scratch, 1, N, team)
+            self.releases[way] = flops >= RELEASE_FLOPS
 
     def __dealloc__(self):
         PyMem_Free(self.runs)
@@ -161,15 +212,18 @@ cdef class Stream:
         self.buffers.append(array)
         return array
 
-    def step(self, x, out=None):
+    def step(self, x, out=None, *, embedding=None):
         """One step of all layers.
 
         Parameters
         ----------
-        x : (N, I) array, or (I,) where the batch size is 1
-            Of the layer's dtype, with any strides; never written.
-        out : (N, P) array, or (P,) where x is (I,), optional
+        x : (N, I) array or (N,) ids; or (I,) or one id where the batch size is 1
+            Of the layer's dtype, with any strides; never written. Integers are token ids: rows of
+            `embedding`, or without one the one-hot vectors of I classes.
+        out : (N, P) array, or (P,) where x is (I,) or one id, optional
             Where y is written. Given one, a step allocates nothing.
+        embedding : (V, I) array, optional
+            The rows that ids in x stand for, read where they lie: with ids there is no (N, I).
 
         Returns
         -------
@@ -178,18 +232,27 @@ cdef class Stream:
 
         Raises
         ------
-        TypeError, ValueError
+        TypeError, ValueError, IndexError
             For a bad argument, named in the message; nothing was changed.
         RuntimeError
             Where another thread is in a step of this stream.
         """
-        cdef cnp.ndarray x_array, y_array
-        cdef Py_ssize_t n, row_step
-        cdef bint flat, through = False
-        if not self.plain(x, self.inputs):
-            x = self.general(x, "x", "I", self.inputs)
-        x_array = <cnp.ndarray>x
-        flat = cnp.PyArray_NDIM(x_array) == 1
+        cdef cnp.ndarray x_array, y_array, table = None
+        cdef Plan *plan
+        cdef Py_ssize_t wrong
+        cdef bint flat, is_ids = False, through = False
+        if self.plain(x, self.inputs):
+            x_array = <cnp.ndarray>x
+        else:
+            x_array = <cnp.ndarray>(x if self.plain_ids(x) else self.general(x))
+            is_ids = cnp.PyArray_ISINTEGER(x_array)
+        flat = cnp.PyArray_NDIM(x_array) == (0 if is_ids else 1)
+        if embedding is not None:
+            if not is_ids:
+                raise _check.embedding_of_floats(x_array)
+            if not self.plain_table(embedding):
+                embedding = _arguments.check_embedding(self.layer, embedding)
+            table = <cnp.ndarray>embedding
         if out is None:
             y_array = self.allocate(flat)
         else:
@@ -197,29 +260,29 @@ cdef class Stream:
                 not self.plain(out, self.outputs)
                 or (cnp.PyArray_NDIM(out) == 1) != flat
                 or not cnp.PyArray_ISCARRAY(<cnp.ndarray>out)
-                or self.overlap(<cnp.ndarray>out, x_array)
+                or overlap(<cnp.ndarray>out, x_array)
+                or (table is not None and overlap(<cnp.ndarray>out, table))
             ):
-                through = self.check_out(out, x, flat)
+                through = self.check_out(out, x_array, table, flat)
             y_array = self.own_y if through else <cnp.ndarray>out
 
         if PyThread_acquire_lock(self.lock, NOWAIT_LOCK) == 0:
             raise RuntimeError("step: this stream is in a step on another thread")
         try:
-            row_step = 0 if flat else cnp.PyArray_STRIDES(x_array)[0] // self.item
-            for n in range(self.batch_size):
-                self.offsets[0, n] = n * row_step
-                self.offsets[1, n] = n * self.outputs
-            self.runs[0].x = <const char *>cnp.PyArray_DATA(x_array)
-            self.runs[0].x_unit = (
-                cnp.PyArray_STRIDES(x_array)[0 if flat else 1] // self.item
-            )
+            if is_ids:
+                wrong = self.point_at_ids(x_array, table)
+                if wrong >= 0:
+                    raise self.no_such_id(x, x_array, table, wrong)
+            else:
+                self.point_at_vectors(x_array, flat)
             self.runs[self.layers - 1].y = <char *>cnp.PyArray_DATA(y_array)
-            if self.plan.team > 1:
+            plan = &self.plans[self.way]
+            if plan.team > 1:
                 with nogil:
-                    memset(self.plan.flags, 0, self.plan.team * sizeof(rk_flag))
-                    with parallel(num_threads=self.plan.team):
+                    memset(plan.flags, 0, plan.team * sizeof(rk_flag))
+                    with parallel(num_threads=plan.team):
                         self.advance(rk_members(), rk_member())
-            elif self.releases:
+            elif self.releases[self.way]:
                 with nogil:
                     self.advance(1, 0)
             else:
@@ -231,18 +294,58 @@ cdef class Stream:
             out[...] = y_array if not flat else y_array[0]
         return y_array if out is None else out
 
+    cdef inline void point_at_vectors(self, cnp.ndarray x, bint flat) noexcept:
+        """Where the first layer's x lies."""
+        cdef Run *r = &self.runs[0]
+        cdef Py_ssize_t n, row = 0 if flat else cnp.PyArray_STRIDES(x)[0] // self.item
+        for n in range(self.batch_size):
+            self.offsets[0, n] = n * row
+        r.x = <const char *>cnp.PyArray_DATA(x)
+        r.x_unit = cnp.PyArray_STRIDES(x)[0 if flat else 1] // self.item
+        r.index = NULL
+        self.way = VECTORS
+
+    cdef Py_ssize_t point_at_ids(self, cnp.ndarray ids, cnp.ndarray table) noexcept:
+        """The same of ids: rows of the table, or of W_ih where there is none. Returns the first
+        position whose id has no row, or -1. An id is read once: others may write to it."""
+        cdef Run *r = &self.runs[0]
+        cdef Py_ssize_t n, count = self.inputs, row = r.cell.input.slots * r.units
+        cdef Py_ssize_t step = 0 if cnp.PyArray_NDIM(ids) == 0 else cnp.PyArray_STRIDES(ids)[0]
+        cdef const char *place = <const char *>cnp.PyArray_DATA(ids)
+        cdef int size = <int>cnp.PyArray_ITEMSIZE(ids)
+        cdef bint is_signed = cnp.PyArray_ISSIGNED(ids)
+        cdef long long value
+        if table is not None:
+            count = cnp.PyArray_DIMS(table)[0]
+            row = cnp.PyArray_STRIDES(table)[0] // self.item
+        for n in range(self.batch_size):
+            value = id_at(place + n * step, size, is_signed)
+            if value < 0 or value >= count:
+                return n
+            self.offsets[0, n] = <Py_ssize_t>value * row
+        if table is None:
+            r.index = r.chunk_x  # not read: without rows that differ the loop takes the offsets
+            self.way = ONE_HOT
+        else:
+            r.x = <const char *>cnp.PyArray_DATA(table)
+            r.x_unit = cnp.PyArray_STRIDES(table)[1] // self.item
+            r.index = NULL
+            self.way = VECTORS
+        return -1
+
     cdef void advance(self, int members, int member) noexcept nogil:
         """What a member of the team does of a step of all layers. Steps are numbered 1 and 2 in
         turn: 0 would read c0."""
         cdef Py_ssize_t k, t = 2 - self.parity
         cdef Run r
         cdef const char *x = self.runs[0].x
+        cdef const Plan *plan = &self.plans[self.way]
         for k in range(self.layers):
             r = self.runs[k]
             r.first, r.T, r.x, r.back = t, t + 1, x, self.parity
-            run_team(&r, &self.plan, members, member)
-            if self.plan.by_units and members > 1 and k + 1 < self.layers:
-                rk_meet(self.plan.flags, members, member)  # the next reads what all have written
+            run_team(&r, plan, members, member)
+            if plan.by_units and members > 1 and k + 1 < self.layers:
+                rk_meet(plan.flags, members, member)  # the next reads what all have written
             x = r.h + ((t + 1) & 1) * r.N * r.pitch * r.item
 
     # -- arguments ----------------------------------------------------------------------------
@@ -271,12 +374,61 @@ cdef class Stream:
             and strides[0] % self.item == 0
         )
 
-    cdef general(self, value, str name, str dim, Py_ssize_t width):
-        """The check of any argument; what it returns the loop can read."""
-        value = _check.as_array(name, value)
-        if self.batch_size == 1 and value.ndim == 1:
-            return _check.array(name, value, self.dtype, (dim,), (width,))
-        return _check.array(name, value, self.dtype, ("N", dim), (self.batch_size, width))
+    cdef inline bint plain_ids(self, array):
+        """The same of ids."""
+        cdef cnp.ndarray a
+        if type(array) is not cnp.ndarray:
+            return False
+        a = <cnp.ndarray>array
+        if not cnp.PyArray_ISINTEGER(a) or not cnp.PyArray_ISBEHAVED_RO(a):
+            return False
+        if cnp.PyArray_NDIM(a) == 0:
+            return self.batch_size == 1
+        return cnp.PyArray_NDIM(a) == 1 and cnp.PyArray_DIMS(a)[0] == self.batch_size
+
+    cdef inline bint plain_table(self, array):
+        """The same of an embedding."""
+        cdef cnp.ndarray a
+        if type(array) is not cnp.ndarray:
+            return False
+        a = <cnp.ndarray>array
+        return (
+            cnp.PyArray_TYPE(a) == self.type_number
+            and cnp.PyArray_ISBEHAVED_RO(a)
+            and cnp.PyArray_NDIM(a) == 2
+            and cnp.PyArray_DIMS(a)[0] > 0
+            and cnp.PyArray_DIMS(a)[1] == self.inputs
+            and cnp.PyArray_STRIDES(a)[0] % self.item == 0
+            and cnp.PyArray_STRIDES(a)[1] % self.item == 0
+        )
+
+    cdef general(self, x):
+        """The check of any x; what it returns the loop can read."""
+        cdef cnp.ndarray one
+        if type(x) is int or type(x) is INTP:
+            one = cnp.PyArray_EMPTY(0, NULL, cnp.NPY_INTP, 0)
+            try:
+                (<cnp.npy_intp *>cnp.PyArray_DATA(one))[0] = x
+            except OverflowError:
+                (<cnp.npy_intp *>cnp.PyArray_DATA(one))[0] = -1
+            if self.batch_size == 1:
+                return one
+            x = one
+        x = _check.as_array("x", x)
+        if x.dtype.kind in "iu" and x.ndim < 2:
+            sizes = () if x.ndim == 0 and self.batch_size == 1 else (self.batch_size,)
+            x = _check.array("x", x, x.dtype, ("N",)[: len(sizes)], sizes)
+            return x.astype(x.dtype.newbyteorder("="), copy=False)
+        if self.batch_size == 1 and x.ndim == 1:
+            return _check.array("x", x, self.dtype, ("I",), (self.inputs,))
+        return _check.array("x", x, self.dtype, ("N", "I"), (self.batch_size, self.inputs))
+
+    cdef no_such_id(self, x, cnp.ndarray ids, table, Py_ssize_t n):
+        """The error for the id at position n of what came as x."""
+        count = self.inputs if table is None else len(table)
+        if ids.ndim == 0:
+            return _check.no_such_id("x", x, count, ())
+        return _check.no_such_id("x", ids[n], count, (n,))
 
     cdef cnp.ndarray allocate(self, bint flat):
         cdef cnp.npy_intp[2] shape
@@ -285,27 +437,13 @@ cdef class Stream:
             shape[0] = self.outputs
         return cnp.PyArray_EMPTY(1 if flat else 2, shape, self.type_number, 0)
 
-    cdef bint overlap(self, cnp.ndarray a, cnp.ndarray b):
-        """Whether they may share memory; a is contiguous."""
-        cdef char *begin = <char *>cnp.PyArray_DATA(b)
-        cdef char *end = begin + self.item
-        cdef char *a_begin = <char *>cnp.PyArray_DATA(a)
-        cdef Py_ssize_t reach
-        cdef int axis
-        for axis in range(cnp.PyArray_NDIM(b)):
-            reach = (cnp.PyArray_DIMS(b)[axis] - 1) * cnp.PyArray_STRIDES(b)[axis]
-            if reach < 0:
-                begin += reach
-            else:
-                end += reach
-        return a_begin < end and begin < a_begin + cnp.PyArray_NBYTES(a)
-
-    cdef bint check_out(self, out, x, bint flat) except -1:
+    cdef bint check_out(self, out, x, table, bint flat) except -1:
         """Any `out`; whether y goes through memory of the stream's own."""
         dims, sizes = ("N", "P"), (self.batch_size, self.outputs)
         if flat:
             dims, sizes = dims[1:], sizes[1:]
-        _check.output("out", out, self.dtype, dims, sizes, {"x": x})
+        reads = {"x": x} if table is None else {"x": x, "embedding": table}
+        _check.output("out", out, self.dtype, dims, sizes, reads)
         return not out.flags.carray
 
     # -- state --------------------------------------------------------------------------------

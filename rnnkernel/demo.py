@@ -2,7 +2,7 @@
 
 The text is the documentation that CPython carries with itself (``pydoc_data.topics``, what
 ``help("for")`` shows), so that nothing is downloaded. The model reads one character after the
-other and predicts the next: one-hot input, one recurrent layer, a linear readout. It is trained
+other and predicts the next: token ids, one recurrent layer, a linear readout. It is trained
 by truncated backpropagation through time: the text is cut into ``STREAMS`` streams that are read
 side by side, ``WINDOW`` characters at a time, and the state is handed on from window to window.
 
@@ -116,7 +116,7 @@ def decode(ids: Any) -> str:
 
 
 class CharModel:
-    """One recurrent layer on one-hot characters and a linear readout."""
+    """One recurrent layer on characters and a linear readout."""
 
     def __init__(self, cell: str, hidden: int, rng: np.random.Generator) -> None:
         self.layer = CELLS[cell](len(ALPHABET), hidden, rng=rng)
@@ -124,32 +124,27 @@ class CharModel:
         if cell == "lstm":
             # A forget gate that starts open lets the model remember before it has learned what.
             self.layer.parameters["bias_hh_l0"][hidden : 2 * hidden] = 1.0
-        self._one_hot = np.eye(len(ALPHABET), dtype=np.float32)
 
     @property
     def parameters(self) -> list[dict[str, np.ndarray]]:
         """The live arrays, as an optimizer wants them."""
         return [self.layer.parameters, self.readout.parameters]
 
-    def encode(self, ids: np.ndarray) -> np.ndarray:
-        """One-hot vectors (T, N, V) of characters (T, N)."""
-        return self._one_hot[ids]
-
     def loss_and_gradients(
         self, inputs: np.ndarray, targets: np.ndarray, state: Any
     ) -> tuple[float, list[dict[str, np.ndarray]], Any]:
         """Loss in nats per character, gradients like ``parameters``, and the state to hand on."""
-        out = self.layer.forward(self.encode(inputs), state, training=True)
+        out = self.layer.forward(inputs, state, training=True)
         loss, dlogits = rk.softmax_cross_entropy(self.readout(out.y), targets)
         readout = self.readout.backward(out.y, dlogits)
-        layer = self.layer.backward(out, readout.x, input_grad=False)
+        layer = self.layer.backward(out, readout.x)
         return loss, [layer.parameters, readout.parameters], out.state
 
     def bits_per_character(self, ids: np.ndarray) -> float:
         """Mean over a text, read in parallel streams from a zero state."""
         total, count, state = 0.0, 0, None
         for inputs, targets in windows(streams(ids, STREAMS), WINDOW):
-            y, state = self.layer(self.encode(inputs), state)
+            y, state = self.layer(inputs, state)
             loss, _ = rk.softmax_cross_entropy(self.readout(y), targets)
             total += loss * targets.size
             count += targets.size
@@ -178,14 +173,14 @@ def sample(
     The model reads ``prompt`` first, which is not empty. ``temperature`` divides the logits:
     below 1, likely characters become likelier.
     """
-    state, drawn = None, []
-    heard = [ALPHABET.index(c) for c in prompt]
+    stream, drawn = model.layer.stream(), []
+    for heard in map(ALPHABET.index, prompt):
+        y = stream.step(heard)
     for _ in range(length):
-        y, state = model.layer(model.encode(np.array(heard)[:, np.newaxis]), state)
-        logits = model.readout(y)[-1, 0].astype(np.float64) / temperature
+        logits = model.readout(y).astype(np.float64) / temperature
         # Adding Gumbel noise and taking the maximum draws from the softmax.
-        heard = [int(np.argmax(logits + rng.gumbel(size=logits.shape)))]
-        drawn += heard
+        drawn.append(np.argmax(logits + rng.gumbel(size=logits.shape)))
+        y = stream.step(drawn[-1])
     return decode(drawn)
 
 
@@ -238,12 +233,12 @@ def gradient_flow(model: CharModel, ids: np.ndarray) -> np.ndarray:
     """
     parallel = streams(ids, STREAMS)
     (inputs, targets), *_ = windows(parallel, LOOK_BACK)
-    out = model.layer.forward(model.encode(inputs), training=True)
+    out = model.layer.forward(inputs, training=True)
     last = out.y[-1:]
     _, dlogits = rk.softmax_cross_entropy(model.readout(last), targets[-1:])
     dy = np.zeros_like(out.y)
     dy[-1:] = model.readout.backward(last, dlogits).x
-    gradients = model.layer.backward(out, dy, input_grad=False, flow=True)
+    gradients = model.layer.backward(out, dy, flow=True)
     return np.asarray(gradients.flow.dh_norm)[0]
 
 
@@ -291,7 +286,7 @@ def compare_speed(model: CharModel, ids: np.ndarray, *, seconds: float = 2.0) ->
     """Time forward and backward of the layer beside the NumPy reference, in turns."""
     layer = model.layer
     (inputs, _), *_ = windows(streams(ids, STREAMS), LOOK_BACK)
-    x = model.encode(inputs)
+    x = np.eye(len(ALPHABET), dtype=np.float32)[inputs]  # vectors have a gradient
     dy = np.random.default_rng(0).standard_normal((*inputs.shape, layer.hidden_size))
     dy = dy.astype(np.float32)
 

@@ -160,7 +160,7 @@ class Frozen(Inference):
             embedding=embedding,
             trace=trace,
             out=out,
-            one_hot="packed" if self._weights is None else "vectors",
+            one_hot="packed",
         )
         if call is not None:
             call.end()

@@ -263,10 +263,17 @@ FAULTS = [
     Fault(
         "token ids: a step sees the row of the batch row before",
         LOOKUP,
-        "const real *from = (const real *)p->table + block * p->table_block + p->table_row[row];",
-        "const real *from = (const real *)p->table + block * p->table_block + "
-        "p->table_row[row > 0 ? row - 1 : 0];",
+        "(const char *)p->table + (block * p->table_block + p->table_row[row]) * size;",
+        "(const char *)p->table + "
+        "(block * p->table_block + p->table_row[row > 0 ? row - 1 : 0]) * size;",
         **only("ids"),
+    ),
+    Fault(
+        "token ids: of int8 weights all blocks have the first one's scale",
+        LOOKUP,
+        "(const real *)p->scale + block * p->scale_block + v * LANES;",
+        "(const real *)p->scale + v * LANES;",
+        **only("stream_ids", "smaller_weights"),
     ),
     Fault(
         "token ids: of an id that repeats only the first step has a gradient",
@@ -506,6 +513,27 @@ FAULTS = [
         "array[self.parity, chosen] = 0",
         "array[1 - self.parity, chosen] = 0",
         **only("stream"),
+    ),
+    Fault(
+        "streams: an embedding is taken to have no gaps between its rows",
+        STREAM,
+        "row = cnp.PyArray_STRIDES(table)[0] // self.item",
+        "row = self.inputs",
+        **only("stream_ids", "layout"),
+    ),
+    Fault(
+        "streams: of several ids the first counts",
+        STREAM,
+        "id_at(place + n * step, size, is_signed)",
+        "id_at(place, size, is_signed)",
+        **only("stream_ids"),
+    ),
+    Fault(
+        "streams: the id after the last has a row",
+        STREAM,
+        "if value < 0 or value >= count:",
+        "if value < 0 or value > count:",
+        **only("stream_ids", "wrong"),
     ),
     Fault(
         "checkpoints: segments begin with the states of the next",
