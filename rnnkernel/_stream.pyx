@@ -41,13 +41,15 @@ from rnnkernel._recurrence cimport Plan, Run, run_team
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._team cimport rk_flag, rk_meet, rk_member, rk_members
 
-from rnnkernel import _arguments, _check, _threads
+from rnnkernel import _arguments, _check, _threads, profiling
 from rnnkernel._memory import aligned_zeros
 from rnnkernel._plan import team_size
 
 cnp.import_array()
 
 INTP = np.intp
+
+cdef const long long *profiles_in_use = <const long long *><Py_ssize_t>address(profiling.in_use)
 
 # From this much arithmetic on a step releases the GIL. Below, releasing would cost a part of the
 # step by itself, and waiting to get it back, where other threads run Python, many times the step.
@@ -112,6 +114,7 @@ cdef class Stream:
     cdef Run *runs                 # one a layer
     cdef Plan[WAYS] plans
     cdef int way                   # of the step that is being made
+    cdef long long *spent          # by thread and phase, where the step is recorded, or NULL
     cdef int parity                # which of the two steps' memory holds the state
     cdef PyThread_type_lock lock   # held during a step
     cdef Py_ssize_t[:, ::1] offsets
@@ -241,6 +244,9 @@ cdef class Stream:
         cdef Plan *plan
         cdef Py_ssize_t wrong
         cdef bint flat, is_ids = False, through = False
+        cdef object call = None, spent
+        if profiles_in_use[0] > 0:
+            call = profiling.begin(self, "step()")
         if self.plain(x, self.inputs):
             x_array = <cnp.ndarray>x
         else:
@@ -277,6 +283,9 @@ cdef class Stream:
                 self.point_at_vectors(x_array, flat)
             self.runs[self.layers - 1].y = <char *>cnp.PyArray_DATA(y_array)
             plan = &self.plans[self.way]
+            if call is not None:
+                spent = call.enter(plan.team)
+                self.spent = <long long *><Py_ssize_t>address(spent)
             if plan.team > 1:
                 with nogil:
                     memset(plan.flags, 0, plan.team * sizeof(rk_flag))
@@ -288,10 +297,15 @@ cdef class Stream:
             else:
                 self.advance(1, 0)
             self.parity ^= 1
+            if call is not None:
+                self.spent = NULL
+                call.leave(plan.team)
         finally:
             PyThread_release_lock(self.lock)
         if through:
             out[...] = y_array if not flat else y_array[0]
+        if call is not None:
+            call.end()
         return y_array if out is None else out
 
     cdef inline void point_at_vectors(self, cnp.ndarray x, bint flat) noexcept:
@@ -343,6 +357,7 @@ cdef class Stream:
         for k in range(self.layers):
             r = self.runs[k]
             r.first, r.T, r.x, r.back = t, t + 1, x, self.parity
+            r.spent = self.spent
             run_team(&r, plan, members, member)
             if plan.by_units and members > 1 and k + 1 < self.layers:
                 rk_meet(plan.flags, members, member)  # the next reads what all have written

@@ -4,9 +4,10 @@ The kernels add nanoseconds to a table of threads by phases (rnnkernel/_clock.px
 which is being recorded hands them; nobody is asked where no call is.
 """
 
+import os
 from contextvars import ContextVar
 from dataclasses import dataclass
-from threading import get_ident
+from threading import Lock, get_ident
 from time import perf_counter_ns
 
 import numpy as np
@@ -29,6 +30,16 @@ _call: ContextVar["Call | None"] = ContextVar("rnnkernel_call", default=None)
 
 # The call that is being recorded, or None.
 current = _call.get
+
+# How many profiles are in use, where a step of a stream sees it without calling anything: to ask
+# the context would be a thirtieth of a small step.
+in_use = np.zeros(1, np.int64)
+_counting = Lock()  # released in a forked child whoever held it
+os.register_at_fork(
+    before=_counting.acquire,
+    after_in_parent=_counting.release,
+    after_in_child=_counting.release,
+)
 
 
 class Call:
@@ -126,11 +137,15 @@ class Profile:
             raise RuntimeError("profile: expected one that is not in use, got one inside its with")
         self._thread, self._outer = get_ident(), _profile.get()
         _profile.set(self)
+        with _counting:
+            in_use[0] += 1
         return self
 
     def __exit__(self, *error):
         _profile.set(self._outer)
         _call.set(None)  # of a call that failed
+        with _counting:
+            in_use[0] -= 1
         self._thread = None
 
     def __str__(self):
@@ -153,8 +168,8 @@ def profile() -> Profile:
     - weight gradients, input gradient: of the steps that the loop of backward has gone through;
     - waiting: for other threads, and for the team to begin and end.
 
-    `forward` and calls of layers and of what `freeze` returns are recorded, and `backward`; steps
-    of a stream are not. Recording takes some 0.1 ms of a call, most of it left out.
+    Recorded are `forward` and calls of layers and of what `freeze` returns, `backward`, and steps
+    of a stream. Recording takes some 0.1 ms of a call, most of it left out.
 
     Returns
     -------

@@ -536,6 +536,13 @@ FAULTS = [
         **only("stream_ids", "wrong"),
     ),
     Fault(
+        "profile: what the loops of a stream's step spend is set-up",
+        STREAM,
+        "r.spent = self.spent",
+        "pass",
+        **only("profile"),
+    ),
+    Fault(
         "checkpoints: segments begin with the states of the next",
         CHECKPOINTS,
         "states = [(one.h0, one.c0), *one.checkpoints.states]",

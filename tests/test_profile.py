@@ -88,6 +88,55 @@ def test_a_frozen_layer_packs_nothing():
     assert FORWARD - {"pack"} <= set(record.phases) <= FORWARD - {"pack"} | {"waiting"}
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("x_t", ["vectors", "ids"])
+def test_steps_of_a_stream(threads, x_t):
+    layer = rk.LSTM(I, 300, num_layers=2, rng=0)
+    x = np.random.default_rng(1).standard_normal((T, N, I)).astype(np.float32)
+    if x_t == "ids":
+        x = np.random.default_rng(1).integers(0, I, (T, N))
+    before = rk.get_num_threads()
+    try:
+        rk.set_num_threads(threads)
+        stream, other = layer.stream(N), layer.stream(N)
+    finally:
+        rk.set_num_threads(before)
+    expected = [other.step(step) for step in x]
+    stream.step(x[0])
+    with rk.profile() as p:
+        stream.state = None
+        with pytest.raises(ValueError):
+            stream.step(x[0, 1:])
+        y = [stream.step(step) for step in x]
+    stream.step(x[0])
+    assert len(p.records) == T
+    assert np.array_equal(y, expected)
+    team = threads if compiler()[2] else 1
+    for record in p.records:
+        assert record.name == f"{stream!r}.step()"
+        assert {"set-up", "projection", "loop"} <= set(record.phases)
+        assert set(record.phases) <= {"set-up", "projection", "loop", "waiting"}
+        assert_consistent(record, team)
+        assert len(record.phases["loop"]) == team
+        assert all(seconds > 0 for seconds in record.phases["loop"])
+
+
+def test_steps_on_other_threads_are_left_out():
+    layer, x = layer_and_x(rk.GRU)
+    stream = layer.stream(N)
+    with rk.profile() as p, rk.profile() as inner:
+        thread = threading.Thread(target=stream.step, args=(x[0],))
+        thread.start()
+        thread.join()
+    assert p.records == inner.records == []
+    with p:
+        stream.step(x[0])
+        with inner:
+            stream.step(x[0])
+        stream.step(x[0])
+    assert (len(p.records), len(inner.records)) == (2, 1)
+
+
 def test_lengths_tokens_and_checkpoints():
     layer, x = layer_and_x(rk.LSTM)
     ids = np.random.default_rng(0).integers(0, I, (T, N))
