@@ -165,12 +165,12 @@ class BuildKernels(build_ext):
             return list(pool.map(compile_one, isas))
 
 
-def extension(name, sources=(), depends=("csrc/rnnkernel.h",)):
+def extension(name, sources=(), depends=("csrc/rnnkernel.h",), macros=()):
     return Extension(
         f"rnnkernel.{name}",
         [f"rnnkernel/{name}.pyx", *sources],
         include_dirs=["csrc", numpy.get_include()],
-        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"), *macros],
         depends=list(depends),
     )
 
@@ -181,7 +181,8 @@ setup(
             extension("_kernels", ["csrc/dispatch.c", "csrc/fp.c"], csrc("*.[ch]")),
             extension("_packing"),
             extension("_rows"),
-            extension("_memory"),
+            extension("_pool"),
+            extension("_memory", macros=[("NPY_TARGET_VERSION", "NPY_1_22_API_VERSION")]),
             extension("_scratch"),
             extension("_kept"),
             extension("_recurrence"),

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from rnnkernel._memory import empty
+
 
 def _kind(value) -> str:
     return type(value).__name__
@@ -327,12 +329,17 @@ def output(name: str, value, dtype: np.dtype, dims, sizes, inputs: dict) -> None
 def allocate(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """An uninitialised array, or a MemoryError that says what it was for."""
     try:
-        return np.empty(shape, dtype)
+        return empty(shape, dtype)
     except (MemoryError, OverflowError, ValueError):
-        raise MemoryError(
-            f"{name}: an array of shape {shape}, {math.prod(shape) * dtype.itemsize} bytes, does "
-            "not fit in memory"
-        ) from None
+        raise does_not_fit(name, shape, dtype.itemsize) from None
+
+
+def does_not_fit(name: str, shape: tuple[int, ...], item: int) -> MemoryError:
+    """What to raise where there is no memory for an array with elements of `item` bytes."""
+    return MemoryError(
+        f"{name}: an array of shape {shape}, {math.prod(shape) * item} bytes, does not fit in "
+        "memory"
+    )
 
 
 def gradients(name: str, value) -> list[np.ndarray]:

@@ -13,6 +13,8 @@ cimport numpy as cnp
 from cpython.dict cimport PyDict_Next
 from cpython.object cimport PyObject
 
+from rnnkernel._pool cimport layer_begins, layer_ends
+
 cnp.import_array()
 
 cdef extern from *:
@@ -60,6 +62,12 @@ cdef bint are_only(parameters) noexcept:
 
 
 cdef class Kept:
+    def __cinit__(self):
+        layer_begins()
+
+    def __dealloc__(self):
+        layer_ends()
+
     def forget(self):
         """Somebody gets to the parameters."""
         self.weights = None

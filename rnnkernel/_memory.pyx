@@ -1,29 +1,116 @@
-"""Memory for the kernels: aligned to cache lines, so that no vector straddles two."""
+"""Arrays for results and for the kernels, which want them aligned to cache lines.
+
+Large ones live in blocks of rnnkernel/_pool.pyx: NumPy lets arrays have a memory handler of their
+own, so they are owned, resized and freed as any others.
+"""
 
 cimport numpy as cnp
+from cpython.pycapsule cimport PyCapsule_New
+from libc.string cimport memcpy, memset
 
 import numpy as np
 
+from rnnkernel._pool cimport block_size, give_block, take_block
+
 cnp.import_array()
+
+cdef extern from "numpy/arrayobject.h":
+    ctypedef struct PyDataMemAllocator:
+        void *ctx
+        void *(*malloc)(void *ctx, size_t size) noexcept nogil
+        void *(*calloc)(void *ctx, size_t count, size_t size) noexcept nogil
+        void *(*realloc)(void *ctx, void *memory, size_t size) noexcept nogil
+        void (*free)(void *ctx, void *memory, size_t size) noexcept nogil
+
+    ctypedef struct PyDataMem_Handler:
+        char name[127]
+        unsigned char version
+        PyDataMemAllocator allocator
+
+    object PyDataMem_SetHandler(object handler)
 
 cdef enum:
     ALIGNMENT = 64
+    # Smaller arrays come from malloc, which does not hand as little back.
+    LARGE = 1 << 15
+
+
+cdef void *take(void *ctx, size_t size) noexcept nogil:
+    return take_block(size)
+
+
+cdef void *take_zeros(void *ctx, size_t count, size_t size) noexcept nogil:
+    cdef char *memory = NULL
+    if size == 0 or count <= <size_t>-1 // size:
+        memory = take_block(count * size)
+    if memory != NULL:
+        memset(memory, 0, count * size)
+    return memory
+
+
+cdef void *take_more(void *ctx, void *memory, size_t size) noexcept nogil:
+    cdef char *more = take_block(size)
+    if more != NULL and memory != NULL:
+        memcpy(more, memory, min(size, block_size(<char *>memory)))
+        give_block(<char *>memory)
+    return more
+
+
+cdef void give(void *ctx, void *memory, size_t size) noexcept nogil:
+    if memory != NULL:
+        give_block(<char *>memory)
+
+
+cdef PyDataMem_Handler handler
+memset(&handler, 0, sizeof(handler))
+memcpy(handler.name, b"rnnkernel", 10)
+handler.version = 1
+handler.allocator.malloc = take
+handler.allocator.calloc = take_zeros
+handler.allocator.realloc = take_more
+handler.allocator.free = give
+cdef object capsule = PyCapsule_New(&handler, "mem_handler", NULL)
+
+
+cdef cnp.ndarray new_array(int dimensions, cnp.npy_intp *shape, int type_number):
+    cdef int axis
+    cdef double size = 1 if type_number == cnp.NPY_UINT8 else 8
+    for axis in range(dimensions):
+        size *= shape[axis]
+    if size < LARGE:
+        return cnp.PyArray_EMPTY(dimensions, shape, type_number, 0)
+    others = PyDataMem_SetHandler(capsule)
+    try:
+        return cnp.PyArray_EMPTY(dimensions, shape, type_number, 0)
+    finally:
+        PyDataMem_SetHandler(others)
+
+
+def empty(shape, dtype):
+    """`np.empty` of such an array."""
+    cdef cnp.npy_intp[32] sizes
+    cdef int axis
+    shape, dtype = tuple(shape), np.dtype(dtype)
+    for axis in range(len(shape)):
+        sizes[axis] = shape[axis]
+    return new_array(<int>len(shape), sizes, dtype.num)
 
 
 def aligned_empty(count, dtype):
     """A flat array, uninitialised, whose first element lies at a multiple of 64 bytes."""
     cdef cnp.ndarray raw
-    cdef Py_ssize_t size, start
+    cdef cnp.npy_intp size
+    cdef Py_ssize_t start
     dtype = np.dtype(dtype)
     try:
-        size = count * dtype.itemsize
-        raw = np.empty(size + ALIGNMENT, np.uint8)
+        size = count * dtype.itemsize + ALIGNMENT
+        raw = new_array(1, &size, cnp.NPY_UINT8)
     except (OverflowError, ValueError):  # more bytes than a pointer counts
         raise MemoryError(f"{count} numbers of {dtype.itemsize} bytes do not fit") from None
     start = -<Py_ssize_t>cnp.PyArray_DATA(raw) % ALIGNMENT
     if start < 0:
         start += ALIGNMENT
-    return raw[start : start + size].view(dtype)
+    return raw[start : start + size - ALIGNMENT].view(dtype)
 
 
 def aligned_zeros(count, dtype):

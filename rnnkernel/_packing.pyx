@@ -23,6 +23,7 @@ from rnnkernel._kernels cimport (
     kernels,
     usable_threads,
 )
+from rnnkernel._memory cimport new_array
 
 from rnnkernel._memory import aligned_empty, aligned_zeros
 from rnnkernel.profiling import current
@@ -57,7 +58,7 @@ cdef inline char *carve(Py_ssize_t *place, Py_ssize_t size) noexcept nogil:
 
 cdef object new_memory(Py_ssize_t size):
     cdef cnp.npy_intp count = size + RK_ALIGNMENT
-    return cnp.PyArray_EMPTY(1, &count, cnp.NPY_UINT8, 0)
+    return new_array(1, &count, cnp.NPY_UINT8)
 
 
 cdef inline char *data(object array) noexcept:

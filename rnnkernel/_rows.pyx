@@ -10,6 +10,8 @@ import numpy as np
 
 from rnnkernel._kernels cimport usable_threads
 
+from rnnkernel._memory import empty
+
 cnp.import_array()
 
 # Below so many bytes one thread copies: opening a team costs more.
@@ -124,7 +126,7 @@ def copy_steps(cnp.ndarray x, lengths, int threads):
     cdef int team
     if x.shape[2] > 1 and x.strides[2] != x.itemsize:
         return np.array(x, order="C")
-    copy = np.empty((T, N, x.shape[2]), x.dtype)
+    copy = empty((T, N, x.shape[2]), x.dtype)
     to = <char *>cnp.PyArray_DATA(<cnp.ndarray>copy)
     if lengths is not None:
         having = offsets(lengths)

@@ -1,7 +1,8 @@
 """Memory that a call works in and nobody sees.
 
 An array for each buffer would cost a small call more than its arithmetic, and memory of the system
-for each as much: what fits into one arena comes from there, and it goes from call to call.
+for each as much: what fits into one arena comes from there, and it goes from call to call, as
+larger blocks do (rnnkernel/_pool.pyx).
 """
 
 cimport cython
@@ -9,6 +10,8 @@ cimport cython
 from libc.stdlib cimport free
 from libc.string cimport memset
 from posix.stdlib cimport posix_memalign
+
+from rnnkernel._pool cimport give_block, take_block
 
 cdef enum:
     ALIGNMENT = 64  # cache lines: no vector straddles two
@@ -38,7 +41,7 @@ cdef class Scratch:
         while self.blocks != NULL:
             block = self.blocks
             self.blocks = (<void **>block)[0]
-            free(block)
+            give_block(<char *>block)
 
     cdef char *take(self, Py_ssize_t bytes) except NULL:
         """At least one byte, uninitialised, at a multiple of 64 bytes."""
@@ -50,7 +53,9 @@ cdef class Scratch:
             here = self.arena + self.used
             self.used += (bytes + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
             return here
-        if bytes < 0 or posix_memalign(&block, ALIGNMENT, ALIGNMENT + <size_t>bytes) != 0:
+        if bytes >= 0:
+            block = take_block(ALIGNMENT + <size_t>bytes)
+        if block == NULL:
             raise MemoryError(f"{bytes} bytes do not fit in memory")
         (<void **>block)[0] = self.blocks
         self.blocks = block

@@ -1,0 +1,210 @@
+"""Large blocks of memory go from call to call, and nobody sees it."""
+
+import gc
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+import rnnkernel as rk
+from helpers import assert_same_bits
+from rnnkernel import _pool
+from sequences import parts
+
+T, N, H = 21, 17, 65
+LAYERS = {
+    "RNN": rk.RNN,
+    "GRU": rk.GRU,
+    "LSTM": rk.LSTM,
+}
+
+
+@pytest.fixture(params=LAYERS.values(), ids=LAYERS.keys())
+def layer(request):
+    return request.param(H, H, 2, bidirectional=True, rng=0)
+
+
+@pytest.fixture
+def arrays(layer):
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((T, N, H)).astype(np.float32)
+    return x, rng.standard_normal((T, N, 2 * H)).astype(np.float32)
+
+
+@pytest.fixture
+def limit():
+    """Sets how much may wait; as it was, afterwards."""
+    before = _pool.set_idle_limit(0)
+    _pool.set_idle_limit(before)
+    yield _pool.set_idle_limit
+    _pool.set_idle_limit(before)
+
+
+def train(layer, x, dy, threads=2):
+    """All results of a training call, copied."""
+    out = layer.forward(x, training=True, num_threads=threads)
+    grads = layer.backward(out, dy, num_threads=threads)
+    results = [out.y, *parts(out.state), grads.x, *parts(grads.state), *grads.parameters.values()]
+    return [array.copy() for array in results]
+
+
+def test_a_loop_needs_nothing_new(layer, arrays):
+    for call in range(10):
+        train(layer, *arrays)
+        layer(arrays[0])
+        if call == 4:
+            before = _pool.new_blocks()
+    assert before > 0
+    assert _pool.new_blocks() == before
+
+
+def test_what_is_held_is_not_given_away(layer, arrays):
+    x, dy = arrays
+    first = layer.forward(x, training=True)
+    y, state = layer(x)
+    grads = layer.backward(first, dy)
+    held = [first.y, y, *parts(state), grads.x, *grads.parameters.values()]
+    before = [array.copy() for array in held]
+    for scale in (0.5, 2):
+        train(layer, np.float32(scale) * x, dy)
+        layer(np.float32(scale) * x)
+    again = layer.backward(first, dy)
+    for array, expected in zip(held, before, strict=True):
+        assert_same_bits(array, expected)
+    assert_same_bits(again.x, grads.x)
+
+
+def test_results_are_arrays_as_any_others(arrays):
+    x, _ = arrays
+    layer = rk.LSTM(H, H, rng=0)
+    y, _ = layer(x)
+    assert y.nbytes > 1 << 16
+    assert y.flags.owndata
+    assert y.flags.writeable
+    expected = y.copy()
+    y.resize((2 * T, N, H), refcheck=False)
+    assert_same_bits(y[:T], expected)
+    assert not y[T:].any()
+    y.resize((1, N, H), refcheck=False)
+    assert_same_bits(y, expected[:1])
+    before = _pool.idle_bytes()
+    del y
+    assert _pool.idle_bytes() >= before
+
+
+def test_a_limit(layer, arrays, limit):
+    expected = train(layer, *arrays)
+    for most in (1 << 20, 0, 1 << 28):
+        limit(most)
+        for _ in range(2):
+            for actual, array in zip(train(layer, *arrays), expected, strict=True):
+                assert_same_bits(actual, array)
+            assert _pool.idle_bytes() <= most
+    assert _pool.idle_bytes() > 0
+
+
+def test_what_nobody_takes_is_freed(layer, arrays):
+    large = np.concatenate([arrays[0]] * 40)
+    layer(large)
+    waiting = _pool.idle_bytes()
+    assert waiting > large.nbytes
+    for _ in range(300):
+        train(layer, *arrays, threads=1)
+    assert _pool.idle_bytes() < waiting - large.nbytes
+
+
+def test_threads_at_once(layer, arrays):
+    expected = train(layer, *arrays)
+    wrong = []
+
+    def work():
+        for _ in range(10):
+            for actual, array in zip(train(layer, *arrays, threads=1), expected, strict=True):
+                if actual.tobytes() != array.tobytes():
+                    wrong.append(actual)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def run(program):
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+BEGIN = """
+import gc, os, threading
+import numpy as np
+import rnnkernel as rk
+from rnnkernel import _pool
+def train(layer):
+    x = np.ones((30, 20, 64), np.float32)
+    out = layer.forward(x, training=True)
+    return layer.backward(out, out.y)
+"""
+
+
+def test_nothing_waits_without_a_layer():
+    run(f"""{BEGIN}
+assert _pool.idle_bytes() == 0
+first, second = rk.GRU(64, 64, rng=0), rk.LSTM(64, 64, rng=0)
+held = train(first), train(second)
+assert _pool.idle_bytes() > 0
+del first
+gc.collect()
+assert _pool.idle_bytes() > 0
+del second
+gc.collect()
+assert _pool.idle_bytes() == 0
+expected = held[0].x.copy()
+again = train(rk.GRU(64, 64, rng=0))
+assert (again.x == expected).all() and (held[0].x == expected).all()
+del held, again
+gc.collect()
+assert _pool.idle_bytes() == 0
+""")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks")
+def test_a_child_of_a_busy_process():
+    run(f"""{BEGIN}
+layer = rk.GRU(64, 64, rng=0)
+expected = train(layer).x.copy()
+over = threading.Event()
+def work():
+    while not over.is_set():
+        train(layer)
+threads = [threading.Thread(target=work) for _ in range(3)]
+for thread in threads:
+    thread.start()
+failed = 0
+for _ in range(20):
+    child = os.fork()
+    if child == 0:
+        before = _pool.new_blocks()
+        right = all((train(layer).x == expected).all() for _ in range(3))
+        os._exit(0 if right else 1)
+    failed += os.waitpid(child, 0)[1] != 0
+over.set()
+for thread in threads:
+    thread.join()
+assert failed == 0
+""")
+
+
+def test_other_arrays_keep_their_memory(layer, arrays):
+    from numpy._core.multiarray import get_handler_name
+
+    before = get_handler_name()
+    y, _ = layer(arrays[0])
+    assert get_handler_name(y) == "rnnkernel"
+    assert get_handler_name() == before
+    assert get_handler_name(np.empty(1 << 20)) == before
+    gc.collect()
