@@ -142,3 +142,14 @@ def check_state(layer: Any, name: str, state: Any, N: int, batched: bool) -> lis
         array = _check.array(label, array, layer.dtype, dims, sizes)
         arrays.append(array if batched else array[:, None])
     return arrays
+
+
+def check_arrivals(tape: Any, dy: Any, dstate: Any) -> tuple[np.ndarray | None, list]:
+    """What backward is given: dL/dy (T, N, D*P) or None, and the gradient of each final state,
+    (L*D, N, its units) or None."""
+    layer, layout, (T, N) = tape.layer, tape.layout, tape.shape
+    if dy is not None:
+        dy = check_y(layer, "dy", dy, T, N, layout)
+    if dstate is None:
+        return dy, [None] * len(layer._cell.states)
+    return dy, check_state(layer, "dstate", dstate, N, layout.batched)

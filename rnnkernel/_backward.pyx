@@ -1,7 +1,7 @@
-"""Backpropagation through time of one layer and direction: from arrays to the loop and back.
+"""Backpropagation through time of a layer's directions: from arrays to the loop and back.
 
-rnnkernel/_bptt.pyx has the loop. A call lays out its memory in one piece, lists where rows lie,
-and opens one parallel region.
+rnnkernel/_bptt.pyx has the loop. A pass lays out its memory in one piece and lists where rows lie.
+All threads go through one direction and then the other, or each direction has half of them.
 """
 
 from cython.parallel cimport parallel
@@ -26,9 +26,11 @@ from rnnkernel._bptt cimport (
     run_member,
 )
 from rnnkernel._chunks cimport list_all_rows
+from rnnkernel._clock cimport PHASES
 from rnnkernel._kernels cimport RK_TRANSPOSED_VECTORS
 from rnnkernel._packing cimport PackedGradients, PackedWeights
 from rnnkernel._scratch cimport Scratch
+from rnnkernel._tape cimport BackwardPass, Pass
 from rnnkernel._team cimport rk_flag, rk_member, rk_members
 
 from rnnkernel._memory import aligned_zeros, tile_pitch
@@ -37,12 +39,14 @@ from rnnkernel.profiling import current
 
 cnp.import_array()
 
-# "rows" or "units" shares the steps between threads so; None lets their cost decide. Results are
-# the same, as tests show by setting it.
+# "rows" or "units" shares the steps between threads so, and 1 or 2 are the teams of two directions;
+# None lets their cost decide. Results are the same, as tests show by setting them.
 SPLIT = None
+TEAMS = None
 
 cdef Py_ssize_t ALIGNMENT = 64
-# W_ih of more bytes than this is read from beyond L2 for every piece of dx, so these are large.
+# Half of a usual L2. W_ih of more bytes than this is read from beyond it for every piece of dx, so
+# these are large.
 cdef Py_ssize_t LARGE_WEIGHTS = 1 << 19
 
 
@@ -77,7 +81,7 @@ cdef int set_weights(Bptt *r, PackedWeights w, PackedGradients gradients) except
 
 cdef int set_inputs(Bptt *r, x, h0, c0, y, reserve) except -1:
     """What forward read and left."""
-    r.T, r.N = y.shape[0], y.shape[1]
+    r.T, r.N = cnp.PyArray_DIM(y, 0), cnp.PyArray_DIM(y, 1)
     r.x, r.x_time, r.x_batch = start(x), stride(r, x, 0), stride(r, x, 1)
     r.y, r.y_time, r.y_batch = start(y), stride(r, y, 0), stride(r, y, 1)
     r.h0 = start(h0)
@@ -325,104 +329,145 @@ def sums_of_dgates(PackedWeights w, Py_ssize_t table_rows):
     return aligned_zeros(w.blocks * table_rows * w.cell.input.slots * w.units, w.dtype)
 
 
-def backward(
-    PackedWeights w,
-    PackedGradients gradients,
-    x,
-    h0,
-    c0,
-    y,
-    reserve,
-    dy,
-    dh_n,
-    dc_n,
-    double limit,
-    double norm_limit,
-    flow,
-    dx,
-    dh0,
-    dc0,
-    int threads,
-    rows=None,
-    index=None,
-    dtable=None,
-    dtable_rows=None,
-    sums=None,
-    bint finish=True,
-):
-    """BPTT over what `forward` left in `y` and `reserve`.
-
-    `dy` (T, N, P), `dh_n` (N, P) and `dc_n` (N, H) may be None; `flow` is None or three arrays
-    (T, N): norms of dh and dc (float64) and rows clipped (uint8). Writes `dx` (T, N, I; or None),
-    `dh0` and `dc0`, and adds to `gradients`. With `rows` (a Rows) the norms are by own step and
-    position.
-
-    With `index` x is a table, as forward has it. W_ih's gradient is summed over the steps as for
-    the x that the table stands for, with its bits; for one-hot vectors these sums are rows of
-    dgates. Where the index does not change with time, dgates are summed over the steps first and
-    meet x once. `dtable` (R, I), or None, receives the gradient of the table; with `dtable_rows`
-    (R,) it goes to these rows of a larger one, and the others stay. A sequence in segments adds to
-    one `sums_of_dgates`, and only the last call is to `finish`.
-    """
-    cdef Bptt r
-    cdef Scratch scratch = Scratch()
-    cdef int team
-    cdef Py_ssize_t sums_size = 0
-    set_weights(&r, w, gradients)
-    set_inputs(&r, x, h0, c0, y, reserve)
-    if r.T == 0 or r.N == 0 or rows is not None and len(rows.alive) == 0:
-        no_steps(dh_n, dc_n, dx if r.T > 0 else None, dh0, dc0, dtable, dtable_rows)
-        return
-    r.fresh = gradients.begin(index is not None and x.shape[0] == 0)
-    set_arrivals(&r, dy, limit, norm_limit, flow)
-    set_dx(&r, dx)
-    set_rows(&r, rows)
-    set_table(&r, x, index, dtable, dtable_rows, sums, finish)
-    if r.table_gradient == NULL and (r.dtable != NULL or r.constant):
-        sums_size = r.blocks * r.table_rows * r.cell.input.slots * r.units
-
-    team = team_size(
-        6.0 * r.cell.gates * r.H * (r.I + r.P) * r.count, max(r.N, r.blocks), threads
-    )
+cdef int point(
+    Bptt *r, BackwardPass of, double limit, double norm_limit
+) except -1:
+    """Points a loop at its weights and arrays."""
+    cdef Pass one = of.of
+    set_weights(r, one.weights, of.gradients)
+    set_inputs(r, one.x, one.h0, one.c0, one.y, one.reserve)
+    r.fresh = of.gradients.begin(one.index is not None and one.x.shape[0] == 0)
+    set_arrivals(r, of.dy, limit, norm_limit, of.flow)
+    set_dx(r, of.dx)
+    set_rows(r, one.rows)
+    set_table(r, one.x, one.index, of.dtable, of.dtable_rows, of.sums, of.finish)
     r.sharing = BY_COST if SPLIT is None else BY_ROWS if SPLIT == "rows" else BY_UNITS
     r.chunk_rows = min(r.count, max(CHUNK_ROWS, r.N))
+    return 0
+
+
+cdef int prepare(Bptt *r, BackwardPass of, Scratch scratch, int team) except -1:
+    """Gives a loop that is pointed at its arrays the memory that `team` threads need."""
+    cdef Py_ssize_t sums_size = 0
+    if r.table_gradient == NULL and (r.dtable != NULL or r.constant):
+        sums_size = r.blocks * r.table_rows * r.cell.input.slots * r.units
     r.dx_rows = DX_ROWS
     if r.cell.gates * r.H * r.I * r.item > LARGE_WEIGHTS:
         r.dx_rows = max(DX_ROWS, (r.chunk_rows + team - 1) // team)
-    lay_out(&r, scratch.take(lay_out(&r, NULL, sums_size, team)), sums_size, team)
-    clear_memory(&r)
-    set_offsets(&r)
-    if rows is None:
-        list_all_rows(&r)
-    into_tile(&r, dh_n, r.dh, r.P)
+    lay_out(r, scratch.take(lay_out(r, NULL, sums_size, team)), sums_size, team)
+    clear_memory(r)
+    set_offsets(r)
+    if of.of.rows is None:
+        list_all_rows(r)
+    into_tile(r, of.dh_n, r.dh, r.P)
     if r.cell.states == 2:
-        into_tile(&r, dc_n, r.dc, r.H)
+        into_tile(r, of.dc_n, r.dc, r.H)
+    return 0
 
-    r.spent = NULL
+
+cdef void run_members(
+    const Bptt *loops, int teams, int size, int members, int member
+) noexcept nogil:
+    """What a thread does of loops with a team each; there may be fewer than were asked for."""
+    cdef int i, count = teams
+    size = min(size, members)
+    teams = min(teams, members // size)
+    if member >= teams * size:
+        return
+    for i in range(count):
+        if i % teams == member // size:
+            run_member(&loops[i], size, member % size)
+
+
+cdef int run(Bptt *loops, list passes, int teams, int size) except -1:
+    """Loops at once, a team of `size` threads for each of the passes."""
+    cdef Scratch scratch = Scratch()
+    cdef BackwardPass of
+    cdef Bptt *r
+    cdef int i, threads = teams * size
     call = current()
-    if call is not None:
-        spent = call.enter(team)
-        r.spent = <long long *>start(spent)
+    spent = None if call is None else call.enter(threads)
+    for i in range(teams):
+        prepare(&loops[i], passes[i], scratch, size)
+        loops[i].spent = NULL
+        if spent is not None:
+            loops[i].spent = <long long *>start(spent) + i * size * PHASES
     with nogil:
-        if team == 1:
-            run_member(&r, 1, 0)
+        if threads == 1:
+            run_member(loops, 1, 0)
         else:
-            with parallel(num_threads=team):
-                run_member(&r, rk_members(), rk_member())
+            with parallel(num_threads=threads):
+                run_members(loops, teams, size, rk_members(), rk_member())
     if call is not None:
-        call.leave(team)
+        call.leave(threads)
+    for i in range(teams):
+        r, of = &loops[i], passes[i]
+        from_tile(r, r.dh, of.dh0, r.P)
+        if r.cell.states == 2:
+            from_tile(r, r.dc, of.dc0, r.H)
+    return 0
 
-    from_tile(&r, r.dh, dh0, r.P)
-    if r.cell.states == 2:
-        from_tile(&r, r.dc, dc0, r.H)
+
+cdef bint goes_at_once(const Bptt *r, int threads) except -1:
+    """Whether two passes have a team each, of half the threads, instead of all one after another.
+
+    Two teams meet half as often, or never. But of weights that one L2 does not hold beside what
+    else a step touches, each of more threads takes a part.
+    """
+    if TEAMS is not None or threads % 2:
+        return TEAMS == 2 and threads > 1
+    return r.cell.gates * r.H * r.P * r.item <= LARGE_WEIGHTS
 
 
-cdef no_steps(dh_n, dc_n, dx, dh0, dc0, dtable, dtable_rows):
+def backward(list passes, double limit, double norm_limit, int threads):
+    """BPTT of the one or two directions of a layer, each a BackwardPass over what forward left in
+    `y` and `reserve`; the limits are those of clipping, of an element and of a norm.
+
+    Where x is a table, W_ih's gradient is summed over the steps as for the x that the table stands
+    for, with its bits; for one-hot vectors these sums are rows of dgates. Where the index does not
+    change with time, dgates are summed over the steps first and meet x once.
+    """
+    cdef Bptt[2] loops
+    cdef BackwardPass of
+    cdef int i, team, count = len(passes)
+    cdef double flops = 0
+    cdef Py_ssize_t pieces = 0
+    for i in range(count):
+        of = passes[i]
+        if has_no_steps(of.of):
+            no_steps(of)
+            continue
+        point(&loops[i], of, limit, norm_limit)
+        flops += flops_of(&loops[i])
+        pieces += max(loops[i].N, loops[i].blocks)
+    if flops == 0:
+        return
+    team = team_size(flops, pieces, threads)
+    if count == 2 and goes_at_once(&loops[0], team):
+        run(loops, passes, 2, team // 2)
+        return
+    for i in range(count):
+        team = team_size(flops, max(loops[i].N, loops[i].blocks), threads)
+        run(&loops[i], passes[i:i + 1], 1, team)
+
+
+cdef inline double flops_of(const Bptt *r) noexcept:
+    return 6.0 * r.cell.gates * r.H * (r.I + r.P) * r.count
+
+
+cdef bint has_no_steps(Pass one) except -1:
+    cdef cnp.ndarray y = one.y
+    if cnp.PyArray_DIM(y, 0) == 0 or cnp.PyArray_DIM(y, 1) == 0:
+        return True
+    return one.rows is not None and len(one.rows.alive) == 0
+
+
+cdef no_steps(BackwardPass of):
     """Where nothing is to do, gradients of the final states are those of the initial ones."""
-    if dx is not None:
-        dx[...] = 0
-    dh0[...] = 0 if dh_n is None else dh_n
-    if dc0 is not None:
-        dc0[...] = 0 if dc_n is None else dc_n
-    if dtable is not None:
-        dtable[... if dtable_rows is None else dtable_rows] = 0
+    if of.dx is not None:
+        of.dx[...] = 0
+    of.dh0[...] = 0 if of.dh_n is None else of.dh_n
+    if of.dc0 is not None:
+        of.dc0[...] = 0 if of.dc_n is None else of.dc_n
+    if of.dtable is not None:
+        of.dtable[... if of.dtable_rows is None else of.dtable_rows] = 0

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from rnnkernel import _backward, _forward, _stack
+from rnnkernel._tape import BackwardPass, Pass
 
 
 @dataclass(frozen=True)
@@ -61,34 +62,16 @@ def _run(one: Any, x, h, c, y, h_n, c_n, reserve, rows, threads: int) -> None:
     _stack.forward([[(one.weights, x, h, c, y, h_n, c_n, reserve, rows, one.index)]], threads)
 
 
-def backward(
-    one: Any,
-    gradients: Any,
-    dy: np.ndarray | None,
-    dh_n: np.ndarray | None,
-    dc_n: np.ndarray | None,
-    limits: tuple[float, float],
-    flow: tuple[np.ndarray, ...] | None,
-    dx: np.ndarray | None,
-    dh0: np.ndarray,
-    dc0: np.ndarray | None,
-    threads: int,
-    dtable: np.ndarray | None,
-    dtable_rows: np.ndarray | None,
-) -> None:
-    """`_backward.backward` of a pass, with the same arguments."""
-    if one.checkpoints is None:
-        _backward.backward(
-            one.weights, gradients, one.x, one.h0, one.c0, one.y, one.reserve, dy, dh_n, dc_n,
-            *limits, flow, dx, dh0, dc0, threads, one.rows, one.index, dtable,
-            dtable_rows,
-        )  # fmt: skip
-        return
+def backward(given: BackwardPass, limit: float, norm_limit: float, threads: int) -> None:
+    """`_backward.backward` of a direction that has checkpoints."""
+    one, dx, flow = given.of, given.dx, given.flow
     if one.rows is not None and dx is not None:
         dx[...] = 0  # past the ends
     N, P = one.h0.shape
     reserve = _forward.allocate_reserve(one.weights, one.checkpoints.every, N)
-    h_n, c_n = np.empty_like(dh0), None if dc0 is None else np.empty_like(dc0)
+    dh, dc = given.dh_n, given.dc_n
+    h_n = np.empty_like(given.dh0)
+    c_n = None if given.dc0 is None else np.empty_like(given.dc0)
     # y stands already: all steps write to one
     nowhere = np.empty((N, P), one.y.dtype)
     states = [(one.h0, one.c0), *one.checkpoints.states]
@@ -97,13 +80,23 @@ def backward(
         x, y = _cut(one.x, part, rows), _cut(one.y, part, rows)
         again = np.lib.stride_tricks.as_strided(nowhere, (len(y), N, P), (0, *nowhere.strides))
         _run(one, x, h, c, again, h_n, c_n, reserve, rows, threads)
-        _backward.backward(
-            one.weights, gradients, x, h, c, y, reserve, _cut(dy, part, rows), dh_n, dc_n,
-            *limits, None if flow is None else tuple(record[part] for record in flow),
-            _cut(dx, part, rows), dh0, dc0, threads, rows, one.index, dtable, dtable_rows,
-            sums, part.start == 0,
-        )  # fmt: skip
-        dh_n, dc_n = dh0, dc0
+        segment = BackwardPass(
+            Pass(one.weights, x, h, c, y, reserve, rows, None, one.index),
+            given.gradients,
+            _cut(given.dy, part, rows),
+            dh,
+            dc,
+            None if flow is None else tuple(record[part] for record in flow),
+            _cut(dx, part, rows),
+            given.dh0,
+            given.dc0,
+            given.dtable,
+            given.dtable_rows,
+            sums,
+            part.start == 0,
+        )
+        _backward.backward([segment], limit, norm_limit, threads)
+        dh, dc = given.dh0, given.dc0
 
 
 def _segments(one: Any) -> Iterator[tuple[slice, Any]]:

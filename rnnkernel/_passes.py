@@ -1,4 +1,4 @@
-"""The passes of a stack, one for each layer and direction: forward and backward.
+"""The passes of a stack, one for each layer and direction, forward.
 
 `layer` is an RNN, GRU or LSTM, for its sizes and options; weights come packed.
 """
@@ -14,11 +14,11 @@ import numpy as np
 from rnnkernel import _check, _checkpoints, _dropout, _forward
 from rnnkernel._arguments import Layout, check_rows, check_state, check_tokens, check_x, check_y
 from rnnkernel._checkpoints import Checkpoints
-from rnnkernel._packing import PackedGradients, PackedWeights
+from rnnkernel._packing import PackedWeights
 from rnnkernel._rows import kept_x
 from rnnkernel._sequence import Sequence, constant
 from rnnkernel._tape import Pass, Tape
-from rnnkernel.results import Flow, Gradients, Output
+from rnnkernel.results import Output
 from rnnkernel.trace import Trace
 
 
@@ -185,103 +185,6 @@ def forward(
     return Output(result, layout.caller_state(finals), traces, tape)
 
 
-def backward(
-    tape: Tape,
-    dy: Any,
-    dstate: Any,
-    limits: tuple[float, float],
-    flow: bool,
-    input_grad: bool,
-    threads: int,
-) -> Gradients:
-    """What `backward` of a layer does, once it is known that the tape is its own; `limits` are
-    those of clipping, of an element and of a norm.
-    """
-    layer, layout, (T, N) = tape.layer, tape.layout, tape.shape
-    P, D, L, states = layer._widths[0], layer._directions, layer.num_layers, layer._cell.states
-    if dy is not None:
-        dy = check_y(layer, "dy", dy, T, N, layout)
-    dfinal = [None] * len(states)
-    if dstate is not None:
-        dfinal = check_state(layer, "dstate", dstate, N, layout.batched)
-
-    dinitial = [_check.allocate("grads.state", (L * D, N, w), layer.dtype) for w in layer._widths]
-    parameters = {
-        name: _check.allocate(name, shape, layer.dtype)
-        for name, shape in layer._parameter_shapes.items()
-    }
-    table, dembedding = tape.table, None
-    is_tokens = table is not None and table.ids is not None
-    if is_tokens:
-        input_grad = False
-        if table.rows is not None:
-            dembedding = np.zeros((tape.vocabulary, layer.input_size), layer.dtype)
-    records = [None] * (L * D)
-    dx = dy
-    for k in reversed(range(L)):
-        dlayer, dx = dx, None
-        for d in range(D):
-            index = k * D + d
-            step, suffix, one = -1 if d else 1, layer._suffixes[index], tape.passes[index]
-            dpart = dtable = dtable_rows = None
-            if k > 0:
-                dpart = _check.allocate("grads.x", one.x.shape, layer.dtype)
-            elif input_grad:
-                dpart = layout.allocate("grads.x", T, N, layer.input_size, layer.dtype)
-            elif dembedding is not None and d == 0:
-                dtable, dtable_rows = dembedding, table.ids
-            elif dembedding is not None:
-                dtable = _check.allocate("grads.embedding", table.rows.shape, layer.dtype)
-            if flow:
-                records[index] = (
-                    np.zeros((T, N)),
-                    np.zeros((T, N)),
-                    np.zeros((T, N), np.uint8),
-                )
-            gradients = PackedGradients(one.weights)
-            _checkpoints.backward(
-                one,
-                gradients,
-                None if dlayer is None else dlayer[::step, :, d * P : (d + 1) * P],
-                None if dfinal[0] is None else dfinal[0][index],
-                None if dfinal[-1] is None or len(states) == 1 else dfinal[1][index],
-                limits,
-                records[index],
-                None if dpart is None else dpart[::step],
-                dinitial[0][index],
-                dinitial[1][index] if len(states) == 2 else None,
-                threads,
-                dtable,
-                dtable_rows,
-            )
-            if flow and one.rows is not None:
-                records[index] = [one.rows.restore(record) for record in records[index]]
-            some_columns = k == 0 and is_tokens and table.rows is None
-            gradients.unpack(
-                parameters[f"weight_ih{suffix}"],
-                parameters[f"weight_hh{suffix}"],
-                parameters.get(f"bias_ih{suffix}"),
-                parameters.get(f"bias_hh{suffix}"),
-                threads,
-                parameters.get(f"weight_ch{suffix}"),
-                parameters.get(f"weight_hr{suffix}"),
-                table.ids if some_columns else None,
-            )
-            if dtable is not None and dtable_rows is None:
-                dembedding[table.ids] += dtable
-            if dpart is not None:
-                dx = dpart if dx is None else np.add(dx, dpart, out=dx)
-        if k > 0 and tape.dropped is not None:
-            tape.dropped(k - 1, dx, dx, threads)
-    return Gradients(
-        layout.caller_view(dx) if input_grad else None,
-        layout.caller_state(dinitial),
-        parameters,
-        dembedding,
-        _flow(layer, records) if flow else None,
-    )
-
-
 def _writes_direct(out: np.ndarray) -> bool:
     """Whether kernels can write to it: units side by side, numbers where they belong."""
     contiguous = out.shape[-1] == 1 or out.strides[-1] == out.itemsize
@@ -324,27 +227,3 @@ def _draw(layer: Any, T: int) -> Dropped:
     with _counting:
         first, layer._dropout_steps = layer._dropout_steps, layer._dropout_steps + T
     return Dropped(layer.dropout, layer._dropout_seed, first)
-
-
-# -- flow -----------------------------------------------------------------------------------------
-
-
-def _flow(layer: Any, records: list) -> Flow:
-    """What backward recorded of each layer and direction, in the time of x."""
-    steps = [-1 if d else 1 for d in range(layer._directions)] * layer.num_layers
-    dh, dc, clipped = (
-        np.stack([record[part][::step] for record, step in zip(records, steps, strict=True)])
-        for part in range(3)
-    )
-    return Flow(
-        np.stack([_norm_over_batch(rows) for rows in dh]),
-        np.stack([_norm_over_batch(rows) for rows in dc]) if len(layer._cell.states) == 2 else None,
-        clipped.sum(axis=2, dtype=np.int64),
-    )
-
-
-def _norm_over_batch(rows: np.ndarray) -> np.ndarray:
-    """(T, N) norms of rows to (T,) norms of the batch, with no overflow of squares."""
-    largest = np.max(rows, axis=1, initial=0.0)
-    scale = np.where((largest > 0) & np.isfinite(largest), largest, 1.0)
-    return scale * np.sqrt(np.sum((rows / scale[:, None]) ** 2, axis=1))

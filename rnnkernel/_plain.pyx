@@ -18,62 +18,28 @@ cdef extern from *:
 import numpy as np
 
 from rnnkernel cimport _tape
+from rnnkernel._arrays cimport has_shape, is_plain, of_states, of_steps, plain_states, time_first
 from rnnkernel._forward cimport Pass, set_rows, set_weights
 from rnnkernel._kept cimport Kept
-from rnnkernel._packing cimport PackedGradients, PackedWeights, pack_weights, prepare_weights
+from rnnkernel._packing cimport PackedWeights, pack_weights, prepare_weights
 from rnnkernel._recurrence cimport Run
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._stack cimport run_stack
 from rnnkernel._states cimport Matrix, copy_row, pack_cell_states
 
-from rnnkernel import _backward
 from rnnkernel._arguments import Layout
 from rnnkernel._forward import allocate_reserve
 from rnnkernel._memory import aligned_empty
 from rnnkernel._rows import all_have, kept_x, plain_lengths
 from rnnkernel._sequence import Sequence
-from rnnkernel.results import Gradients, Output
+from rnnkernel.results import Output
 
 cnp.import_array()
-
-# Results of more bytes are allocated by rnnkernel/_passes.py, which tells what does not fit.
-cdef Py_ssize_t LARGE = 1 << 30
-
-# What training keeps is so many times its outputs at most.
-cdef double KEPT = 8
 
 # [batch_first][batched]
 cdef list LAYOUTS = [
     [Layout(batch_first, batched) for batched in (False, True)] for batch_first in (False, True)
 ]
-
-
-cdef bint is_plain(object array, int type_number, int dimensions) noexcept:
-    """Whether the loops can read it as it is."""
-    cdef cnp.ndarray a
-    cdef int axis
-    if type(array) is not cnp.ndarray:
-        return False
-    a = <cnp.ndarray>array
-    if (
-        cnp.PyArray_TYPE(a) != type_number
-        or cnp.PyArray_NDIM(a) != dimensions
-        or not cnp.PyArray_ISBEHAVED_RO(a)
-    ):
-        return False
-    for axis in range(dimensions):
-        if cnp.PyArray_STRIDE(a, axis) % cnp.PyArray_ITEMSIZE(a) != 0:
-            return False
-    return True
-
-
-cdef bint has_shape(cnp.ndarray a, shape) except -1:
-    """Whether its sizes are these, as many as it has dimensions."""
-    cdef int axis
-    for axis in range(cnp.PyArray_NDIM(a)):
-        if cnp.PyArray_DIM(a, axis) != <Py_ssize_t>shape[axis]:
-            return False
-    return True
 
 
 cdef bint are_plain(list arrays, list shapes, int type_number) except -1:
@@ -123,7 +89,7 @@ cdef forward(called, x, state, int threads, lengths, bint training):
     cdef int type_number = cnp.NPY_FLOAT32
     cdef bint batched, batch_first = layer.batch_first
     cdef Py_ssize_t D = layer._directions, L = layer.num_layers
-    cdef Py_ssize_t T, N, P, H = layer.hidden_size, item, k, d, index, width
+    cdef Py_ssize_t T, N, P, H = layer.hidden_size, item, k, d, index
     cdef Py_ssize_t time_axis = 0, batch_axis = 1
     cdef object cell = layer._cell
     cdef int states = len(cell.states)
@@ -133,7 +99,7 @@ cdef forward(called, x, state, int threads, lengths, bint training):
     cdef Pass *passes
     cdef Pass *one
     cdef Run *r
-    cdef Matrix first_c
+    cdef Matrix first_c = Matrix(NULL, 0, 0)
     cdef list weights = [], tape = []
     cdef object rows = None, layer_rows
     cdef const Py_ssize_t *order = NULL
@@ -166,20 +132,9 @@ cdef forward(called, x, state, int threads, lengths, bint training):
     ):
         return None
     P = layer._widths[0]
-    if <double>T * N * max(D * P, H) * L * item * (KEPT if training else 1) > LARGE:
+    initial = plain_states(layer, state, N, batched, type_number)
+    if initial is None:
         return None
-    initial = [None, None]
-    if state is not None:
-        initial = [state] if states == 1 else state
-        if states == 2 and (type(state) is not tuple or len(state) != 2):
-            return None
-        for k in range(states):
-            if not is_plain(initial[k], type_number, 3 if batched else 2):
-                return None
-            width = P if k == 0 else H
-            wanted = [L * D, N, width] if batched else [L * D, width]
-            if not has_shape(initial[k], wanted):
-                return None
 
     if lengths is not None:
         lengths = plain_lengths(lengths, T, N) if batched else None
@@ -210,13 +165,13 @@ cdef forward(called, x, state, int threads, lengths, bint training):
             return None
 
     # results
-    y = of_steps(T, N, D * P, type_number, batched, batch_first)
-    h_n = of_states(L * D, N, P, type_number, batched)
+    y = of_steps("y", T, N, D * P, type_number, batched, batch_first)
+    h_n = of_states("state", L * D, N, P, type_number, batched)
     if states == 2:
-        c_n = of_states(L * D, N, H, type_number, batched)
+        c_n = of_states("state", L * D, N, H, type_number, batched)
     if training:
         layout = LAYOUTS[batch_first][batched]
-        seen = kept_x(time_first(layout, x, batched, batch_first), lengths, threads)
+        seen = kept_x(time_first(layout, x), lengths, threads)
         x_array, time_axis, batch_axis = seen, 0, 1
 
     between[0] = between[1] = NULL
@@ -232,9 +187,9 @@ cdef forward(called, x, state, int threads, lengths, bint training):
             if batched and batch_first:
                 y_time, y_batch = D * P, T * D * P
             if training:
-                given = time_first(layout, y, batched, batch_first)
+                given = time_first(layout, y)
         elif training:
-            given = of_steps(T, N, D * P, type_number, True, False)
+            given = of_steps("y", T, N, D * P, type_number, True, False)
             layer_y = <char *>cnp.PyArray_DATA(<cnp.ndarray>given)
         else:
             # whoever reads a step is done with it before the next layer but one writes there
@@ -320,35 +275,6 @@ cdef _tape.Pass record(
     return _tape.Pass(w, x, h0, c0, y, reserve, rows)
 
 
-cdef inline time_first(layout, array, bint batched, bint batch_first):
-    """The caller's array as (T, N, ...)."""
-    return array if batched and not batch_first else layout.time_first(array)
-
-
-cdef cnp.ndarray of_steps(
-    Py_ssize_t T, Py_ssize_t N, Py_ssize_t width, int type_number, bint batched, bint batch_first
-):
-    """(T, N, width), uninitialised, as the caller has it."""
-    cdef cnp.npy_intp[3] shape
-    shape[0], shape[1], shape[2] = T, N, width
-    if not batched:
-        shape[1] = width
-    elif batch_first:
-        shape[0], shape[1] = N, T
-    return cnp.PyArray_EMPTY(3 if batched else 2, shape, type_number, 0)
-
-
-cdef cnp.ndarray of_states(
-    Py_ssize_t count, Py_ssize_t N, Py_ssize_t width, int type_number, bint batched
-):
-    """(L*D, N, width) likewise."""
-    cdef cnp.npy_intp[3] shape
-    shape[0], shape[1], shape[2] = count, N, width
-    if not batched:
-        shape[1] = width
-    return cnp.PyArray_EMPTY(3 if batched else 2, shape, type_number, 0)
-
-
 cdef PackedWeights prepare(
     layer, cell, list arrays, Py_ssize_t index, Py_ssize_t passes, bint training, int threads
 ):
@@ -397,117 +323,3 @@ cdef void last_row(
     """Where the final state of one layer and direction goes."""
     m.data = <char *>cnp.PyArray_DATA(states) + index * N * width * item
     m.row, m.unit = width * item, item
-
-
-# -- backward ----------------------------------------------------------------------------------
-
-
-def differentiate(
-    _tape.Tape tape, dy, dstate, double limit, double norm_limit, bint input_grad, int threads
-):
-    """The Gradients of a training forward, or None where arguments are not plain, x was a table or
-    what was kept is not all of it; the limits are those of clipping."""
-    cdef object layer = tape.layer, layout = tape.layout, cell = layer._cell, dlayer, dx, dpart
-    cdef _tape.Pass one
-    cdef PackedGradients gradients
-    cdef bint batched = layout.batched, batch_first = layout.batch_first
-    cdef Py_ssize_t D = layer._directions, L = layer.num_layers, P = layer._widths[0]
-    cdef Py_ssize_t H = layer.hidden_size, inputs = layer.input_size, T, N, k, d, index, at
-    cdef int states = len(cell.states), type_number = cnp.NPY_FLOAT32
-    cdef Py_ssize_t count, biases = 2 if layer.bias else 0
-    cdef cnp.ndarray dh0, dc0 = None
-    cdef list arrays
-    cdef cnp.npy_intp[2] shape
-    T, N = tape.shape
-    if layer.dtype != np.float32:
-        type_number = cnp.NPY_FLOAT64
-    if tape.dropped is not None or tape.table is not None or T == 0 or N == 0:
-        return None
-    for one in tape.passes:
-        if one.checkpoints is not None:
-            return None
-    if dy is not None:
-        wanted = [T, N, D * P]
-        if not batched:
-            wanted = [T, D * P]
-        elif batch_first:
-            wanted = [N, T, D * P]
-        if not is_plain(dy, type_number, 3 if batched else 2) or not has_shape(dy, wanted):
-            return None
-        dy = time_first(layout, dy, batched, batch_first)
-    dfinal = [None, None]
-    if dstate is not None:
-        if states == 2 and (type(dstate) is not tuple or len(dstate) != 2):
-            return None
-        dfinal = [dstate] if states == 1 else list(dstate)
-        for k in range(states):
-            width = P if k == 0 else H
-            wanted = [L * D, N, width] if batched else [L * D, width]
-            if not is_plain(dfinal[k], type_number, len(wanted)):
-                return None
-            if not has_shape(dfinal[k], wanted):
-                return None
-            if not batched:
-                dfinal[k] = dfinal[k][:, None]
-    if <double>T * N * max(inputs, D * P) * L * layer.dtype.itemsize > LARGE:
-        return None
-
-    dh0 = of_states(L * D, N, P, type_number, True)
-    if states == 2:
-        dc0 = of_states(L * D, N, H, type_number, True)
-    names = layer._parameter_shapes
-    parameters = {}
-    arrays = []
-    for name, sizes in names.items():
-        shape[0] = sizes[0]
-        if len(sizes) == 2:
-            shape[1] = sizes[1]
-        array = cnp.PyArray_EMPTY(<int>len(sizes), shape, type_number, 0)
-        parameters[name] = array
-        arrays.append(array)
-    count = len(arrays) // (L * D)
-    dx = dy
-    for k in range(L - 1, -1, -1):
-        dlayer, dx = dx, None
-        for d in range(D):
-            index = k * D + d
-            one = tape.passes[index]
-            dpart = None
-            if k > 0:
-                dpart = of_steps(T, N, D * P, type_number, True, False)
-            elif input_grad:
-                dpart = of_steps(T, N, inputs, type_number, batched, batch_first)
-                dpart = time_first(layout, dpart, batched, batch_first)
-            gradients = PackedGradients(one.weights)
-            _backward.backward(
-                one.weights, gradients, one.x, one.h0, one.c0, one.y, one.reserve,
-                half(dlayer, d, D, P),
-                None if dfinal[0] is None else dfinal[0][index],
-                None if states == 1 or dfinal[1] is None else dfinal[1][index],
-                limit, norm_limit, None,
-                dpart if dpart is None or d == 0 else dpart[::-1],
-                dh0[index], None if states == 1 else dc0[index], threads, one.rows,
-            )
-            at = index * count
-            gradients.unpack(
-                arrays[at], arrays[at + 1],
-                arrays[at + 2] if biases else None, arrays[at + 3] if biases else None, threads,
-                arrays[at + count - 1] if cell.peepholes else None,
-                arrays[at + 2 + biases] if cell.projects else None,
-            )
-            if dpart is not None:
-                dx = dpart if dx is None else np.add(dx, dpart, out=dx)
-    if not batched:
-        dh0, dc0 = dh0[:, 0], None if dc0 is None else dc0[:, 0]
-    return Gradients(
-        None if not input_grad else dx if batched and not batch_first else layout.caller_view(dx),
-        dh0 if states == 1 else (dh0, dc0),
-        parameters,
-    )
-
-
-cdef half(dlayer, Py_ssize_t d, Py_ssize_t D, Py_ssize_t P):
-    """The part of dL/dy of a layer that belongs to a direction, in its time."""
-    if dlayer is None or D == 1:
-        return dlayer
-    return dlayer[::-1, :, P:] if d else dlayer[:, :, :P]

@@ -1,7 +1,9 @@
-"""What a training forward hands to its backward.
+"""What a training forward hands to its backward, and backward to its loops.
 
 Every training call makes these, so they are cheap to make.
 """
+
+from rnnkernel._packing cimport PackedGradients, PackedWeights
 
 
 cdef class Pass:
@@ -51,3 +53,49 @@ cdef class Tape:
     ):
         self.layer, self.passes, self.layout, self.shape = layer, passes, layout, shape
         self.dropped, self.table, self.vocabulary = dropped, table, vocabulary
+
+
+cdef class BackwardPass:
+    """What backward of one layer and direction reads beside the Pass, and where it writes.
+
+    Attributes
+    ----------
+    of : Pass
+        With a reserve, where the cell needs one.
+    gradients : PackedGradients
+        Are added to.
+    dy : (T, N, P), or None
+    dh_n, dc_n : (N, P) and (N, H), or None
+        Gradients of the final states.
+    flow : None or three arrays (T, N): norms of dh and dc (float64), rows clipped (uint8)
+        With rows by own step and position.
+    dx : (T, N, I), or None
+    dh0, dc0 : (N, P) and (N, H), or None without a cell state
+    dtable : (R, I), or None
+        Where x is a table its gradient; with `dtable_rows` (R,) these rows of a larger one, and the
+        others stay.
+    sums : what `sums_of_dgates` returns, or None
+        A sequence in segments adds to one, and only its last call is to `finish`.
+    """
+
+    def __init__(
+        self,
+        Pass of,
+        PackedGradients gradients,
+        dy,
+        dh_n,
+        dc_n,
+        flow,
+        dx,
+        dh0,
+        dc0,
+        dtable=None,
+        dtable_rows=None,
+        sums=None,
+        bint finish=True,
+    ):
+        self.of, self.gradients = of, gradients
+        self.dy, self.dh_n, self.dc_n, self.flow = dy, dh_n, dc_n, flow
+        self.dx, self.dh0, self.dc0 = dx, dh0, dc0
+        self.dtable, self.dtable_rows = dtable, dtable_rows
+        self.sums, self.finish = sums, finish

@@ -10,8 +10,10 @@ import warnings
 import numpy as np
 
 from rnnkernel import _check, _passes, _threads, cells, profiling
+from rnnkernel._arguments import check_arrivals
+from rnnkernel._differentiate import differentiate, plain_arrivals
 from rnnkernel._kept import Kept
-from rnnkernel._plain import differentiate, train
+from rnnkernel._plain import train
 from rnnkernel.clipping import Clip
 from rnnkernel.inference import Frozen, Inference, Stream
 from rnnkernel.results import Gradients, Output
@@ -400,13 +402,10 @@ class _Layer(Inference):
         flow = _check.flag("flow", flow)
         input_grad = _check.flag("input_grad", input_grad)
         threads = _threads.resolve(num_threads)
-        gradients = None
-        if not flow:
-            gradients = differentiate(out._tape, dy, dstate, value, norm, input_grad, threads)
-        if gradients is None:
-            gradients = _passes.backward(
-                out._tape, dy, dstate, (value, norm), flow, input_grad, threads
-            )
+        arrivals = plain_arrivals(out._tape, dy, dstate)
+        if arrivals is None:
+            arrivals = check_arrivals(out._tape, dy, dstate)
+        gradients = differentiate(out._tape, *arrivals, value, norm, flow, input_grad, threads)
         if call is not None:
             call.end()
         return gradients

@@ -55,6 +55,17 @@ class Flow:
     dc_norm: npt.NDArray[np.float64] | None
     clipped: npt.NDArray[np.int64]
 
+    @classmethod
+    def _of_records(cls, records: list, has_cells: bool) -> Flow:
+        """From what backward recorded of each layer and direction, (T, N) in the time of x: norms
+        of dh and dc by row, and rows clipped."""
+        dh, dc, clipped = (np.stack(part) for part in zip(*records, strict=True))
+        return cls(
+            np.stack([_norm_over_batch(rows) for rows in dh]),
+            np.stack([_norm_over_batch(rows) for rows in dc]) if has_cells else None,
+            clipped.sum(axis=2, dtype=np.int64),
+        )
+
 
 @dataclass(frozen=True)
 class Gradients:
@@ -76,3 +87,10 @@ class Gradients:
     parameters: dict[str, np.ndarray]
     embedding: np.ndarray | None = None
     flow: Flow | None = None
+
+
+def _norm_over_batch(rows: np.ndarray) -> np.ndarray:
+    """(T, N) norms of rows to (T,) norms of the batch, with no overflow of squares."""
+    largest = np.max(rows, axis=1, initial=0.0)
+    scale = np.where((largest > 0) & np.isfinite(largest), largest, 1.0)
+    return scale * np.sqrt(np.sum((rows / scale[:, None]) ** 2, axis=1))

@@ -45,7 +45,8 @@ GRADIENTS = "rnnkernel/_gradients.pyx"
 PACKING = "rnnkernel/_packing.pyx"
 LOOKUP, SEQUENCE, STREAM = "csrc/lookup.h", "rnnkernel/_sequence.py", "rnnkernel/_stream.pyx"
 CHECKPOINTS, SMALL = "rnnkernel/_checkpoints.py", "csrc/small_weights.h"
-PASSES = "rnnkernel/_passes.py"
+PASSES, DIFFERENTIATE = "rnnkernel/_passes.py", "rnnkernel/_differentiate.pyx"
+BACKWARD, POOL = "rnnkernel/_backward.pyx", "rnnkernel/_pool.pyx"
 
 
 def only(name, chosen=""):
@@ -298,9 +299,9 @@ FAULTS = [
     ),
     Fault(
         "token ids: the second direction's gradient replaces that of the first",
-        PASSES,
-        "dembedding[table.ids] += dtable",
-        "dembedding[table.ids] = dtable",
+        DIFFERENTIATE,
+        "dembedding[table.ids] += back.dtable",
+        "dembedding[table.ids] = back.dtable",
         **only("ids"),
     ),
     Fault(
@@ -396,13 +397,6 @@ FAULTS = [
         **only("packing"),
     ),
     Fault(
-        "other calls: dx of the second direction replaces that of the first",
-        PASSES,
-        "dx = dpart if dx is None else np.add(dx, dpart, out=dx)",
-        "dx = dpart",
-        **only("plain", "training"),
-    ),
-    Fault(
         "other calls: all layers begin with the states of the first",
         PASSES,
         'np.array(initial[0][index], order="C")',
@@ -417,10 +411,10 @@ FAULTS = [
         **only("plain"),
     ),
     Fault(
-        "plain training: dx of the second direction replaces that of the first",
-        "rnnkernel/_plain.pyx",
-        "dx = dpart if dx is None else np.add(dx, dpart, out=dx)",
-        "dx = dpart",
+        "backward: dx of the second direction replaces that of the first",
+        DIFFERENTIATE,
+        "dx = back.dx if d == 0 else np.add(dx, back.dx[::-1], out=dx)",
+        "dx = back.dx if d == 0 else back.dx[::-1]",
         **only("stacks"),
     ),
     Fault(
@@ -550,10 +544,45 @@ FAULTS = [
         **only("checkpoints"),
     ),
     Fault(
+        "directions at once: the second's final gradients are the first's",
+        BACKWARD,
+        "prepare(&loops[i], passes[i], scratch, size)",
+        "prepare(&loops[i], passes[0], scratch, size)",
+        **only("split_backward", "directions"),
+    ),
+    Fault(
+        "directions at once: with a thread too few the second is left out",
+        BACKWARD,
+        "if i % teams == member // size:",
+        "if i == member // size:",
+        **only("split_backward", "fewer"),
+    ),
+    Fault(
+        "memory: a block that is taken waits on",
+        POOL,
+        "best[0] = found.older",
+        "found = best[0]",
+        **only("pool"),
+    ),
+    Fault(
+        "memory: a block serves where a larger one is wanted",
+        POOL,
+        "if size <= at[0].size <= size + size // 2",
+        "if at[0].size <= size + size // 2",
+        **only("pool"),
+    ),
+    Fault(
+        "memory: what waits without a layer stays",
+        POOL,
+        "if rk_count(&rk_layers, -1) == 0 and rk_pool_enter():",
+        "if rk_count(&rk_layers, -1) < 0 and rk_pool_enter():",
+        **only("pool", "without"),
+    ),
+    Fault(
         "checkpoints: gradients stop where a segment begins",
         CHECKPOINTS,
-        "dh_n, dc_n = dh0, dc0",
-        "dh_n = dc_n = None",
+        "dh, dc = given.dh0, given.dc0",
+        "dh = dc = None",
         **only("checkpoints"),
     ),
     Fault(

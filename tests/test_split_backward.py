@@ -1,4 +1,9 @@
-"""Backward with threads that split the batch, or the units: the bits of one thread."""
+"""Backward with threads that split the batch, or the units, or take a direction each: the bits of
+one thread."""
+
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -39,11 +44,14 @@ def check(monkeypatch, layer, sizes, **arguments):
     expected = gradients(layer, sizes, num_threads=1, **arguments)
     for num_threads in (1, 2, 3, 5):
         for split in ("rows", "units", None):
-            monkeypatch.setattr(_backward, "SPLIT", split)
-            got = gradients(layer, sizes, num_threads=num_threads, **arguments)
-            assert got.keys() == expected.keys()
-            for name in expected:
-                assert_same_bits(got[name], expected[name], f"{split}, {num_threads}: {name}")
+            for teams in (1, 2) if layer.bidirectional else (None,):
+                monkeypatch.setattr(_backward, "SPLIT", split)
+                monkeypatch.setattr(_backward, "TEAMS", teams)
+                got = gradients(layer, sizes, num_threads=num_threads, **arguments)
+                assert got.keys() == expected.keys()
+                for name in expected:
+                    way = f"{split}, {teams}, {num_threads}: {name}"
+                    assert_same_bits(got[name], expected[name], way)
 
 
 @pytest.mark.parametrize("batch", ["full", "lengths", "reset", "lengths and reset"])
@@ -74,3 +82,60 @@ def test_projections(dtype, proj_size, monkeypatch):
     layer = rk.LSTM(*sizes[2:], dtype=dtype, rng=1, **lstm_case(proj_size=proj_size).options)
     for arguments in ({}, {"clip": rk.Clip(norm=0.7), "flow": True}):
         check(monkeypatch, layer, sizes, batch="lengths and reset", **arguments)
+
+
+@pytest.mark.parametrize("batch", ["full", "lengths and reset"])
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_directions(case, dtype, sizes, batch, monkeypatch):
+    layer = getattr(rk, case.layer)(
+        *sizes[2:], 2, bidirectional=True, dtype=dtype, rng=1, **case.options
+    )
+    check(monkeypatch, layer, sizes, batch=batch)
+    monkeypatch.setattr(_backward, "TEAMS", 2)
+    check(monkeypatch, layer, sizes, batch=batch, clip=rk.Clip(norm=0.7), flow=True)
+
+
+@pytest.mark.parametrize("embedding", [False, True])
+def test_directions_of_ids(case, dtype, embedding, monkeypatch):
+    layer = getattr(rk, case.layer)(19, 33, bidirectional=True, dtype=dtype, rng=1, **case.options)
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, 11, (40, 9))
+    table = rng.standard_normal((11, 19)).astype(dtype) if embedding else None
+    out = layer.forward(ids, embedding=table, training=True)
+    results = []
+    for teams, threads in [(1, 1), (1, 2), (2, 2), (2, 3), (2, 4)]:
+        monkeypatch.setattr(_backward, "TEAMS", teams)
+        grads = layer.backward(out, out.y, num_threads=threads)
+        results.append([*grads.parameters.values()] + ([grads.embedding] if embedding else []))
+    for other in results[1:]:
+        for one, expected in zip(other, results[0], strict=True):
+            assert_same_bits(one, expected)
+
+
+FEWER = """
+import numpy as np
+import rnnkernel as rk
+from rnnkernel import _backward, _kernels
+
+layer = rk.LSTM(16, 40, bidirectional=True, rng=0)
+x = np.random.default_rng(0).standard_normal((50, 12, 16)).astype(np.float32)
+out = layer.forward(x, training=True, num_threads=1)
+_backward.TEAMS = 1
+expected = layer.backward(out, out.y, num_threads=1)
+for _backward.TEAMS in (1, 2):
+    grads = layer.backward(out, out.y, num_threads=4)
+    assert grads.x.tobytes() == expected.x.tobytes()
+    for name, array in expected.parameters.items():
+        assert grads.parameters[name].tobytes() == array.tobytes(), name
+"""
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_fewer_threads_than_asked_for(limit):
+    done = subprocess.run(
+        [sys.executable, "-c", FEWER],
+        env={**os.environ, "OMP_THREAD_LIMIT": str(limit)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,24 @@
+cimport numpy as cnp
+
+
+# Whether the loops can read an array as it is: of this type and number of axes.
+cdef bint is_plain(object array, int type_number, int dimensions) noexcept
+# Whether its sizes are these, as many as it has dimensions.
+cdef bint has_shape(cnp.ndarray a, shape) except -1
+# What a caller gives for states, or their gradients, as a list by state of arrays (L*D, N, units),
+# without N where there is no batch, or None; None where they are not plain.
+cdef list plain_states(layer, state, Py_ssize_t N, bint batched, int type_number)
+# The caller's array as (T, N, ...).
+cdef time_first(layout, array)
+# And an array (T, N, ...) as the caller has it.
+cdef caller_view(layout, array)
+# New arrays, uninitialised, as a caller has them: (T, N, width) in the layout's order, and
+# (L*D, N, width). `name` says what does not fit in memory.
+cdef cnp.ndarray of_steps(
+    str name, Py_ssize_t T, Py_ssize_t N, Py_ssize_t width, int type_number, bint batched,
+    bint batch_first,
+)
+cdef cnp.ndarray of_states(
+    str name, Py_ssize_t count, Py_ssize_t N, Py_ssize_t width, int type_number, bint batched
+)
+cdef cnp.ndarray named_array(str name, int dimensions, cnp.npy_intp *shape, int type_number)

@@ -1,0 +1,100 @@
+"""The arrays of a call, looked at and made in C.
+
+For a small layer the Python of a call costs more than its arithmetic, and where the loops have just
+filled the caches several times what it costs alone: what most calls are given is known here at
+once, and rnnkernel/_arguments.py has the words for what is wrong with the rest.
+"""
+
+cimport numpy as cnp
+
+from rnnkernel._memory cimport new_array
+
+from rnnkernel import _check
+
+cnp.import_array()
+
+
+cdef bint is_plain(object array, int type_number, int dimensions) noexcept:
+    cdef cnp.ndarray a
+    cdef int axis
+    if type(array) is not cnp.ndarray:
+        return False
+    a = <cnp.ndarray>array
+    if (
+        cnp.PyArray_TYPE(a) != type_number
+        or cnp.PyArray_NDIM(a) != dimensions
+        or not cnp.PyArray_ISBEHAVED_RO(a)
+    ):
+        return False
+    for axis in range(dimensions):
+        if cnp.PyArray_STRIDE(a, axis) % cnp.PyArray_ITEMSIZE(a) != 0:
+            return False
+    return True
+
+
+cdef bint has_shape(cnp.ndarray a, shape) except -1:
+    cdef int axis
+    for axis in range(cnp.PyArray_NDIM(a)):
+        if cnp.PyArray_DIM(a, axis) != <Py_ssize_t>shape[axis]:
+            return False
+    return True
+
+
+cdef list plain_states(layer, state, Py_ssize_t N, bint batched, int type_number):
+    cdef tuple widths = layer._widths
+    cdef Py_ssize_t rows = layer.num_layers * layer._directions
+    cdef list given
+    if state is None:
+        return [None] * len(widths)
+    if len(widths) == 1:
+        given = [state]
+    elif type(state) is tuple and len(state) == len(widths):
+        given = list(state)
+    else:
+        return None
+    for array, width in zip(given, widths, strict=True):
+        shape = (rows, N, width) if batched else (rows, width)
+        if not is_plain(array, type_number, len(shape)) or not has_shape(array, shape):
+            return None
+    return given
+
+
+cdef time_first(layout, array):
+    return layout.time_first(array) if layout.batch_first or not layout.batched else array
+
+
+cdef caller_view(layout, array):
+    return layout.caller_view(array) if layout.batch_first or not layout.batched else array
+
+
+cdef cnp.ndarray of_steps(
+    str name, Py_ssize_t T, Py_ssize_t N, Py_ssize_t width, int type_number, bint batched,
+    bint batch_first,
+):
+    cdef cnp.npy_intp[3] shape
+    shape[0], shape[1], shape[2] = T, N, width
+    if not batched:
+        shape[1] = width
+    elif batch_first:
+        shape[0], shape[1] = N, T
+    return named_array(name, 3 if batched else 2, shape, type_number)
+
+
+cdef cnp.ndarray of_states(
+    str name, Py_ssize_t count, Py_ssize_t N, Py_ssize_t width, int type_number, bint batched
+):
+    cdef cnp.npy_intp[3] shape
+    shape[0], shape[1], shape[2] = count, N, width
+    if not batched:
+        shape[1] = width
+    return named_array(name, 3 if batched else 2, shape, type_number)
+
+
+cdef cnp.ndarray named_array(str name, int dimensions, cnp.npy_intp *shape, int type_number):
+    cdef int axis
+    try:
+        return new_array(dimensions, shape, type_number)
+    except (MemoryError, ValueError):
+        sizes = tuple([shape[axis] for axis in range(dimensions)])
+        item = 4 if type_number == cnp.NPY_FLOAT32 else 8
+        raise _check.does_not_fit(name, sizes, item) from None

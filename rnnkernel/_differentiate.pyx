@@ -1,0 +1,186 @@
+"""Backward of a call: its layers from the last to the first, and what each hands to the one below.
+
+rnnkernel/_backward.pyx takes the directions of a layer through time, or rnnkernel/_checkpoints.py
+each of them in segments.
+"""
+
+cimport numpy as cnp
+
+import numpy as np
+
+from rnnkernel._arrays cimport (
+    caller_view,
+    has_shape,
+    is_plain,
+    named_array,
+    of_states,
+    of_steps,
+    plain_states,
+    time_first,
+)
+from rnnkernel._packing cimport PackedGradients
+from rnnkernel._tape cimport BackwardPass, Pass, Tape
+
+from rnnkernel import _backward, _checkpoints
+from rnnkernel.results import Flow, Gradients
+
+cnp.import_array()
+
+
+def plain_arrivals(Tape tape, dy, dstate):
+    """What `check_arrivals` of rnnkernel/_arguments.py returns, or None where arguments are not
+    plain."""
+    cdef object layer = tape.layer, layout = tape.layout
+    cdef bint batched = layout.batched, batch_first = layout.batch_first
+    cdef int type_number = type_of(layer)
+    T, N = tape.shape
+    if dy is not None:
+        width = layer._directions * layer._widths[0]
+        wanted = (T, width) if not batched else (N, T, width) if batch_first else (T, N, width)
+        if not is_plain(dy, type_number, 3 if batched else 2) or not has_shape(dy, wanted):
+            return None
+        dy = time_first(layout, dy)
+    dfinal = plain_states(layer, dstate, N, batched, type_number)
+    if dfinal is None:
+        return None
+    if not batched and dstate is not None:
+        dfinal = [array[:, None] for array in dfinal]
+    return dy, dfinal
+
+
+cdef inline int type_of(layer) except -1:
+    return cnp.NPY_FLOAT32 if layer.dtype == np.float32 else cnp.NPY_FLOAT64
+
+
+def differentiate(
+    Tape tape,
+    dy,
+    list dfinal,
+    double limit,
+    double norm_limit,
+    bint flow,
+    bint input_grad,
+    int threads,
+):
+    """The Gradients of a training forward: `dy` is (T, N, D*P) or None, `dfinal` are the gradients
+    of the final states, (L*D, N, units) or None each, and the limits are those of clipping."""
+    cdef object layer = tape.layer, layout = tape.layout, table = tape.table
+    cdef bint batched = layout.batched, batch_first = layout.batch_first
+    cdef bint tokens = table is not None and table.ids is not None
+    cdef bint has_cells = len(dfinal) == 2
+    cdef int type_number = type_of(layer)
+    cdef Py_ssize_t D = layer._directions, L = layer.num_layers, P = layer._widths[0]
+    cdef Py_ssize_t T, N, k, d, index
+    cdef Pass one
+    cdef BackwardPass back
+    cdef cnp.ndarray dh0, dc0 = None
+    cdef dict parameters = {}
+    cdef list passes, records = []
+    cdef object dlayer, dx = dy, dembedding = None
+    T, N = tape.shape
+    dh0 = of_states("grads.state", L * D, N, P, type_number, True)
+    if has_cells:
+        dc0 = of_states("grads.state", L * D, N, layer.hidden_size, type_number, True)
+    for name, shape in layer._parameter_shapes.items():
+        parameters[name] = like(name, shape, type_number)
+    if tokens:
+        input_grad = False
+        if table.rows is not None:
+            dembedding = np.zeros((tape.vocabulary, layer.input_size), layer.dtype)
+
+    for k in range(L - 1, -1, -1):
+        dlayer, dx = dx, None
+        passes = []
+        for d in range(D):
+            index = k * D + d
+            one = tape.passes[index]
+            dpart = dtable = dtable_rows = record = None
+            if k > 0:
+                dpart = of_steps("grads.x", T, N, D * P, type_number, True, False)
+            elif input_grad:
+                dpart = time_first(layout, of_steps(
+                    "grads.x", T, N, layer.input_size, type_number, batched, batch_first
+                ))
+            elif dembedding is not None and d == 0:
+                dtable, dtable_rows = dembedding, table.ids
+            elif dembedding is not None:
+                dtable = like("grads.embedding", table.rows.shape, type_number)
+            if flow:
+                record = np.zeros((T, N)), np.zeros((T, N)), np.zeros((T, N), np.uint8)
+            passes.append(BackwardPass(
+                one, PackedGradients(one.weights), half(dlayer, d, D, P),
+                of(dfinal[0], index), of(dfinal[1], index) if has_cells else None, record,
+                dpart if dpart is None or d == 0 else dpart[::-1], dh0[index], of(dc0, index),
+                dtable, dtable_rows,
+            ))
+        if one.checkpoints is None:
+            _backward.backward(passes, limit, norm_limit, threads)
+        else:
+            for back in passes:
+                _checkpoints.backward(back, limit, norm_limit, threads)
+        for d in range(D):
+            back = passes[d]
+            unpack(
+                back.gradients, parameters, layer._suffixes[k * D + d], threads,
+                table.ids if k == 0 and tokens and table.rows is None else None,
+            )
+            if back.dtable is not None and back.dtable_rows is None:
+                dembedding[table.ids] += back.dtable
+            if back.dx is not None:
+                dx = back.dx if d == 0 else np.add(dx, back.dx[::-1], out=dx)
+        if flow:
+            records = [in_time_of_x(passes[d], d) for d in range(D)] + records
+        if k > 0 and tape.dropped is not None:
+            tape.dropped(k - 1, dx, dx, threads)
+
+    if not batched:
+        dh0, dc0 = dh0[:, 0], None if dc0 is None else dc0[:, 0]
+    return Gradients(
+        None if not input_grad else caller_view(layout, dx),
+        dh0 if dc0 is None else (dh0, dc0),
+        parameters,
+        dembedding,
+        Flow._of_records(records, has_cells) if flow else None,
+    )
+
+
+cdef like(str name, tuple shape, int type_number):
+    """A new array, uninitialised."""
+    cdef cnp.npy_intp[2] sizes
+    cdef int axis
+    for axis in range(len(shape)):
+        sizes[axis] = shape[axis]
+    return named_array(name, <int>len(shape), sizes, type_number)
+
+
+cdef inline of(states, Py_ssize_t index):
+    return None if states is None else states[index]
+
+
+cdef half(dlayer, Py_ssize_t d, Py_ssize_t D, Py_ssize_t P):
+    """The part of dL/dy of a layer that belongs to a direction, in its time."""
+    if dlayer is None or D == 1:
+        return dlayer
+    return dlayer[::-1, :, P:] if d else dlayer[:, :, :P]
+
+
+cdef unpack(PackedGradients gradients, dict parameters, suffix, int threads, columns):
+    gradients.unpack(
+        parameters["weight_ih" + suffix],
+        parameters["weight_hh" + suffix],
+        parameters.get("bias_ih" + suffix),
+        parameters.get("bias_hh" + suffix),
+        threads,
+        parameters.get("weight_ch" + suffix),
+        parameters.get("weight_hr" + suffix),
+        columns,
+    )
+
+
+cdef list in_time_of_x(BackwardPass back, Py_ssize_t d):
+    """What a direction recorded, by step and row of x."""
+    cdef object rows = back.of.rows
+    return [
+        (record if rows is None else rows.restore(record))[:: -1 if d else 1]
+        for record in back.flow
+    ]
