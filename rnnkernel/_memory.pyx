@@ -10,7 +10,7 @@ from libc.string cimport memcpy, memset
 
 import numpy as np
 
-from rnnkernel._pool cimport block_size, give_block, take_block
+from rnnkernel._pool cimport block_size, give_block, poison, take_block
 
 cnp.import_array()
 
@@ -77,7 +77,7 @@ cdef cnp.ndarray new_array(int dimensions, cnp.npy_intp *shape, int type_number)
     cdef double size = 1 if type_number == cnp.NPY_UINT8 else 8
     for axis in range(dimensions):
         size *= shape[axis]
-    if size < LARGE:
+    if size < LARGE and not poison:
         return cnp.PyArray_EMPTY(dimensions, shape, type_number, 0)
     others = PyDataMem_SetHandler(capsule)
     try:

@@ -1,5 +1,7 @@
 """Large blocks of memory that go from call to call."""
 
+# Whether blocks are filled with NaN when they are taken, and every array is one.
+cdef bint poison
 # At least so many bytes, uninitialised, at a multiple of 64; NULL where they do not fit.
 cdef char *take_block(size_t size) noexcept nogil
 # Of a block that was taken: how many bytes it has.

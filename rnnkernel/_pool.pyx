@@ -13,6 +13,7 @@ freed, as is what exceeds a limit, the oldest first, and everything when there i
 import os
 
 from libc.stdlib cimport free
+from libc.string cimport memset
 from posix.stdlib cimport posix_memalign
 
 cdef extern from *:
@@ -121,6 +122,8 @@ cdef char *take_block(size_t size) noexcept nogil:
         block = <Block *>memory
         block.size = size
         rk_count(&rk_new_blocks, 1)
+    if poison:
+        memset(<char *>block + HEADER, 255, size - HEADER)
     return <char *>block + HEADER
 
 
@@ -188,6 +191,13 @@ def idle_bytes():
 def new_blocks():
     """How many blocks did not wait when they were wanted."""
     return rk_count(&rk_new_blocks, 0)
+
+
+def set_poison(bint wanted):
+    """For tests: whether arrays and blocks come full of NaN, so that nothing passes that was never
+    written and happened to be zero."""
+    global poison
+    poison = wanted
 
 
 def set_idle_limit(limit):
