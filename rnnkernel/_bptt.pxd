@@ -1,4 +1,5 @@
 from rnnkernel._kernels cimport rk_cell, rk_kernels
+from rnnkernel._rows cimport clear_step
 from rnnkernel._team cimport rk_flag
 
 cdef enum:
@@ -124,6 +125,15 @@ cdef struct Bptt:
     const Py_ssize_t *dtable_at         # which of its rows stands for which of x's, or NULL
     Py_ssize_t sums_bytes               # of table_gradient, yet to be zeroed; or 0
     long long *spent                    # by thread and phase (_clock.pxd), or NULL
+
+
+cdef inline void clear_dx(
+    const Bptt *r, Py_ssize_t t, Py_ssize_t begin, Py_ssize_t end, int members, int member
+) noexcept nogil:
+    """One member's share of the zeros in a step of dx, of rows that do not have it."""
+    clear_step(
+        r.dx, r.dx_time, r.dx_from, r.item, r.I, r.start, r.length, t, begin, end, members, member
+    )
 
 
 cdef inline Py_ssize_t vectors_of(const Bptt *r, Py_ssize_t columns) noexcept nogil:

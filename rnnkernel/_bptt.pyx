@@ -282,13 +282,18 @@ cdef void step_back(
 # -- all steps -----------------------------------------------------------------------------------
 
 
-cdef void steps_back(const Bptt *r, const Share *s, const Chunk *c) noexcept nogil:
-    """A thread's share of the steps of a chunk."""
+cdef void steps_back(
+    const Bptt *r, const Share *s, const Chunk *c, int members, int member
+) noexcept nogil:
+    """A thread's share of the steps of a chunk, and of the zeros in dx beside them: the team's
+    members share these, whatever else they share."""
     cdef Py_ssize_t t, rows
     for t in range(c.t0 + c.steps - 1, c.t0 - 1, -1):
         rows = s.end - s.begin
         if r.alive != NULL:
             rows = min(s.end, r.alive[t]) - s.begin
+            if r.clears and r.dx != NULL:
+                clear_dx(r, t, r.alive[t], r.N, members, member)
         if rows > 0:
             step_back(r, s, c, t, rows)
 
@@ -315,7 +320,7 @@ cdef void run_member(const Bptt *r, int members, int member) noexcept nogil:
                 list_rows(r, &c)
             meet_all(r, members, member, &clock)
         s = share_of(r, &c, members, member, &clock)
-        steps_back(r, &s, &c)
+        steps_back(r, &s, &c, members, member)
         charge(&clock, LOOP)
         meet_all(r, members, member, &clock)
         counted = share_gradients(r, &c, counted, members, member, &clock)

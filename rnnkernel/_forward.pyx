@@ -70,6 +70,7 @@ cdef int set_rows(Run *r, rows) except -1:
     """Which rows have which of its steps."""
     cdef Py_ssize_t t
     r.y_steps, r.T = r.T, len(rows.alive)
+    r.longest = r.T
     r.clears = rows.whole
     r.alive = <Py_ssize_t *><Py_ssize_t>address(rows.alive)
     r.count = 0

@@ -7,7 +7,7 @@ these piece by piece, by what they write, so that no sum depends on their number
 
 from libc.string cimport memcpy
 
-from rnnkernel._bptt cimport DX_ROWS, GROUP, Bptt, vectors_of
+from rnnkernel._bptt cimport DX_ROWS, GROUP, Bptt, clear_dx, vectors_of
 from rnnkernel._chunks cimport Chunk
 from rnnkernel._clock cimport INPUT_GRADIENT, WEIGHT_GRADIENTS, Clock, charge
 from rnnkernel._kernels cimport (
@@ -18,7 +18,6 @@ from rnnkernel._kernels cimport (
     rk_window,
 )
 from rnnkernel._products cimport through, through_columns
-from rnnkernel._rows cimport clear_ends
 from rnnkernel._team cimport rk_next
 
 
@@ -216,7 +215,7 @@ cdef void add_constant_gradient(const Bptt *r, Py_ssize_t block) noexcept nogil:
 cdef void finish_gradients(
     const Bptt *r, Py_ssize_t counted, int members, int member, Clock *clock
 ) noexcept nogil:
-    cdef Py_ssize_t task, tasks = 0
+    cdef Py_ssize_t task, tasks = 0, t
     if r.finish and r.dtable != NULL:
         tasks = (r.table_rows + DX_ROWS - 1) // DX_ROWS
     elif r.finish and r.constant:
@@ -232,8 +231,6 @@ cdef void finish_gradients(
             table_gradient(r, task * DX_ROWS, member)
             charge(clock, INPUT_GRADIENT)
     if r.dx != NULL and r.clears:
-        clear_ends(
-            r.dx, r.dx_time, r.dx_batch, r.dx_from, r.item, r.I, r.start, r.length, 0, r.N,
-            r.steps_of_x, members, member,
-        )
+        for t in range(r.T, r.steps_of_x):
+            clear_dx(r, t, 0, r.N, members, member)
         charge(clock, INPUT_GRADIENT)

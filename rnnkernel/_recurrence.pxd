@@ -56,6 +56,7 @@ cdef struct Run:
     const Py_ssize_t *x_row
     const Py_ssize_t *start       # steps of y before a row's first
     const Py_ssize_t *length
+    Py_ssize_t longest            # of all rows, where they differ
     Py_ssize_t y_steps
     bint clears                   # whether to write zeros past the ends
     const unsigned char *reset    # (T, N)

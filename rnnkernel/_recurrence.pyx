@@ -22,7 +22,7 @@ from rnnkernel._kernels cimport (
     rk_step,
 )
 from rnnkernel._packing cimport Panel, pack_share, run_blocks
-from rnnkernel._rows cimport any_set, cells_after_reset, clear_ends, clear_rows
+from rnnkernel._rows cimport any_set, cells_after_reset, clear_rows, clear_step
 from rnnkernel._team cimport rk_flag, rk_meet, rk_offer, rk_range, rk_take
 
 
@@ -280,6 +280,17 @@ cdef void enter_segments(
             meet(part)
 
 
+cdef void clear(const Run *r, const Part *part, Py_ssize_t t) noexcept nogil:
+    """y at a step, of the rows that do not have it."""
+    cdef Py_ssize_t begin = part.begin
+    if t < r.longest:
+        begin = max(begin, r.alive[t])
+    clear_step(
+        r.y, r.y_time, r.y_row, r.item, r.P, r.start, r.length, t, begin, part.end, part.members,
+        part.member,
+    )
+
+
 cdef void step_passing(const Run *r, const Part *part, rk_step *s) noexcept nogil:
     """Some blocks of a step whose weights pass."""
     cdef Py_ssize_t past = s.block_end
@@ -295,7 +306,7 @@ cdef void run_part(const Run *r, Part *part) noexcept nogil:
     cdef Py_ssize_t t, t0, steps, row_gates = r.cell.memory_slots * r.units
     cdef Py_ssize_t begin = part.begin, end = part.end
     cdef Py_ssize_t tile = r.N * r.pitch * r.item
-    cdef Py_ssize_t ahead, block_bytes
+    cdef Py_ssize_t ahead, block_bytes, cleared = r.first
     cdef int phase
     cdef rk_step s
     cdef unsigned long long saved = fp_enter()
@@ -323,6 +334,9 @@ cdef void run_part(const Run *r, Part *part) noexcept nogil:
                 s.rows = min(end, r.alive[t]) - begin
                 if s.rows <= 0:
                     break
+                if r.clears:
+                    clear(r, part, t)
+                    cleared = t + 1
             s.gates = gates_at(r, t) + begin * row_gates * r.item
             if r.cell.states == 2:
                 if t == 0:
@@ -373,11 +387,8 @@ cdef void run_part(const Run *r, Part *part) noexcept nogil:
     if part.ranges != NULL:  # what was offered for a round that does not come
         rk_offer(&part.ranges[(1 - part.turn) * part.members + part.member], 0, 0)
         rk_offer(&part.ranges[part.turn * part.members + part.member], 0, 0)
-    if r.clears:
-        clear_ends(
-            r.y, r.y_time, r.y_batch, r.y_row, r.item, r.P, r.start, r.length, begin, end,
-            r.y_steps, part.members, part.member,
-        )
+    for t in range(cleared, r.y_steps if r.clears else 0):
+        clear(r, part, t)
     fp_leave(saved)
     charge(part.clock, LOOP)
 

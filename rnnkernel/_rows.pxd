@@ -25,27 +25,20 @@ cdef inline void clear_rows(
             memset(tile + row * bytes_of_row, 0, bytes_of_row)
 
 
-cdef inline void clear_ends(
-    char *array, Py_ssize_t time, Py_ssize_t batch, const Py_ssize_t *row, Py_ssize_t item,
-    Py_ssize_t width, const Py_ssize_t *start, const Py_ssize_t *length, Py_ssize_t begin,
-    Py_ssize_t end, Py_ssize_t T, int members, int member,
+cdef inline void clear_step(
+    char *array, Py_ssize_t time, const Py_ssize_t *row, Py_ssize_t item, Py_ssize_t width,
+    const Py_ssize_t *start, const Py_ssize_t *length, Py_ssize_t t, Py_ssize_t begin,
+    Py_ssize_t end, int members, int member,
 ) noexcept nogil:
-    """One member's share of the zeros in the steps of rows begin..end before and after their own,
-    in the order that memory has them. Row n's first own step lies at row[n]; strides are in
-    elements."""
-    cdef Py_ssize_t n = begin + member, t, own
-    if time * time < batch * batch:
-        while n < end:
-            for t in range(-start[n], T - start[n]):
-                if t < 0 or t >= length[n]:
-                    memset(array + (row[n] + t * time) * item, 0, width * item)
-            n += members
-        return
-    for t in range(T * member // members, T * (member + 1) // members):
-        for n in range(begin, end):
-            own = t - start[n]
-            if own < 0 or own >= length[n]:
-                memset(array + (row[n] + own * time) * item, 0, width * item)
+    """One member's share of the zeros in one step of rows begin..end, which have no step t: beside
+    what those write that have it. Row n's first own step lies at row[n]; strides are in elements.
+    """
+    cdef Py_ssize_t n = begin + member, own
+    while n < end:
+        # where time is reversed a row begins late, and what it lacks lies before that
+        own = t if start[n] == 0 else length[n] - 1 - t
+        memset(array + (row[n] + own * time) * item, 0, width * item)
+        n += members
 
 
 cdef inline void cells_after_reset(

@@ -70,7 +70,8 @@ cdef void run_piece(
     charge(&clock, WAITING)
     r.first = piece * s.piece
     r.T = min(one.run.T, r.first + s.piece)
-    r.clears = r.clears and piece + 1 == s.pieces
+    if piece + 1 < s.pieces:  # the last has what lies past all ends
+        r.y_steps = r.T
     if mate < members:
         run_team(&r, &one.plan, members, mate)
     if size > 1 and (k + 1 < s.layers or piece + 1 < s.pieces):  # who goes on reads all of it

@@ -544,6 +544,13 @@ FAULTS = [
         **only("checkpoints"),
     ),
     Fault(
+        "lengths: rows without steps keep in dx what memory had",
+        BPTT,
+        "clear_dx(r, t, r.alive[t], r.N, members, member)",
+        "clear_dx(r, t, r.alive[t], s.end, members, member)",
+        **only("lengths"),
+    ),
+    Fault(
         "directions at once: the second's final gradients are the first's",
         BACKWARD,
         "prepare(&loops[i], passes[i], scratch, size)",
