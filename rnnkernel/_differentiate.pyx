@@ -22,6 +22,7 @@ from rnnkernel._packing cimport PackedGradients
 from rnnkernel._tape cimport BackwardPass, Pass, Tape
 
 from rnnkernel import _backward, _checkpoints
+from rnnkernel._memory import zeros
 from rnnkernel.results import Flow, Gradients
 
 cnp.import_array()
@@ -86,7 +87,8 @@ def differentiate(
     if tokens:
         input_grad = False
         if table.rows is not None:
-            dembedding = np.zeros((tape.vocabulary, layer.input_size), layer.dtype)
+            shape = tape.vocabulary, layer.input_size
+            dembedding = zeros(shape, layer.dtype, len(table.ids))
 
     for k in range(L - 1, -1, -1):
         dlayer, dx = dx, None

@@ -33,6 +33,7 @@ cdef enum:
     ALIGNMENT = 64
     # Smaller arrays come from malloc, which does not hand as little back.
     LARGE = 1 << 15
+    PAGE = 4096
 
 
 cdef void *take(void *ctx, size_t size) noexcept nogil:
@@ -94,6 +95,16 @@ def empty(shape, dtype):
     for axis in range(len(shape)):
         sizes[axis] = shape[axis]
     return new_array(<int>len(shape), sizes, dtype.num)
+
+
+def zeros(shape, dtype, Py_ssize_t rows):
+    """`np.zeros` of a table, of which so many rows will be written to."""
+    cdef double width = np.prod(shape[1:]) * np.dtype(dtype).itemsize
+    if shape[0] * width > 4 * rows * max(width, PAGE):
+        return np.zeros(shape, dtype)  # the system brings in a page where it is touched
+    array = empty(shape, dtype)
+    array.fill(0)
+    return array
 
 
 def aligned_empty(count, dtype):

@@ -30,8 +30,7 @@ from rnnkernel._states cimport Matrix, copy_row, pack_cell_states
 from rnnkernel._arguments import Layout
 from rnnkernel._forward import allocate_reserve
 from rnnkernel._memory import aligned_empty
-from rnnkernel._rows import all_have, kept_x, plain_lengths
-from rnnkernel._sequence import Sequence
+from rnnkernel._rows import all_have, kept_x, plain_lengths, rows_of
 from rnnkernel.results import Output
 
 cnp.import_array()
@@ -143,10 +142,9 @@ cdef forward(called, x, state, int threads, lengths, bint training):
         if all_have(lengths, T):
             lengths = None
         else:
-            sequence = Sequence(T, N, lengths, None)
-            if len(sequence.alive) == 0:
+            rows = rows_of(lengths, T, <int>D)
+            if rows is None:
                 return None
-            rows = [sequence.rows(d == 1) for d in range(D)]
 
     # weights
     scratch = Scratch()

@@ -7,6 +7,12 @@ rnnkernel/_sequence.py.
 from libc.string cimport memcpy, memset
 
 
+cdef class Rows:
+    cdef readonly Py_ssize_t T
+    cdef readonly object order, lengths, start, alive, reset, resets
+    cdef readonly bint whole
+
+
 cdef inline bint any_set(const unsigned char *flags, Py_ssize_t rows) noexcept nogil:
     cdef Py_ssize_t row
     for row in range(rows):

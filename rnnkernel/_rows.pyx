@@ -22,6 +22,58 @@ cdef inline Py_ssize_t *offsets(cnp.ndarray array) noexcept:
     return <Py_ssize_t *>cnp.PyArray_DATA(array)
 
 
+cdef class Rows:
+    """The rows of a batch as the loops of one direction take them.
+
+    Attributes
+    ----------
+    T : int
+        Steps of the arrays.
+    order : (N,) intp
+        The batch row at each position.
+    lengths : (N,) intp
+        By position, descending.
+    start : (N,) intp
+        By position: the step of the arrays, in the direction's order, that is the row's first.
+    alive : (longest length,) intp
+        How many rows, the first ones by position, have each step.
+    reset : (longest length, N) uint8, or None
+        By step and position: whether the step sees zero states instead of those before it.
+    resets : (longest length,) uint8, or None
+        Whether any row does.
+    whole : bool
+        Whether these are all steps, and the loops write zeros past the ends.
+    """
+
+    def __init__(
+        self, Py_ssize_t T, order, lengths, start, alive, reset=None, resets=None, bint whole=True
+    ):
+        self.T, self.whole = T, whole
+        self.order, self.lengths, self.start, self.alive = order, lengths, start, alive
+        self.reset, self.resets = reset, resets
+
+    def segment(self, part):
+        """The same rows over some of their steps; the arrays remain those of all steps."""
+        return Rows(
+            self.T,
+            self.order,
+            np.clip(self.lengths - part.start, 0, part.stop - part.start),
+            self.start + part.start,
+            self.alive[part],
+            None if self.reset is None else self.reset[part],
+            None if self.resets is None else self.resets[part],
+            False,
+        )
+
+    def restore(self, array):
+        """(T, N, ...) by own step and position, as the arrays have it; zero past the ends."""
+        restored = np.zeros_like(array)
+        t = np.arange(len(array))[:, None]
+        t, position = np.nonzero(t < self.lengths)
+        restored[t + self.start[position], self.order[position]] = array[t, position]
+        return restored
+
+
 def plain_lengths(lengths, Py_ssize_t T, Py_ssize_t N):
     """A copy (N,) of lengths, contiguous intp, or None where they are something else than an array
     of so many integers from 0 to T."""
@@ -61,10 +113,13 @@ def by_length(cnp.ndarray lengths, Py_ssize_t T):
     from 0 to T."""
     cdef Py_ssize_t n, length, rows, N = lengths.shape[0], longest = 0
     cdef const Py_ssize_t *given = offsets(lengths)
-    order, by_position = np.empty(N, np.intp), np.empty(N, np.intp)
+    cdef cnp.npy_intp count = N
+    order = cnp.PyArray_EMPTY(1, &count, cnp.NPY_INTP, 0)
+    by_position = cnp.PyArray_EMPTY(1, &count, cnp.NPY_INTP, 0)
     for n in range(N):
         longest = max(longest, given[n])
-    alive = np.zeros(longest + 1, np.intp)
+    count = longest + 1
+    alive = cnp.PyArray_ZEROS(1, &count, cnp.NPY_INTP, 0)
     cdef Py_ssize_t *place = offsets(alive)
     cdef Py_ssize_t *to = offsets(order)
     cdef Py_ssize_t *sorted_lengths = offsets(by_position)
@@ -82,6 +137,29 @@ def by_length(cnp.ndarray lengths, Py_ssize_t T):
         place[length] += 1
     # that moved each to where the next shorter begins: how many have at least so many steps
     return order, by_position, alive[1:]
+
+
+def first_steps(cnp.ndarray lengths, Py_ssize_t T, bint backwards):
+    """By position: where rows of these lengths begin in T steps of a direction."""
+    cdef cnp.npy_intp N = lengths.shape[0]
+    cdef Py_ssize_t n
+    start = cnp.PyArray_ZEROS(1, &N, cnp.NPY_INTP, 0)
+    if backwards:
+        for n in range(N):
+            offsets(start)[n] = T - offsets(lengths)[n]
+    return start
+
+
+def rows_of(cnp.ndarray lengths, Py_ssize_t T, int directions):
+    """A Rows for each direction of rows with these lengths, contiguous intp (N,) from 0 to T; None
+    where no row has a step."""
+    order, by_position, alive = by_length(lengths, T)
+    if len(alive) == 0:
+        return None
+    return [
+        Rows(T, order, by_position, first_steps(by_position, T, d == 1), alive)
+        for d in range(directions)
+    ]
 
 
 cdef void copy_step(

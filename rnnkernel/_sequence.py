@@ -13,62 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rnnkernel._rows import by_length
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The rows of a batch as the loops of one direction take them.
-
-    Attributes
-    ----------
-    T : int
-        Steps of the arrays.
-    order : (N,) intp
-        The batch row at each position.
-    lengths : (N,) intp
-        By position, descending.
-    start : (N,) intp
-        By position: the step of the arrays, in the direction's order, that is the row's first.
-    alive : (longest length,) intp
-        How many rows, the first ones by position, have each step.
-    reset : (longest length, N) uint8, or None
-        By step and position: whether the step sees zero states instead of those before it.
-    resets : (longest length,) uint8, or None
-        Whether any row does.
-    whole : bool
-        Whether these are all steps, and the loops write zeros past the ends.
-    """
-
-    T: int
-    order: np.ndarray
-    lengths: np.ndarray
-    start: np.ndarray
-    alive: np.ndarray
-    reset: np.ndarray | None
-    resets: np.ndarray | None
-    whole: bool = True
-
-    def segment(self, part: slice) -> "Rows":
-        """The same rows over some of their steps; the arrays remain those of all steps."""
-        return Rows(
-            self.T,
-            self.order,
-            np.clip(self.lengths - part.start, 0, part.stop - part.start),
-            self.start + part.start,
-            self.alive[part],
-            None if self.reset is None else self.reset[part],
-            None if self.resets is None else self.resets[part],
-            False,
-        )
-
-    def restore(self, array: np.ndarray) -> np.ndarray:
-        """(T, N, ...) by own step and position, as the arrays have it; zero past the ends."""
-        restored = np.zeros_like(array)
-        t = np.arange(len(array))[:, None]
-        t, position = np.nonzero(t < self.lengths)
-        restored[t + self.start[position], self.order[position]] = array[t, position]
-        return restored
+from rnnkernel._memory import empty
+from rnnkernel._rows import Rows, by_length, first_steps
 
 
 class Sequence:
@@ -89,7 +35,7 @@ class Sequence:
 
     def rows(self, backwards: bool) -> Rows:
         """What the loop of one direction needs."""
-        start = self.T - self.lengths if backwards else np.zeros_like(self.lengths)
+        start = first_steps(self.lengths, self.T, backwards)
         reset = resets = None
         if self.reset is not None:
             longest = len(self.alive)
@@ -151,4 +97,8 @@ def tokens(ids: np.ndarray, count: int, embedding: np.ndarray | None) -> Table:
     else:  # without looking at all that could occur
         occurring, index = np.unique(ids, return_inverse=True)
         index = index.reshape(ids.shape).astype(np.intp)
-    return Table(None if embedding is None else embedding[occurring], index, occurring)
+    rows = None
+    if embedding is not None:
+        rows = empty((len(occurring), embedding.shape[1]), embedding.dtype)
+        np.take(embedding, occurring, axis=0, out=rows, mode="clip")
+    return Table(rows, index, occurring)

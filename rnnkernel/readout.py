@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rnnkernel import _check
+from rnnkernel._memory import empty
 
 __all__ = ["Linear", "LinearGradients", "softmax_cross_entropy"]
 
@@ -95,7 +96,7 @@ class Linear:
         """
         x = self._array("x", x, self.input_size)
         flat_x = x.reshape(-1, self.input_size)
-        y = np.empty((len(flat_x), self.output_size), self.dtype)
+        y = empty((len(flat_x), self.output_size), self.dtype)
         for rows in self._blocks(len(y)):
             np.matmul(flat_x[rows], self.parameters["weight"].T, out=y[rows])
         if "bias" in self.parameters:
@@ -130,8 +131,8 @@ class Linear:
         flat_x = x.reshape(-1, self.input_size)
         flat_dy = dy.reshape(-1, self.output_size)
         weight = self.parameters["weight"]
-        dx = np.empty_like(flat_x, order="C")
-        dweight, part = np.zeros_like(weight), np.empty_like(weight)
+        dx = empty(flat_x.shape, self.dtype)
+        dweight, part = np.zeros_like(weight), empty(weight.shape, self.dtype)
         for rows in self._blocks(len(dx)):
             np.matmul(flat_dy[rows], weight, out=dx[rows])
             dweight += np.matmul(flat_dy[rows].T, flat_x[rows], out=part)
@@ -238,7 +239,7 @@ def softmax_cross_entropy(logits: Any, targets: Any) -> tuple[float, np.ndarray]
     picked = targets[..., np.newaxis].astype(np.intp)
     below = highest.astype(np.float64) - np.take_along_axis(logits, picked, axis=-1)
     with np.errstate(over="ignore"):  # to -inf, whose exponential is the right 0
-        probability = logits - highest
+        probability = np.subtract(logits, highest, out=empty(logits.shape, logits.dtype))
     np.exp(probability, out=probability)
     total = probability.sum(axis=-1, keepdims=True)
     loss = float(np.mean(np.log(total, dtype=np.float64) + below))

@@ -320,9 +320,9 @@ FAULTS = [
     ),
     Fault(
         "lengths: the second direction begins in the padding",
-        SEQUENCE,
-        "start = self.T - self.lengths if backwards else np.zeros_like(self.lengths)",
-        "start = np.zeros_like(self.lengths)",
+        "rnnkernel/_rows.pyx",
+        "offsets(start)[n] = T - offsets(lengths)[n]",
+        "offsets(start)[n] = 0",
         **only("lengths"),
     ),
     Fault(
