@@ -2,15 +2,13 @@
 
 import gc
 import os
-import subprocess
-import sys
 import threading
 
 import numpy as np
 import pytest
 
 import rnnkernel as rk
-from helpers import assert_same_bits
+from helpers import assert_same_bits, run_python
 from rnnkernel import _pool
 from sequences import parts
 
@@ -135,7 +133,7 @@ def test_threads_at_once(layer, arrays):
 
 
 def run(program):
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = run_python("-c", program)
     assert done.returncode == 0, done.stderr
 
 

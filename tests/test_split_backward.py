@@ -1,15 +1,11 @@
 """Backward with threads that split the batch, or the units, or take a direction each: the bits of
 one thread."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
 import rnnkernel as rk
-from helpers import assert_same_bits
+from helpers import assert_same_bits, run_python
 from reference import LSTM_VARIANTS, lstm_case
 from rnnkernel import _backward
 from sequences import normal_state, parts
@@ -132,10 +128,5 @@ for _backward.TEAMS in (1, 2):
 
 @pytest.mark.parametrize("limit", [1, 2, 3])
 def test_fewer_threads_than_asked_for(limit):
-    done = subprocess.run(
-        [sys.executable, "-c", FEWER],
-        env={**os.environ, "OMP_THREAD_LIMIT": str(limit)},
-        capture_output=True,
-        text=True,
-    )
+    done = run_python("-c", FEWER, OMP_THREAD_LIMIT=str(limit))
     assert done.returncode == 0, done.stderr
