@@ -447,7 +447,7 @@ def backward(list passes, double limit, double norm_limit, int threads):
         run(loops, passes, 2, team // 2)
         return
     for i in range(count):
-        team = team_size(flops, max(loops[i].N, loops[i].blocks), threads)
+        team = team_size(flops_of(&loops[i]), max(loops[i].N, loops[i].blocks), threads)
         run(&loops[i], passes[i:i + 1], 1, team)
 
 

@@ -62,7 +62,7 @@ cdef bint are_only(parameters) noexcept:
 
 
 cdef class Kept:
-    def __cinit__(self):
+    def __cinit__(self):  # a layer has one of these as long as it lives
         layer_begins()
 
     def __dealloc__(self):

@@ -89,7 +89,7 @@ cdef cnp.ndarray new_array(int dimensions, cnp.npy_intp *shape, int type_number)
 
 def empty(shape, dtype):
     """`np.empty` of such an array."""
-    cdef cnp.npy_intp[32] sizes
+    cdef cnp.npy_intp[64] sizes  # NumPy's most axes
     cdef int axis
     shape, dtype = tuple(shape), np.dtype(dtype)
     for axis in range(len(shape)):

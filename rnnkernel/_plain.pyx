@@ -1,10 +1,8 @@
-"""Calls over plain arrays, those that most make: a stack in one go.
+"""Forward over plain arrays, as most calls are: a stack in one go.
 
-`forward` and `backward` of a layer make arrays and objects for each of their steps; for a small
-layer they cost more than the arithmetic, and where the loops have just filled the caches several
-times what they cost alone. Here the arrays are looked at in C, and nothing is made but the results
+The arrays are looked at in C (rnnkernel/_arrays.pyx says why), and nothing is made but the results
 and what training keeps. What is not plain is left to rnnkernel/_passes.py, which also has the words
-for what is wrong.
+for what is wrong; backward is rnnkernel/_differentiate.pyx, whatever the arrays.
 """
 
 cimport numpy as cnp
@@ -55,9 +53,6 @@ cdef bint are_plain(list arrays, list shapes, int type_number) except -1:
         if not has_shape(a, shape) or cnp.PyArray_STRIDE(a, axis) != cnp.PyArray_ITEMSIZE(a):
             return False
     return True
-
-
-# -- forward -----------------------------------------------------------------------------------
 
 
 def infer(called, x, state, int threads, lengths=None):
