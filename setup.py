@@ -182,6 +182,7 @@ setup(
             extension("_packing"),
             extension("_rows"),
             extension("_pool"),
+            extension("_crowd"),
             extension("_memory", macros=[("NPY_TARGET_VERSION", "NPY_1_22_API_VERSION")]),
             extension("_scratch"),
             extension("_kept"),

@@ -275,20 +275,19 @@ RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t fi
                     pc[m] = c + p->c_row[row + m];
                 }
                 RK(tile_function) *const tile_of = few ? few : RK(tiles)[nc - 1][mr - 1];
-                /* or for what the next tile starts from, which of a gradient lies beyond L2 */
-                const ptrdiff_t sums = lines || tile + 1 == tiles ? 0 : mr * nc * RK_VECTOR_BYTES;
+                /* or for C of the next tile: sums of a gradient, or a reserve that nobody has yet
+                 * written to, lie beyond L2; other numbers may lie between its rows */
+                ptrdiff_t sums = tile + 1 == tiles ? 0 : mr * nc * RK_VECTOR_BYTES;
                 const char *const next_c = (const char *)(sums ? c + p->c_row[row + mr] : c);
-                if (RK_REGISTERS == 16)
+                const ptrdiff_t apart = next_c - (const char *)(c + p->c_row[row]);
+                if (sums < apart && apart <= 2 * sums) sums = apart;
+                if (RK_REGISTERS == 16 && !lines)
                     for (ptrdiff_t j = 0; j < sums; j += 64)
                         __builtin_prefetch(next_c + j, 1, 2);
-                if (RK_REGISTERS == 32) {
+                if (RK_REGISTERS == 32 && steps) {
                     const ptrdiff_t asked = tile * steps * pace;
-                    s.ahead = asked < lines ? next + asked * 64 : (const char *)b;
-                    s.ahead_step = asked < lines ? pace * 64 : 0;
-                    if (sums && steps) {
-                        s.ahead = next_c;
-                        s.ahead_step = (sums + steps - 1) / steps;
-                    }
+                    s.ahead = asked < lines ? next + asked * 64 : next_c;
+                    s.ahead_step = asked < lines ? pace * 64 : (sums + steps - 1) / steps;
                 }
                 tile_of(&s, pa, b, pc, init);
                 if (RK_REGISTERS == 16)

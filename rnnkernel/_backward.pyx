@@ -26,12 +26,13 @@ from rnnkernel._bptt cimport (
     run_member,
 )
 from rnnkernel._chunks cimport list_all_rows
-from rnnkernel._clock cimport PHASES
+from rnnkernel._clock cimport PHASES, nanoseconds
+from rnnkernel._crowd cimport is_crowded, report
 from rnnkernel._kernels cimport RK_TRANSPOSED_VECTORS
 from rnnkernel._packing cimport PackedGradients, PackedWeights
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._tape cimport BackwardPass, Pass
-from rnnkernel._team cimport rk_flag, rk_member, rk_members
+from rnnkernel._team cimport rk_expel, rk_flag, rk_lost, rk_member, rk_members
 
 from rnnkernel._memory import aligned_zeros, tile_pitch
 from rnnkernel._plan import team_size
@@ -43,6 +44,10 @@ cnp.import_array()
 # None lets their cost decide. Results are the same, as tests show by setting them.
 SPLIT = None
 TEAMS = None
+
+# Members 1, 2, .. come too late for meeting LATE, LATE + 1, .. of a pass; None lets time tell.
+# Results are the same, as tests show by setting it.
+LATE = None
 
 cdef Py_ssize_t ALIGNMENT = 64
 # Half of a usual L2. W_ih of more bytes than this is read from beyond it for every piece of dx, so
@@ -348,6 +353,7 @@ cdef int point(
 
 cdef int prepare(Bptt *r, BackwardPass of, Scratch scratch, int team) except -1:
     """Gives a loop that is pointed at its arrays the memory that `team` threads need."""
+    cdef int i
     cdef Py_ssize_t sums_size = 0
     if r.table_gradient == NULL and (r.dtable != NULL or r.constant):
         sums_size = r.blocks * r.table_rows * r.cell.input.slots * r.units
@@ -357,6 +363,9 @@ cdef int prepare(Bptt *r, BackwardPass of, Scratch scratch, int team) except -1:
     lay_out(r, scratch.take(lay_out(r, NULL, sums_size, team)), sums_size, team)
     clear_memory(r)
     set_offsets(r)
+    if LATE is not None:
+        for i in range(1, team):
+            rk_expel(&r.flags[i], LATE + i - 1)
     if of.of.rows is None:
         list_all_rows(r)
     into_tile(r, of.dh_n, r.dh, r.P)
@@ -366,7 +375,7 @@ cdef int prepare(Bptt *r, BackwardPass of, Scratch scratch, int team) except -1:
 
 
 cdef void run_members(
-    const Bptt *loops, int teams, int size, int members, int member
+    Bptt *loops, int teams, int size, int members, int member
 ) noexcept nogil:
     """What a thread does of loops with a team each; there may be fewer than were asked for."""
     cdef int i, count = teams
@@ -377,6 +386,8 @@ cdef void run_members(
     for i in range(count):
         if i % teams == member // size:
             run_member(&loops[i], size, member % size)
+    if member == 0:
+        loops[0].end = nanoseconds()
 
 
 cdef int run(Bptt *loops, list passes, int teams, int size) except -1:
@@ -385,6 +396,7 @@ cdef int run(Bptt *loops, list passes, int teams, int size) except -1:
     cdef BackwardPass of
     cdef Bptt *r
     cdef int i, threads = teams * size
+    cdef long long begin, end
     call = current()
     spent = None if call is None else call.enter(threads)
     for i in range(teams):
@@ -396,8 +408,11 @@ cdef int run(Bptt *loops, list passes, int teams, int size) except -1:
         if threads == 1:
             run_member(loops, 1, 0)
         else:
+            begin = nanoseconds()
             with parallel(num_threads=threads):
                 run_members(loops, teams, size, rk_members(), rk_member())
+            end = nanoseconds()
+            report(end - begin, rk_lost(loops[0].flags) + end - loops[0].end)
     if call is not None:
         call.leave(threads)
     for i in range(teams):
@@ -442,6 +457,8 @@ def backward(list passes, double limit, double norm_limit, int threads):
         pieces += max(loops[i].N, loops[i].blocks)
     if flops == 0:
         return
+    if is_crowded(flops):
+        threads = 1
     team = team_size(flops, pieces, threads)
     if count == 2 and goes_at_once(&loops[0], team):
         run(loops, passes, 2, team // 2)

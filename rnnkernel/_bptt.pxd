@@ -125,6 +125,7 @@ cdef struct Bptt:
     const Py_ssize_t *dtable_at         # which of its rows stands for which of x's, or NULL
     Py_ssize_t sums_bytes               # of table_gradient, yet to be zeroed; or 0
     long long *spent                    # by thread and phase (_clock.pxd), or NULL
+    long long end                       # when the caller's thread had done its part
 
 
 cdef inline void clear_dx(

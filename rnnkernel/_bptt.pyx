@@ -8,7 +8,15 @@ differ in length or have resets (rnnkernel/_sequence.py), a step takes those tha
 
 from libc.string cimport memcpy, memset
 
-from rnnkernel._chunks cimport Chunk, Share, chunk_before, list_rows, part, share_of
+from rnnkernel._chunks cimport (
+    Chunk,
+    Share,
+    chunk_before,
+    list_rows,
+    part,
+    share_of,
+    share_units,
+)
 from rnnkernel._clock cimport LOOP, WAITING, Clock, charge, start_clock
 from rnnkernel._gradients cimport finish_gradients, share_gradients
 from rnnkernel._kernels cimport (
@@ -22,32 +30,42 @@ from rnnkernel._kernels cimport (
 )
 from rnnkernel._products cimport product_over, through, through_columns
 from rnnkernel._rows cimport any_set, cells_after_reset
-from rnnkernel._team cimport rk_meet
+from rnnkernel._team cimport rk_join, rk_meet_or_leave, rk_team
 
 
 # -- one step ------------------------------------------------------------------------------------
 
 
-cdef inline void meet(const Bptt *r, const Share *s) noexcept nogil:
-    if s.members > 1:
-        charge(s.clock, LOOP)
-        rk_meet(r.flags, s.members, s.member)
-        charge(s.clock, WAITING)
+cdef bint meet(const Bptt *r, Share *s, Py_ssize_t t) noexcept nogil:
+    """Waits for those that share the rows, at step t; whether this member stays. Where others have
+    left, their units are shared anew."""
+    cdef int members = s.members
+    if members == 1:
+        return True
+    charge(s.clock, LOOP)
+    if not rk_meet_or_leave(s.team, r.T - t, t):
+        return False
+    charge(s.clock, WAITING)
+    if s.team.members < members:
+        share_units(r, s, s.team.members, s.team.member)
+    return True
 
 
-cdef void arrive(
-    const Bptt *r, const Share *s, Py_ssize_t t, Py_ssize_t rows, const Py_ssize_t *order
+cdef bint arrive(
+    const Bptt *r, Share *s, Py_ssize_t t, Py_ssize_t rows, const Py_ssize_t *order
 ) noexcept nogil:
-    """dy joins what comes from the step after, norms are recorded, clipping acts."""
+    """dy joins what comes from the step after, norms are recorded, clipping acts. Whether this
+    member stays."""
     cdef rk_arrival a
-    cdef Py_ssize_t begin = s.begin, lanes = r.kernels.lanes
-    cdef Py_ssize_t column = s.first * lanes, unit = s.first_unit * lanes
+    cdef Py_ssize_t begin = s.begin, lanes = r.kernels.lanes, column, unit
     cdef bint norms = r.dh_norm != NULL or r.norm_limit < 1e300
+    if norms and not meet(r, s, t):
+        return False
+    column, unit = s.first * lanes, s.first_unit * lanes
     a.rows = rows
     a.projected = min(r.P, s.past * lanes) - column
     a.hidden = min(r.H, s.past_unit * lanes) - unit
     if norms and s.members > 1:  # of whole rows
-        meet(r, s)
         begin = part(rows, s.member, s.members)
         a.rows = part(rows, s.member + 1, s.members) - begin
         column, unit = 0, 0
@@ -72,8 +90,7 @@ cdef void arrive(
             a.dc_norm = r.dc_norm + t * r.N + begin
         a.clipped = r.clipped + t * r.N + begin
     r.kernels.arrive(&a)
-    if norms:
-        meet(r, s)
+    return not norms or meet(r, s, t)
 
 
 cdef void into_groups(
@@ -166,10 +183,10 @@ cdef void clear_columns(
             memset(tile + n * r.pitch * r.item + first * vector, 0, (past - first) * vector)
 
 
-cdef void through_projection(
-    const Bptt *r, const Share *s, const rk_step_backward *step
+cdef bint through_projection(
+    const Bptt *r, Share *s, Py_ssize_t t, rk_step_backward *step
 ) noexcept nogil:
-    """dL/d(o * tanh(c)) = dh W_hr; dh is kept for dW_hr."""
+    """dL/d(o * tanh(c)) = dh W_hr; dh is kept for dW_hr. Whether this member stays."""
     cdef rk_product p
     cdef Py_ssize_t n, tile = s.begin * r.pitch * r.item
     cdef Py_ssize_t column = s.first * r.kernels.lanes * r.item
@@ -181,7 +198,8 @@ cdef void through_projection(
                 r.dh + tile + n * r.pitch * r.item + column,
                 width,
             )
-    meet(r, s)
+    if not meet(r, s, t):
+        return False
     p.rows = step.rows
     p.vectors = RK_TRANSPOSED_VECTORS
     p.outer, p.inner = 1, r.P
@@ -198,6 +216,7 @@ cdef void through_projection(
     p.c_block = p.b_inner
     p.init, p.init_block = r.zeros, 0
     product_over(r, &p, s.first_unit, s.past_unit)
+    return True
 
 
 cdef void carry_back(
@@ -215,10 +234,10 @@ cdef void carry_back(
     through_columns(r, window, &p, s.first, s.past)
 
 
-cdef void step_back(
-    const Bptt *r, const Share *s, const Chunk *c, Py_ssize_t t, Py_ssize_t rows
+cdef bint step_back(
+    const Bptt *r, Share *s, const Chunk *c, Py_ssize_t t, Py_ssize_t rows
 ) noexcept nogil:
-    """One step of some rows, the first of a thread's, over its units."""
+    """One step of some rows, the first of a thread's, over its units. Whether this member stays."""
     cdef Py_ssize_t row_gates = r.cell.memory_slots * r.units, begin = s.begin
     cdef Py_ssize_t tile = begin * r.pitch * r.item, at = r.first[t - c.t0] + begin
     cdef const unsigned char *reset = NULL
@@ -227,10 +246,10 @@ cdef void step_back(
     cdef int i
     if r.alive != NULL:
         order = r.in_memory + r.first[t - c.t0]
-    arrive(r, s, t, rows, order)
+    if not arrive(r, s, t, rows, order):
+        return False
 
     step.rows, step.hidden = rows, r.H
-    step.block_begin, step.block_end = s.block_begin, s.block_end
     step.gates = NULL
     if r.gates != NULL:
         step.gates = r.gates + (t * r.gates_time + begin * row_gates) * r.item
@@ -268,64 +287,88 @@ cdef void step_back(
     if reset != NULL:
         begin_segments(r, s, reset, &step)
     if r.projection_transposed != NULL:
-        through_projection(r, s, &step)
+        if not through_projection(r, s, t, &step):
+            return False
     for i in range(r.cell.phases):
+        step.block_begin, step.block_end = s.block_begin, s.block_end
         r.cell.backward[i](&step)
-        meet(r, s)
+        if not meet(r, s, t):
+            return False
         carry_back(r, s, r.cell.phases - 1 - i, &step)
     if reset != NULL:
         clear_columns(r, reset, <char *>step.dh, rows, s.first, s.past)
         if r.cell.states == 2:
             clear_columns(r, reset, <char *>step.dc, rows, s.first_unit, s.past_unit)
+    return True
 
 
 # -- all steps -----------------------------------------------------------------------------------
 
 
-cdef void steps_back(
-    const Bptt *r, const Share *s, const Chunk *c, int members, int member
+cdef bint steps_back(
+    const Bptt *r, Share *s, const Chunk *c, const rk_team *team
 ) noexcept nogil:
     """A thread's share of the steps of a chunk, and of the zeros in dx beside them: the team's
-    members share these, whatever else they share."""
+    members share these, whatever else they share. Whether this member stays."""
     cdef Py_ssize_t t, rows
     for t in range(c.t0 + c.steps - 1, c.t0 - 1, -1):
         rows = s.end - s.begin
         if r.alive != NULL:
             rows = min(s.end, r.alive[t]) - s.begin
             if r.clears and r.dx != NULL:
-                clear_dx(r, t, r.alive[t], r.N, members, member)
-        if rows > 0:
-            step_back(r, s, c, t, rows)
+                clear_dx(r, t, r.alive[t], r.N, team.members, team.member)
+        if rows > 0 and not step_back(r, s, c, t, rows):
+            return False
+    return True
 
 
-cdef inline void meet_all(const Bptt *r, int members, int member, Clock *clock) noexcept nogil:
-    if members > 1:
-        rk_meet(r.flags, members, member)
-        charge(clock, WAITING)
+cdef bint meet_all(
+    const Bptt *r, rk_team *team, Py_ssize_t past, Clock *clock
+) noexcept nogil:
+    """Whether this member stays, for the steps before `past`."""
+    cdef bint stays
+    if team.members == 1:
+        return True
+    stays = rk_meet_or_leave(team, r.T - past, past)
+    charge(clock, WAITING)
+    return stays
+
+
+cdef void run_chunks(const Bptt *r, rk_team *team, Clock *clock) noexcept nogil:
+    """All steps and gradients, unless this member leaves: who is there takes what is next."""
+    cdef Py_ssize_t past = r.T, counted = 0, begin
+    cdef Chunk c
+    cdef Share s
+    if r.sums_bytes > 0:  # read when all have done some steps, and met
+        begin = part(r.sums_bytes, team.member, team.members)
+        memset(
+            r.table_gradient + begin, 0,
+            part(r.sums_bytes, team.member + 1, team.members) - begin,
+        )
+    while past > 0:
+        c = chunk_before(r, past)
+        if r.alive != NULL:
+            if team.member == 0:
+                list_rows(r, &c)
+            if not meet_all(r, team, past, clock):
+                return
+        s = share_of(r, &c, team, clock)
+        if not steps_back(r, &s, &c, team):
+            return
+        charge(clock, LOOP)
+        if not meet_all(r, team, c.t0, clock):
+            return
+        counted = share_gradients(r, &c, counted, team, clock)
+        # the next chunk's dgates go where these are
+        if not meet_all(r, team, c.t0, clock):
+            return
+        past = c.t0
+    finish_gradients(r, counted, team, clock)
 
 
 cdef void run_member(const Bptt *r, int members, int member) noexcept nogil:
     cdef unsigned long long saved = fp_enter()
-    cdef Py_ssize_t past = r.T, counted = 0, begin
     cdef Clock clock = start_clock(r.spent, member)
-    cdef Chunk c
-    cdef Share s
-    if r.sums_bytes > 0:  # read when all have done some steps, and met
-        begin = part(r.sums_bytes, member, members)
-        memset(r.table_gradient + begin, 0, part(r.sums_bytes, member + 1, members) - begin)
-    while past > 0:
-        c = chunk_before(r, past)
-        if r.alive != NULL:
-            if member == 0:
-                list_rows(r, &c)
-            meet_all(r, members, member, &clock)
-        s = share_of(r, &c, members, member, &clock)
-        steps_back(r, &s, &c, members, member)
-        charge(&clock, LOOP)
-        meet_all(r, members, member, &clock)
-        counted = share_gradients(r, &c, counted, members, member, &clock)
-        # the next chunk's dgates go where these are
-        meet_all(r, members, member, &clock)
-        past = c.t0
-    finish_gradients(r, counted, members, member, &clock)
+    cdef rk_team team = rk_join(r.flags, members, member)
+    run_chunks(r, &team, &clock)
     fp_leave(saved)

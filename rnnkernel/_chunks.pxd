@@ -1,5 +1,6 @@
 from rnnkernel._bptt cimport Bptt
 from rnnkernel._clock cimport Clock
+from rnnkernel._team cimport rk_team
 
 
 cdef struct Chunk:
@@ -9,6 +10,7 @@ cdef struct Chunk:
 
 # What one thread takes of every step of a chunk. Columns and units count in vectors.
 cdef struct Share:
+    rk_team *team
     int members, member                 # of those that meet within a step
     Py_ssize_t begin, end               # batch rows
     Py_ssize_t first, past              # columns of h
@@ -29,7 +31,9 @@ cdef void list_rows(const Bptt *r, const Chunk *c) noexcept nogil
 cdef void list_all_rows(Bptt *r) noexcept nogil
 # The chunk that ends with the step before `past`.
 cdef Chunk chunk_before(const Bptt *r, Py_ssize_t past) noexcept nogil
-# What one of so many members takes of its steps.
+# What a member takes of its steps.
 cdef Share share_of(
-    const Bptt *r, const Chunk *c, int members, int member, Clock *clock
+    const Bptt *r, const Chunk *c, rk_team *team, Clock *clock
 ) noexcept nogil
+# Units and columns, of so many that share the rows.
+cdef void share_units(const Bptt *r, Share *s, int members, int member) noexcept nogil

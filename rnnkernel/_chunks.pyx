@@ -139,28 +139,33 @@ cdef bint by_units(const Bptt *r, const Chunk *c, int members) noexcept nogil:
 
 
 cdef Share share_of(
-    const Bptt *r, const Chunk *c, int members, int member, Clock *clock
+    const Bptt *r, const Chunk *c, rk_team *team, Clock *clock
 ) noexcept nogil:
     cdef Share s
+    s.team, s.clock = team, clock
+    if by_units(r, c, team.members):
+        s.begin, s.end = 0, r.N
+        share_units(r, &s, team.members, team.member)
+    else:
+        s.begin = row_part(r, c, team.member, team.members)
+        s.end = row_part(r, c, team.member + 1, team.members)
+        share_units(r, &s, 1, 0)
+    return s
+
+
+cdef void share_units(const Bptt *r, Share *s, int members, int member) noexcept nogil:
     cdef Py_ssize_t vectors = vectors_of(r, r.P), units = vectors_of(r, r.H)
     cdef Py_ssize_t x_groups = (r.I + GROUP - 1) // GROUP, h_groups = (r.P + GROUP - 1) // GROUP
-    s.members, s.member, s.clock = members, member, clock
-    if not by_units(r, c, members):
-        s.begin = row_part(r, c, member, members)
-        s.end = row_part(r, c, member + 1, members)
-        s.members, s.member = 1, 0
-    else:
-        s.begin, s.end = 0, r.N
-    s.first = vector_part(r, vectors, s.member, s.members)
-    s.past = vector_part(r, vectors, s.member + 1, s.members)
-    s.first_unit = vector_part(r, units, s.member, s.members)
-    s.past_unit = vector_part(r, units, s.member + 1, s.members)
+    s.members, s.member = members, member
+    s.first = vector_part(r, vectors, member, members)
+    s.past = vector_part(r, vectors, member + 1, members)
+    s.first_unit = vector_part(r, units, member, members)
+    s.past_unit = vector_part(r, units, member + 1, members)
     s.block_begin = s.first_unit // r.cell.unit_vectors
     s.block_end = (s.past_unit + r.cell.unit_vectors - 1) // r.cell.unit_vectors
     if s.block_begin * r.cell.unit_vectors < s.first_unit:  # nothing is left for this one
         s.block_begin = s.block_end
-    s.x_first = part(x_groups, s.member, s.members)
-    s.x_past = part(x_groups, s.member + 1, s.members)
-    s.h_first = part(h_groups, s.member, s.members)
-    s.h_past = part(h_groups, s.member + 1, s.members)
-    return s
+    s.x_first = part(x_groups, member, members)
+    s.x_past = part(x_groups, member + 1, members)
+    s.h_first = part(h_groups, member, members)
+    s.h_past = part(h_groups, member + 1, members)

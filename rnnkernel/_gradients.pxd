@@ -1,13 +1,14 @@
 from rnnkernel._bptt cimport Bptt
 from rnnkernel._chunks cimport Chunk
 from rnnkernel._clock cimport Clock
+from rnnkernel._team cimport rk_team
 
-# One member's pieces of what follows the steps of a chunk: all members call it, each with what it
-# returned for the last chunk, and 0 for the first.
+# One member's pieces of what follows the steps of a chunk: all that are there call it, each with
+# what it returned for the last chunk, and 0 for the first.
 cdef Py_ssize_t share_gradients(
-    const Bptt *r, const Chunk *c, Py_ssize_t counted, int members, int member, Clock *clock
+    const Bptt *r, const Chunk *c, Py_ssize_t counted, const rk_team *team, Clock *clock
 ) noexcept nogil
 # The same of what follows the last chunk.
 cdef void finish_gradients(
-    const Bptt *r, Py_ssize_t counted, int members, int member, Clock *clock
+    const Bptt *r, Py_ssize_t counted, const rk_team *team, Clock *clock
 ) noexcept nogil

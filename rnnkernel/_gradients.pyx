@@ -18,7 +18,7 @@ from rnnkernel._kernels cimport (
     rk_window,
 )
 from rnnkernel._products cimport through, through_columns
-from rnnkernel._team cimport rk_next
+from rnnkernel._team cimport rk_next, rk_team
 
 
 # -- of a chunk ----------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ cdef void input_gradient(
 
 
 cdef Py_ssize_t share_gradients(
-    const Bptt *r, const Chunk *c, Py_ssize_t counted, int members, int member, Clock *clock
+    const Bptt *r, const Chunk *c, Py_ssize_t counted, const rk_team *team, Clock *clock
 ) noexcept nogil:
     """Piece by piece what follows the steps of a chunk; what the next count begins with.
 
@@ -154,12 +154,12 @@ cdef Py_ssize_t share_gradients(
         pieces = (c.rows + r.dx_rows - 1) // r.dx_rows
     tasks = pieces + blocks + r.cell_columns
     while True:
-        task = rk_next(r.flags + members) - counted
+        task = rk_next(r.flags + team.size) - counted
         if task >= tasks:
             break
         if task < pieces:
             begin = task * r.dx_rows
-            input_gradient(r, c, begin, member)
+            input_gradient(r, c, begin, team.mate)
             charge(clock, INPUT_GRADIENT)
             continue
         if task < pieces + r.blocks:
@@ -170,7 +170,7 @@ cdef Py_ssize_t share_gradients(
         else:
             add_projection_gradient(r, c, task - pieces - blocks)
         charge(clock, WEIGHT_GRADIENTS)
-    return counted + tasks + members  # each found once that nothing was left
+    return counted + tasks + team.members  # each found once that nothing was left
 
 
 # -- of all steps --------------------------------------------------------------------------------
@@ -213,7 +213,7 @@ cdef void add_constant_gradient(const Bptt *r, Py_ssize_t block) noexcept nogil:
 
 
 cdef void finish_gradients(
-    const Bptt *r, Py_ssize_t counted, int members, int member, Clock *clock
+    const Bptt *r, Py_ssize_t counted, const rk_team *team, Clock *clock
 ) noexcept nogil:
     cdef Py_ssize_t task, tasks = 0, t
     if r.finish and r.dtable != NULL:
@@ -221,16 +221,16 @@ cdef void finish_gradients(
     elif r.finish and r.constant:
         tasks = r.blocks
     while True:
-        task = rk_next(r.flags + members) - counted
+        task = rk_next(r.flags + team.size) - counted
         if task >= tasks:
             break
         if r.constant:
             add_constant_gradient(r, task)
             charge(clock, WEIGHT_GRADIENTS)
         else:
-            table_gradient(r, task * DX_ROWS, member)
+            table_gradient(r, task * DX_ROWS, team.mate)
             charge(clock, INPUT_GRADIENT)
     if r.dx != NULL and r.clears:
         for t in range(r.T, r.steps_of_x):
-            clear_dx(r, t, 0, r.N, members, member)
+            clear_dx(r, t, 0, r.N, team.members, team.member)
         charge(clock, INPUT_GRADIENT)

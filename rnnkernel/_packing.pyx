@@ -13,6 +13,7 @@ cimport numpy as cnp
 import numpy as np
 
 from rnnkernel._clock cimport PACK, UNPACK, nanoseconds
+from rnnkernel._crowd cimport is_crowded
 from rnnkernel._kernels cimport (
     RK_ALIGNMENT,
     RK_FLOAT32,
@@ -93,7 +94,9 @@ cdef void run_panels(
     const Panel *panels, int count, Py_ssize_t size, int threads
 ) noexcept nogil:
     """Packs or unpacks weights of `size` bytes."""
-    cdef int part, team = usable_threads(threads) if size >= SERIAL_BYTES else 1
+    cdef int part, team = 1
+    if size >= SERIAL_BYTES and not is_crowded(0):
+        team = usable_threads(threads)
     if team <= 1:
         pack_share(panels, count, 0, 1)
         return

@@ -8,7 +8,7 @@ from rnnkernel._kernels cimport usable_threads
 from rnnkernel._packing cimport address
 from rnnkernel._recurrence cimport BOTH, TABLE_ROWS, Plan, Run, panel_bytes
 from rnnkernel._scratch cimport Scratch
-from rnnkernel._team cimport rk_flag, rk_range
+from rnnkernel._team cimport rk_expel, rk_flag, rk_range
 
 # Rows (t, n) that are projected at once: enough to use a panel of W_ih well, few enough that
 # the gates of inference stay in L2.
@@ -30,6 +30,10 @@ SPLIT = None
 # Whether members take blocks of one another, and sweep them to and fro: None lets the weights
 # decide; "all" gives all to the first one. Results are the same, as tests show by setting it.
 TAKING = None
+
+# Members 1, 2, .. come too late for meeting LATE, LATE + 1, .. of a pass; None lets time tell.
+# Results are the same, as tests show by setting it.
+LATE = None
 
 # Weights that a core goes through again and again, of more bytes than these, leave its L2 before it
 # comes back to them: what else a step touches is there too.
@@ -148,6 +152,7 @@ cdef int plan_team(
     Plan *plan, const Run *r, Scratch scratch, Py_ssize_t steps, Py_ssize_t rows, int team
 ) except -1:
     """How up to `team` threads share so many steps of `rows` rows on average."""
+    cdef int i
     plan.team = max(1, min(team, max(r.N, r.blocks, plan.pieces)))
     plan.by_units = plan.team == 1 or splits_units(r, rows, plan.team)
     plan.tiles = 1 if plan.by_units else min(plan.team, r.N)
@@ -160,6 +165,10 @@ cdef int plan_team(
     sweeps = overflows(r, steps, plan.team) if TAKING is None else TAKING
     plan.grain = 0 if not sweeps else 2 if rows <= 2 else 1
     plan.ranges, plan.to_first = NULL, TAKING == "all"
+    plan.leaves = False
+    if LATE is not None:
+        for i in range(1, plan.team):
+            rk_expel(&plan.flags[i], LATE + i - 1)
     if plan.by_units and (sweeps or TAKING is None and rows >= 12):
         plan.ranges = <rk_range *>scratch.take_zeros(2 * plan.team * sizeof(rk_range))
     return 0

@@ -23,7 +23,15 @@ from rnnkernel._kernels cimport (
 )
 from rnnkernel._packing cimport Panel, pack_share, run_blocks
 from rnnkernel._rows cimport any_set, cells_after_reset, clear_rows, clear_step
-from rnnkernel._team cimport rk_flag, rk_meet, rk_offer, rk_range, rk_take
+from rnnkernel._team cimport (
+    rk_join,
+    rk_meet,
+    rk_meet_or_leave,
+    rk_offer,
+    rk_range,
+    rk_take,
+    rk_team,
+)
 
 
 # What one thread does: some batch rows (by position where they differ) of some unit blocks.
@@ -32,8 +40,8 @@ cdef struct Part:
     Py_ssize_t block_begin, block_end
     Py_ssize_t *chunk_x           # [t][n]: rows of a chunk, in x or its table
     Py_ssize_t *chunk_gates       # and in the gates
-    rk_flag *flags                # of those that share the rows, or NULL
-    int members, member
+    rk_team team                  # of those that share the rows
+    bint leaves                   # whether who comes too late leaves it
     rk_range *ranges              # [in turn][member]: what is left of each one's blocks, or NULL
     int turn
     bint back
@@ -42,12 +50,25 @@ cdef struct Part:
     Clock *clock
 
 
-cdef void meet(const Part *part) noexcept nogil:
-    """Waits for the other units of the same rows."""
-    if part.members > 1:
-        charge(part.clock, LOOP)
-        rk_meet(part.flags, part.members, part.member)
-        charge(part.clock, WAITING)
+cdef void share_blocks(const Run *r, Part *part) noexcept nogil:
+    """Unit blocks, shared by the members that are there."""
+    part.block_begin = r.blocks * part.team.member // part.team.members
+    part.block_end = r.blocks * (part.team.member + 1) // part.team.members
+
+
+cdef bint meet(const Run *r, Part *part, Py_ssize_t t) noexcept nogil:
+    """Waits for the other units of the same rows, at step t; whether this member stays. Where
+    others have left, their blocks are shared anew."""
+    cdef int members = part.team.members
+    cdef bint stays
+    if members == 1:
+        return True
+    charge(part.clock, LOOP)
+    stays = rk_meet_or_leave(&part.team, t - r.first, r.T - t if part.leaves else -1)
+    charge(part.clock, WAITING)
+    if stays and part.team.members < members:
+        share_blocks(r, part)
+    return stays
 
 
 # Work on all blocks, shared by the members, is a round: each takes blocks until none is left, and
@@ -61,7 +82,7 @@ cdef Py_ssize_t begin_round(const Part *part) noexcept nogil:
     """Where the blocks begin."""
     if part.ranges != NULL:
         rk_offer(
-            &part.ranges[(1 - part.turn) * part.members + part.member], part.block_begin,
+            &part.ranges[(1 - part.turn) * part.team.size + part.team.mate], part.block_begin,
             part.block_end,
         )
     return part.block_begin
@@ -78,25 +99,26 @@ cdef bint take_blocks(
     if part.ranges == NULL:
         first[0], past[0] = past[0], part.block_end
         return first[0] < past[0]
-    ranges = part.ranges + part.turn * part.members
-    left = rk_take(&ranges[part.member], part.back, part.grain, first, past)
+    ranges = part.ranges + part.turn * part.team.size
+    left = rk_take(&ranges[part.team.mate], part.back, part.grain, first, past)
     if left == 2:
         ahead[0] = first[0] - 1 if part.back else past[0]
     if left > 0:
         return True
-    for i in range(1, part.members):
+    for i in range(1, part.team.size):
         if rk_take(
-            &ranges[(part.member + i) % part.members], not part.back, 1, first, past
+            &ranges[(part.team.mate + i) % part.team.size], not part.back, 1, first, past
         ) > 0:
             return True
     return False
 
 
-cdef void end_round(Part *part) noexcept nogil:
-    meet(part)
+cdef bint end_round(const Run *r, Part *part, Py_ssize_t t) noexcept nogil:
+    """Whether this member stays for the next."""
     part.turn = 1 - part.turn
     if part.grain > 0:
         part.back = not part.back
+    return meet(r, part, t)
 
 
 cdef Py_ssize_t list_rows(
@@ -192,8 +214,8 @@ cdef const char *pass_panel(
     return <const char *>panel.job.packed
 
 
-cdef void project(const Run *r, Part *part, Py_ssize_t t, Py_ssize_t steps) noexcept nogil:
-    """bias + W_ih x into the gates of some steps."""
+cdef bint project(const Run *r, Part *part, Py_ssize_t t, Py_ssize_t steps) noexcept nogil:
+    """bias + W_ih x into the gates of some steps; whether this member stays."""
     cdef Py_ssize_t begin = 0, end, ahead, past = begin_round(part)
     cdef Py_ssize_t rows = steps * (part.end - part.begin)
     if r.alive != NULL:
@@ -207,8 +229,8 @@ cdef void project(const Run *r, Part *part, Py_ssize_t t, Py_ssize_t steps) noex
             project_blocks(r, part, t, rows, begin, end, pass_panel(r, part, 0, begin, end), -1)
             begin = end
     charge(part.clock, PROJECTION)
-    if part.ranges != NULL:  # who takes a block wants it projected
-        end_round(part)
+    # who takes a block wants it projected
+    return part.ranges == NULL or end_round(r, part, t)
 
 
 cdef void project_blocks(
@@ -254,19 +276,22 @@ cdef void project_blocks(
         r.kernels.fill(&p)
 
 
-cdef void enter_segments(
-    const Run *r, const Part *part, Py_ssize_t t, rk_step *s
+cdef bint enter_segments(
+    const Run *r, Part *part, Py_ssize_t t, rk_step *s
 ) noexcept nogil:
-    """Before a step: zero states for the rows that begin a new segment there."""
+    """Before a step: zero states for the rows that begin a new segment there; whether this member
+    stays."""
     cdef const unsigned char *flags = r.reset + t * r.N + part.begin
     cdef Py_ssize_t bytes_of_row = r.units * r.item, bytes_of_block = r.N * bytes_of_row
-    cdef Py_ssize_t from_block = part.block_begin
+    cdef Py_ssize_t from_block
     cdef char *c = r.c_reset + part.begin * bytes_of_row
     if not any_set(flags, s.rows):
-        return
-    if part.member == 0:
+        return True
+    if part.team.member == 0:
         clear_rows(flags, <char *>s.h_prev, r.pitch * r.item, s.rows)
-    meet(part)
+    if not meet(r, part, t):
+        return False
+    from_block = part.block_begin
     if r.cell.states == 2:
         cells_after_reset(
             flags, <const char *>s.c_prev + from_block * s.c_prev_block * r.item,
@@ -277,7 +302,8 @@ cdef void enter_segments(
         s.c_prev_row = r.units
         s.c_prev_block = r.N * r.units
         if part.ranges != NULL:
-            meet(part)
+            return meet(r, part, t)
+    return True
 
 
 cdef void clear(const Run *r, const Part *part, Py_ssize_t t) noexcept nogil:
@@ -286,8 +312,8 @@ cdef void clear(const Run *r, const Part *part, Py_ssize_t t) noexcept nogil:
     if t < r.longest:
         begin = max(begin, r.alive[t])
     clear_step(
-        r.y, r.y_time, r.y_row, r.item, r.P, r.start, r.length, t, begin, part.end, part.members,
-        part.member,
+        r.y, r.y_time, r.y_row, r.item, r.P, r.start, r.length, t, begin, part.end,
+        part.team.members, part.team.member,
     )
 
 
@@ -301,7 +327,7 @@ cdef void step_passing(const Run *r, const Part *part, rk_step *s) noexcept nogi
         s.block_begin = s.block_end
 
 
-cdef void run_part(const Run *r, Part *part) noexcept nogil:
+cdef void run_steps(const Run *r, Part *part) noexcept nogil:
     """Steps first..T of some rows and unit blocks. After the last nobody waits for the others."""
     cdef Py_ssize_t t, t0, steps, row_gates = r.cell.memory_slots * r.units
     cdef Py_ssize_t begin = part.begin, end = part.end
@@ -309,10 +335,9 @@ cdef void run_part(const Run *r, Part *part) noexcept nogil:
     cdef Py_ssize_t ahead, block_bytes, cleared = r.first
     cdef int phase
     cdef rk_step s
-    cdef unsigned long long saved = fp_enter()
     part.turn, part.back = 0, part.grain > 0 and r.back
     if part.ranges != NULL:
-        rk_offer(&part.ranges[part.member], part.block_begin, part.block_end)
+        rk_offer(&part.ranges[part.team.mate], part.block_begin, part.block_end)
     s.rows = end - begin
     s.hidden, s.projected = r.H, r.P
     s.operand_row = r.h_row
@@ -328,7 +353,8 @@ cdef void run_part(const Run *r, Part *part) noexcept nogil:
     t0 = r.first
     while t0 < r.T and (r.alive == NULL or r.alive[t0] > begin):
         steps = min(r.chunk, r.T - t0)
-        project(r, part, t0, steps)
+        if not project(r, part, t0, steps):
+            return
         for t in range(t0, t0 + steps):
             if r.alive != NULL:
                 s.rows = min(end, r.alive[t]) - begin
@@ -352,7 +378,8 @@ cdef void run_part(const Run *r, Part *part) noexcept nogil:
             s.h_prev = r.h + (t & 1) * tile + begin * r.pitch * r.item
             s.y = r.y + t * r.y_time * r.item
             if r.resets != NULL and r.resets[t]:
-                enter_segments(r, part, t, &s)
+                if not enter_segments(r, part, t, &s):
+                    return
             s.operand = s.h_prev
             for phase in range(r.cell.phases):
                 s.weights = r.recurrent[phase]
@@ -372,23 +399,32 @@ cdef void run_part(const Run *r, Part *part) noexcept nogil:
                     else:
                         r.cell.forward[phase](&s)
                 if t + 1 < r.T or phase + 1 < r.cell.phases or r.projection != NULL:
-                    end_round(part)
+                    if not end_round(r, part, t):
+                        return
                 s.operand = s.h
             if r.projection != NULL:
                 s.weights, s.ahead = r.projection, NULL
                 s.h = r.h + ((t + 1) & 1) * tile + begin * r.pitch * r.item
-                s.block_begin = r.projection_columns * part.member // part.members
-                s.block_end = r.projection_columns * (part.member + 1) // part.members
+                s.block_begin = r.projection_columns * part.team.member // part.team.members
+                s.block_end = (
+                    r.projection_columns * (part.team.member + 1) // part.team.members
+                )
                 if s.block_begin < s.block_end:
                     r.cell.project(&s)
-                meet(part)
+                if not meet(r, part, t):
+                    return
         charge(part.clock, LOOP)
         t0 += steps
     if part.ranges != NULL:  # what was offered for a round that does not come
-        rk_offer(&part.ranges[(1 - part.turn) * part.members + part.member], 0, 0)
-        rk_offer(&part.ranges[part.turn * part.members + part.member], 0, 0)
+        rk_offer(&part.ranges[(1 - part.turn) * part.team.size + part.team.mate], 0, 0)
+        rk_offer(&part.ranges[part.turn * part.team.size + part.team.mate], 0, 0)
     for t in range(cleared, r.y_steps if r.clears else 0):
         clear(r, part, t)
+
+
+cdef void run_part(const Run *r, Part *part) noexcept nogil:
+    cdef unsigned long long saved = fp_enter()
+    run_steps(r, part)
     fp_leave(saved)
     charge(part.clock, LOOP)
 
@@ -422,14 +458,12 @@ cdef void run_team(const Run *r, const Plan *plan, int members, int member) noex
     cdef Part part
     part.clock = &clock
     part.panel = r.passing_panels + member * r.passing_bytes
-    part.flags = plan.flags
-    part.members, part.member, part.ranges, part.grain = 1, 0, NULL, 0
+    part.team = rk_join(plan.flags, members, member) if plan.by_units else rk_join(NULL, 1, 0)
+    part.leaves, part.ranges, part.grain = plan.leaves, NULL, 0
     part.block_begin, part.block_end = 0, r.blocks
     if plan.by_units:
         part.begin, part.end = 0, r.N
-        part.members, part.member = members, member
-        part.block_begin = r.blocks * member // members
-        part.block_end = r.blocks * (member + 1) // members
+        share_blocks(r, &part)
         if plan.to_first:
             part.block_begin = 0 if member == 0 else r.blocks
             part.block_end = r.blocks

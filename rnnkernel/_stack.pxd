@@ -13,6 +13,7 @@ cdef struct Stack:
     rk_flag *flags                # [team][member]
     rk_flag *done                 # by pass: its pieces that are done
     long long *spent              # by thread and phase (_clock.pxd), or NULL
+    long long end                 # when the caller's thread had done its part
 
 
 cdef int run_stack(

@@ -20,13 +20,14 @@ cdef extern from *:
     #undef I
     """
 
-from rnnkernel._clock cimport PHASES, WAITING, Clock, charge, start_clock
+from rnnkernel._clock cimport PHASES, WAITING, Clock, charge, nanoseconds, start_clock
+from rnnkernel._crowd cimport is_crowded, report
 from rnnkernel._forward cimport Pass, keep_states, lay_out, set_arrays, take_states
 from rnnkernel._packing cimport address
 from rnnkernel._plan cimport divide, flops_of, team_step
 from rnnkernel._recurrence cimport Run, prepare_weights_of, run_team
 from rnnkernel._scratch cimport Scratch
-from rnnkernel._team cimport rk_await, rk_flag, rk_meet, rk_member, rk_members, rk_raise
+from rnnkernel._team cimport rk_await, rk_flag, rk_lost, rk_meet, rk_member, rk_members, rk_raise
 
 from rnnkernel._plan import team_size
 from rnnkernel.profiling import current
@@ -82,7 +83,7 @@ cdef void run_piece(
         rk_raise(&s.done[i], piece + 1)
 
 
-cdef void run_member(const Stack *s, int members, int member) noexcept nogil:
+cdef void run_member(Stack *s, int members, int member) noexcept nogil:
     """What a thread does of a call; there may be fewer than were asked for."""
     cdef int size = min(s.size, members), teams = min(s.teams, members // size)
     cdef int team = member // size, owner, k, direction
@@ -101,6 +102,8 @@ cdef void run_member(const Stack *s, int members, int member) noexcept nogil:
                 turn += 1
                 if owner == team:
                     run_piece(s, k, direction, piece, team, size, member % size)
+    if member == 0 and members > 1:
+        s.end = nanoseconds()
 
 
 # -- who shares what ---------------------------------------------------------------------------
@@ -147,7 +150,7 @@ cdef int share(Stack *s, int threads) except -1:
         flops += flops_of(&s.passes[i].run)
         count += s.passes[i].run.count
         s.steps = max(s.steps, s.passes[i].run.T)
-    threads = team_size(flops, 1 << 30, threads)
+    threads = 1 if is_crowded(flops) else team_size(flops, 1 << 30, threads)
     most = min(threads, 2 if s.directions > 1 else s.layers)
     s.teams, s.size = 1, threads
     s.piece, s.pieces = s.steps, 1
@@ -178,6 +181,7 @@ cdef int run_stack(
     cdef Stack s
     cdef Pass *one
     cdef int i, count = layers * directions, size = 1
+    cdef long long begin, end, lost = 0
     s.passes, s.layers, s.directions, s.steps = passes, layers, directions, 0
     share(&s, threads)
     for i in range(count):
@@ -195,6 +199,7 @@ cdef int run_stack(
         one.run.chunk = min(s.piece, one.run.chunk)
         one.run.spent = NULL
         one.run.back = next_back
+        one.plan.leaves = s.pieces == 1  # of more the next would need all
         lay_out(
             one, scratch, None if rows is None else rows[i % directions],
             None if one.run.index == NULL else indices[i % directions],
@@ -213,8 +218,13 @@ cdef int run_stack(
         if threads == 1:
             run_member(&s, 1, 0)
         else:
+            begin = s.end = nanoseconds()
             with parallel(num_threads=threads):
                 run_member(&s, rk_members(), rk_member())
+            end = nanoseconds()
+            for i in range(count):
+                lost += rk_lost(passes[i].plan.flags) // s.teams
+            report(end - begin, lost + end - s.end)
     if call is not None:
         call.leave(threads)
     for i in range(count):

@@ -34,12 +34,14 @@ import sys
 
 import numpy as np
 
+from rnnkernel._clock cimport nanoseconds
+from rnnkernel._crowd cimport is_crowded, report
 from rnnkernel._forward cimport set_weights
 from rnnkernel._packing cimport PackedWeights, address
 from rnnkernel._plan cimport plan_team
 from rnnkernel._recurrence cimport Plan, Run, run_team
 from rnnkernel._scratch cimport Scratch
-from rnnkernel._team cimport rk_flag, rk_meet, rk_member, rk_members
+from rnnkernel._team cimport rk_flag, rk_lost, rk_meet, rk_member, rk_members
 
 from rnnkernel import _arguments, _check, _threads, profiling
 from rnnkernel._memory import aligned_zeros
@@ -115,6 +117,7 @@ cdef class Stream:
     cdef Plan[WAYS] plans
     cdef int way                   # of the step that is being made
     cdef long long *spent          # by thread and phase, where the step is recorded, or NULL
+    cdef long long end             # when the caller's thread had done its part of a step
     cdef int parity                # which of the two steps' memory holds the state
     cdef PyThread_type_lock lock   # held during a step
     cdef Py_ssize_t[:, ::1] offsets
@@ -242,6 +245,7 @@ cdef class Stream:
         """
         cdef cnp.ndarray x_array, y_array, table = None
         cdef Plan *plan
+        cdef long long begin, end
         cdef Py_ssize_t wrong
         cdef bint flat, is_ids = False, through = False
         cdef object call = None, spent
@@ -286,11 +290,14 @@ cdef class Stream:
             if call is not None:
                 spent = call.enter(plan.team)
                 self.spent = <long long *><Py_ssize_t>address(spent)
-            if plan.team > 1:
+            if plan.team > 1 and not is_crowded(0):
                 with nogil:
                     memset(plan.flags, 0, plan.team * sizeof(rk_flag))
+                    begin = self.end = nanoseconds()
                     with parallel(num_threads=plan.team):
                         self.advance(rk_members(), rk_member())
+                    end = nanoseconds()
+                    report(end - begin, rk_lost(plan.flags) + end - self.end)
             elif self.releases[self.way]:
                 with nogil:
                     self.advance(1, 0)
@@ -362,6 +369,8 @@ cdef class Stream:
             if plan.by_units and members > 1 and k + 1 < self.layers:
                 rk_meet(plan.flags, members, member)  # the next reads what all have written
             x = r.h + ((t + 1) & 1) * r.N * r.pitch * r.item
+        if member == 0 and members > 1:
+            self.end = nanoseconds()
 
     # -- arguments ----------------------------------------------------------------------------
 

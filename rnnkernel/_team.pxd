@@ -3,20 +3,29 @@
 Opening a region costs microseconds, and tens of them where threads sleep; a loop that needs
 everybody's last step before the next one meets here instead. Each member counts the meetings it
 has come to in a cache line of its own.
+
+Cores are not always there: other programs want them, or a host takes them from a virtual machine.
+Then every meeting waits until the last member has a core again, and a call that meets hundreds of
+times would take as many slices of the scheduler's. So who comes too late leaves the team, and the
+others go on without it.
 """
 
 cdef extern from *:
     """
+    #include <limits.h>
     #include <sched.h>
     #include <stdatomic.h>
     #include <stddef.h>
+    #include <time.h>
     #ifdef _OPENMP
     #include <omp.h>
     #define rk_members omp_get_num_threads
     #define rk_member omp_get_thread_num
+    #define rk_cores omp_get_num_procs
     #else
     static inline int rk_members(void) { return 1; }
     static inline int rk_member(void) { return 0; }
+    static inline int rk_cores(void) { return 1; }
     #endif
     #if defined(__x86_64__) || defined(__i386__)
     #define rk_pause __builtin_ia32_pause
@@ -26,32 +35,139 @@ cdef extern from *:
     static inline void rk_pause(void) {}
     #endif
 
-    enum { RK_SPINS = 500 }; /* then others that want the core get it */
+    enum { RK_SPINS = 500, RK_SOON = 200000, RK_PATIENCE = 1000000 /* ns */ };
 
     typedef struct {
-        _Alignas(64) atomic_long met;
+        _Alignas(64) atomic_llong met;
+        atomic_llong late;     /* the meeting from which others do without this member */
+        long long since, lost; /* ns: when it began, and for how long it has waited since */
     } rk_flag;
 
-    static inline void rk_await(rk_flag *flag, long count)
+    static const long long RK_LEFT = 1LL << 62; /* added to `met` of who is gone */
+
+    static inline int rk_has_met(rk_flag *flag, long long count)
     {
-        for (int spins = 0; atomic_load_explicit(&flag->met, memory_order_acquire) < count; spins++)
-            if (spins < RK_SPINS)
-                rk_pause();
-            else
-                sched_yield();
+        return atomic_load_explicit(&flag->met, memory_order_acquire) >= count;
     }
 
-    static inline void rk_raise(rk_flag *flag, long count)
+    static inline int rk_spin(rk_flag *flag, long long count)
+    {
+        for (int spins = 0; spins < RK_SPINS; spins++) {
+            if (rk_has_met(flag, count)) return 1;
+            rk_pause();
+        }
+        return 0;
+    }
+
+    static inline long long rk_now(void)
+    {
+        struct timespec now;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        return now.tv_sec * 1000000000LL + now.tv_nsec;
+    }
+
+    /* Whoever is waited for has a core, or had one until another program took it for a slice of
+     * the scheduler's. Who yields at once gives that program a second core, and at every meeting
+     * one of the members is away. So members keep their cores for about a slice, and not for
+     * exactly one, since cores often change hands together. Only where there are fewer cores than
+     * members the one that is waited for may need this very core.
+     *
+     * Returns how long it took. After `most` the other one is told that it is late. */
+    static long long rk_wait_long(rk_flag *flag, long long count, long long most)
+    {
+        const int keeps = rk_members() <= rk_cores();
+        const long long begin = rk_now();
+        long long now = begin;
+        while (!rk_has_met(flag, count)) {
+            const long long patience = now + (keeps ? RK_PATIENCE << (now >> 6 & 3) : 0);
+            while (now < patience && !rk_spin(flag, count)) {
+                now = rk_now();
+                if (now - begin > most)
+                    atomic_store_explicit(&flag->late, count, memory_order_relaxed);
+            }
+            if (now >= patience) sched_yield();
+            now = rk_now();
+        }
+        return now - begin;
+    }
+
+    static inline void rk_await(rk_flag *flag, long long count)
+    {
+        if (!rk_spin(flag, count)) rk_wait_long(flag, count, LLONG_MAX);
+    }
+
+    static inline void rk_raise(rk_flag *flag, long long count)
     {
         atomic_store_explicit(&flag->met, count, memory_order_release);
     }
 
     static inline void rk_meet(rk_flag *flags, int members, int member)
     {
-        const long mine = atomic_load_explicit(&flags[member].met, memory_order_relaxed) + 1;
-        rk_raise(&flags[member], mine);
+        rk_flag *const own = &flags[member];
+        const long long mine = atomic_load_explicit(&own->met, memory_order_relaxed) + 1;
+        rk_raise(own, mine);
         for (int other = 0; other < members; other++)
-            rk_await(&flags[other], mine);
+            if (!rk_spin(&flags[other], mine))
+                own->lost += rk_wait_long(&flags[other], mine, LLONG_MAX);
+    }
+
+    typedef struct {
+        rk_flag *flags;
+        int size, mate;      /* of those that began */
+        int members, member; /* of those that are there */
+    } rk_team;
+
+    static inline rk_team rk_join(rk_flag *flags, int size, int mate)
+    {
+        const rk_team team = {flags, size, mate, size, mate};
+        if (size > 1) flags[mate].since = rk_now();
+        return team;
+    }
+
+    /* How long to wait for a member: until it has cost as much as it would cost to go on without
+     * it. That is never more than twice of what was best, whether it comes soon or not. */
+    static long long rk_worth(const rk_team *team, ptrdiff_t done, ptrdiff_t left)
+    {
+        const rk_flag *mine = &team->flags[team->mate];
+        const double step = (double)(rk_now() - mine->since - mine->lost) / (done < 1 ? 1 : done);
+        const long long most = (long long)(step * left / (team->members - 1)) - mine->lost;
+        return most > RK_SOON ? most : RK_SOON;
+    }
+
+    static inline int rk_meet_or_leave(rk_team *team, ptrdiff_t done, ptrdiff_t left)
+    {
+        rk_flag *const own = &team->flags[team->mate];
+        const long long mine = atomic_load_explicit(&own->met, memory_order_relaxed) + 1;
+        int members = 1, member = 0;
+        if (atomic_load_explicit(&own->late, memory_order_relaxed) == mine) {
+            rk_raise(own, mine | RK_LEFT);
+            return 0;
+        }
+        rk_raise(own, mine);
+        for (int other = 0; other < team->size; other++) {
+            rk_flag *const flag = &team->flags[other];
+            if (other == team->mate) continue;
+            if (!rk_spin(flag, mine))
+                own->lost += rk_wait_long(
+                    flag, mine, left < 0 ? LLONG_MAX : rk_worth(team, done, left));
+            const long long met = atomic_load_explicit(&flag->met, memory_order_relaxed);
+            if (met & RK_LEFT && (met & ~RK_LEFT) <= mine) continue;
+            members++;
+            member += other < team->mate;
+        }
+        team->members = members;
+        team->member = member;
+        return 1;
+    }
+
+    static inline void rk_expel(rk_flag *flag, long long meeting)
+    {
+        atomic_store_explicit(&flag->late, meeting, memory_order_relaxed);
+    }
+
+    static inline long long rk_lost(const rk_flag *flag)
+    {
+        return flag->lost;
     }
 
     /* the first in the low half, the end in the high one */
@@ -97,16 +213,33 @@ cdef extern from *:
     ctypedef struct rk_range:
         pass
 
+    # A member's view of its team: those that began, and those that are there.
+    ctypedef struct rk_team:
+        rk_flag *flags
+        int size, mate
+        int members, member
+
     # Of the region that the caller is in.
     int rk_members() nogil
     int rk_member() nogil
     # Returns when all members have come as often as this one; what they wrote before is seen.
     # `flags` are `members` zeroed flags, at a multiple of 64 bytes.
     void rk_meet(rk_flag *flags, int members, int member) nogil
+    # The team of who has these zeroed flags, from now on.
+    rk_team rk_join(rk_flag *flags, int size, int mate) nogil
+    # As rk_meet, in a loop of which some steps are done and some are left. Returns 0 if this member
+    # came so late that the others no longer wait for it: then it leaves the loop. What it did
+    # before is seen. Afterwards all agree on who is there, until they meet again. With `left` below
+    # 0 nobody is late.
+    bint rk_meet_or_leave(rk_team *team, Py_ssize_t done, Py_ssize_t left) nogil
+    # Lets a member be late for one of its meetings, counted from 1 with those of rk_meet.
+    void rk_expel(rk_flag *flag, long long meeting) nogil
+    # Nanoseconds that a member of a team has waited, where it was long.
+    long long rk_lost(const rk_flag *flag) nogil
     # Returns when the flag has been raised to a count; what was written before that is seen.
-    void rk_await(rk_flag *flag, long count) nogil
+    void rk_await(rk_flag *flag, long long count) nogil
     # One thread alone raises a flag.
-    void rk_raise(rk_flag *flag, long count) nogil
+    void rk_raise(rk_flag *flag, long long count) nogil
     # The next number of a count that members share, from 0; a zeroed flag that nobody meets at.
     Py_ssize_t rk_next(rk_flag *counter) nogil
     # What a member has to do of a count of pieces, and others may take from it where they have

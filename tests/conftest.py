@@ -7,7 +7,7 @@ import pytest
 from drawn import SMALL, draw
 from helpers import make_layer
 from reference import CASES
-from rnnkernel import _pool
+from rnnkernel import _crowd, _pool
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -16,6 +16,14 @@ def poison():
     _pool.set_poison(True)
     yield
     _pool.set_poison(False)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def threads_for_all():
+    """Other programs may want the cores: the tests' threads are there all the same."""
+    _crowd.set_ignored(True)
+    yield
+    _crowd.set_ignored(False)
 
 
 @pytest.fixture(params=CASES.values(), ids=CASES.keys())

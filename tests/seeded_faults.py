@@ -47,6 +47,7 @@ LOOKUP, SEQUENCE, STREAM = "csrc/lookup.h", "rnnkernel/_sequence.py", "rnnkernel
 CHECKPOINTS, SMALL = "rnnkernel/_checkpoints.py", "csrc/small_weights.h"
 PASSES, DIFFERENTIATE = "rnnkernel/_passes.py", "rnnkernel/_differentiate.pyx"
 BACKWARD, POOL = "rnnkernel/_backward.pyx", "rnnkernel/_pool.pyx"
+TEAM, CROWD = "rnnkernel/_team.pxd", "rnnkernel/_crowd.pyx"
 
 
 def only(name, chosen=""):
@@ -131,8 +132,8 @@ FAULTS = [
     Fault(
         "LSTM with projection: dW_hr of the gradient before clipping and dy",
         BPTT,
-        "if r.projection_transposed != NULL: through_projection(r, s, &step)",
-        "if r.projection_transposed != NULL and t < r.T - 1: through_projection(r, s, &step)",
+        "if r.projection_transposed != NULL: if not through_projection(",
+        "if r.projection_transposed != NULL and t < r.T - 1: if not through_projection(",
     ),
     Fault(
         "LSTM with projection: clipping takes c to be as wide as h",
@@ -356,8 +357,9 @@ FAULTS = [
     Fault(
         "threads: forward, the last unit block is nobody's",
         RECURRENCE,
-        "part.block_end = r.blocks * (member + 1) // members",
-        "part.block_end = r.blocks * (member + 1) // members - (members > 1 and member == 1)",
+        "part.block_end = r.blocks * (part.team.member + 1) // part.team.members",
+        "part.block_end = r.blocks * (part.team.member + 1) // part.team.members - ("
+        "part.team.members > 1 and part.team.member == 1)",
         **only("split"),
     ),
     Fault(
@@ -370,16 +372,58 @@ FAULTS = [
     Fault(
         "threads: backward, a share forgets its last row",
         CHUNKS,
-        "s.end = row_part(r, c, member + 1, members)",
-        "s.end = row_part(r, c, member + 1, members) - (member + 1 < members)",
+        "s.end = row_part(r, c, team.member + 1, team.members)",
+        "s.end = row_part(r, c, team.member + 1, team.members) - (team.member + 1 < team.members)",
         **only("split_backward"),
     ),
     Fault(
         "threads: backward, the last columns of x are nobody's",
         CHUNKS,
-        "s.x_past = part(x_groups, s.member + 1, s.members)",
-        "s.x_past = part(x_groups, s.member + 1, s.members) - (s.members > 1)",
+        "s.x_past = part(x_groups, member + 1, members)",
+        "s.x_past = part(x_groups, member + 1, members) - (members > 1)",
         **only("split_backward"),
+    ),
+    Fault(
+        "late threads: forward, their blocks are nobody's",
+        RECURRENCE,
+        "if stays and part.team.members < members:",
+        "if stays and part.team.members < 0:",
+        **only("late"),
+    ),
+    Fault(
+        "late threads: forward, those who stay share what does not change hands",
+        RECURRENCE,
+        "for i in range(1, part.team.size):",
+        "for i in range(1, part.team.members):",
+        **only("late", "forward"),
+    ),
+    Fault(
+        "late threads: backward, their units are nobody's",
+        BPTT,
+        "if s.team.members < members:",
+        "if s.team.members < 0:",
+        **only("late"),
+    ),
+    Fault(
+        "late threads: backward, pieces of gradients are counted for those who have left",
+        GRADIENTS,
+        "return counted + tasks + team.members",
+        "return counted + tasks + team.size",
+        **only("late"),
+    ),
+    Fault(
+        "late threads: nobody leaves",
+        TEAM,
+        "if (atomic_load_explicit(&own->late, memory_order_relaxed) == mine) {",
+        "if (mine < 0) {",
+        **only("late"),
+    ),
+    Fault(
+        "crowded cores: whoever has waited at all stays on one thread",
+        CROWD,
+        "if lost < WORTH_IT or 2 * lost < time:",
+        "if lost == 0:",
+        **only("crowd"),
     ),
     Fault(
         "packing: a thread leaves its last block to nobody",
@@ -462,8 +506,8 @@ FAULTS = [
     Fault(
         "threads that take blocks: the last one is not offered",
         RECURRENCE,
-        "+ part.member], part.block_begin, part.block_end,",
-        "+ part.member], part.block_begin, part.block_end - 1,",
+        "+ part.team.mate], part.block_begin, part.block_end,",
+        "+ part.team.mate], part.block_begin, part.block_end - 1,",
         **only("split"),
     ),
     Fault(
@@ -546,7 +590,7 @@ FAULTS = [
     Fault(
         "lengths: rows without steps keep in dx what memory had",
         BPTT,
-        "clear_dx(r, t, r.alive[t], r.N, members, member)",
+        "clear_dx(r, t, r.alive[t], r.N, team.members, team.member)",
         "clear_dx(r, t, r.alive[t], s.end, members, member)",
         **only("lengths"),
     ),
