@@ -132,8 +132,8 @@ FAULTS = [
     Fault(
         "LSTM with projection: dW_hr of the gradient before clipping and dy",
         BPTT,
-        "if r.projection_transposed != NULL: if not through_projection(",
-        "if r.projection_transposed != NULL and t < r.T - 1: if not through_projection(",
+        "if not through_projection(r, s, t, &step):",
+        "if t < r.T - 1 and not through_projection(r, s, t, &step):",
     ),
     Fault(
         "LSTM with projection: clipping takes c to be as wide as h",
