@@ -591,7 +591,7 @@ FAULTS = [
         "lengths: rows without steps keep in dx what memory had",
         BPTT,
         "clear_dx(r, t, r.alive[t], r.N, team.members, team.member)",
-        "clear_dx(r, t, r.alive[t], s.end, members, member)",
+        "clear_dx(r, t, r.alive[t], s.end, team.members, team.member)",
         **only("lengths"),
     ),
     Fault(
