@@ -192,6 +192,8 @@ setup(
             extension("_stack"),
             extension("_tape"),
             extension("_arrays"),
+            extension("_parameters"),
+            extension("_unroll"),
             extension("_plain"),
             extension("_differentiate"),
             extension("_backward"),

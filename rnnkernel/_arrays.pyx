@@ -7,9 +7,12 @@ once, and rnnkernel/_arguments.py has the words for what is wrong with the rest.
 
 cimport numpy as cnp
 
+import numpy as np
+
 from rnnkernel._memory cimport new_array
 
 from rnnkernel import _check
+from rnnkernel._rows import all_have, plain_lengths, rows_of
 
 cnp.import_array()
 
@@ -38,6 +41,44 @@ cdef bint has_shape(cnp.ndarray a, shape) except -1:
         if cnp.PyArray_DIM(a, axis) != <Py_ssize_t>shape[axis]:
             return False
     return True
+
+
+cdef int type_of(layer) except -1:
+    return cnp.NPY_FLOAT32 if layer.dtype == np.float32 else cnp.NPY_FLOAT64
+
+
+cdef bint plain_steps(layer, x, int type_number, Steps *steps) except -1:
+    cdef cnp.ndarray a
+    if type(x) is not cnp.ndarray:
+        return False
+    a = <cnp.ndarray>x
+    steps.batched = cnp.PyArray_NDIM(a) == 3
+    if not is_plain(x, type_number, 3 if steps.batched else 2):
+        return False
+    steps.time_axis, steps.batch_axis = 0, 1
+    if steps.batched and layer.batch_first:
+        steps.time_axis, steps.batch_axis = 1, 0
+    steps.T = cnp.PyArray_DIM(a, steps.time_axis)
+    steps.N = cnp.PyArray_DIM(a, steps.batch_axis) if steps.batched else 1
+    return (
+        steps.T > 0
+        and steps.N > 0
+        and (steps.T == 1 or cnp.PyArray_STRIDE(a, steps.time_axis) != 0)  # else projected once
+        and cnp.PyArray_DIM(a, 2 if steps.batched else 1) == <Py_ssize_t>layer.input_size
+    )
+
+
+cdef tuple plain_rows(lengths, const Steps *steps, int directions):
+    if lengths is None:
+        return None, None
+    if steps.batched:
+        lengths = plain_lengths(lengths, steps.T, steps.N)
+        if lengths is not None and all_have(lengths, steps.T):
+            return None, None
+        rows = None if lengths is None else rows_of(lengths, steps.T, directions)
+        if rows is not None:
+            return lengths, rows
+    return None
 
 
 cdef list plain_states(layer, state, Py_ssize_t N, bint batched, int type_number):

@@ -27,20 +27,12 @@ class Checkpoints:
 def forward(layers: list[list[tuple]], threads: int) -> None:
     """`_stack.forward` of layers and directions, each a pass with its h_n and c_n; those that have
     checkpoints are alone, and theirs are filled."""
-    one, h_n, c_n = layers[0][0]
-    if one.checkpoints is None:
-        _stack.forward([[_arrays(*each) for each in layer] for layer in layers], threads)
+    if layers[0][0][0].checkpoints is None:
+        _stack.forward(layers, threads)
         return
     for layer in layers:
         for each in layer:
             _in_segments(*each, threads)
-
-
-def _arrays(one: Any, h_n: np.ndarray, c_n: np.ndarray | None) -> tuple:
-    """A pass as `_stack.forward` takes it."""
-    return (
-        one.weights, one.x, one.h0, one.c0, one.y, h_n, c_n, one.reserve, one.rows, one.index
-    )  # fmt: skip
 
 
 def _in_segments(one: Any, h_n: np.ndarray, c_n: np.ndarray | None, threads: int) -> None:
@@ -51,15 +43,11 @@ def _in_segments(one: Any, h_n: np.ndarray, c_n: np.ndarray | None, threads: int
         if part.start > 0:
             order = None if rows is None else rows.order
             h = np.array(h_n, order="C")
-            c = None if c_n is None else _forward.pack_cells(one.weights, c_n, order)
+            c = None if c_n is None else _forward.pack_cells(one.weights, c_n, len(c_n), order)
             one.checkpoints.states.append((h, c))
         x, y = _cut(one.x, part, rows), _cut(one.y, part, rows)
-        _run(one, x, h, c, y, h_n, c_n, None, rows, threads)
-
-
-def _run(one: Any, x, h, c, y, h_n, c_n, reserve, rows, threads: int) -> None:
-    """One segment."""
-    _stack.forward([[(one.weights, x, h, c, y, h_n, c_n, reserve, rows, one.index)]], threads)
+        segment = Pass(one.weights, x, h, c, y, None, rows, None, one.index)
+        _stack.forward([[(segment, h_n, c_n)]], threads)
 
 
 def backward(given: BackwardPass, limit: float, norm_limit: float, threads: int) -> None:
@@ -79,8 +67,9 @@ def backward(given: BackwardPass, limit: float, norm_limit: float, threads: int)
     for (part, rows), (h, c) in reversed(list(zip(_segments(one), states, strict=True))):
         x, y = _cut(one.x, part, rows), _cut(one.y, part, rows)
         again = np.lib.stride_tricks.as_strided(nowhere, (len(y), N, P), (0, *nowhere.strides))
-        _run(one, x, h, c, again, h_n, c_n, reserve, rows, threads)
-        segment = BackwardPass(
+        segment = Pass(one.weights, x, h, c, again, reserve, rows, None, one.index)
+        _stack.forward([[(segment, h_n, c_n)]], threads)
+        through = BackwardPass(
             Pass(one.weights, x, h, c, y, reserve, rows, None, one.index),
             given.gradients,
             _cut(given.dy, part, rows),
@@ -95,7 +84,7 @@ def backward(given: BackwardPass, limit: float, norm_limit: float, threads: int)
             sums,
             part.start == 0,
         )
-        _backward.backward([segment], limit, norm_limit, threads)
+        _backward.backward([through], limit, norm_limit, threads)
         dh, dc = given.dh0, given.dc0
 
 

@@ -17,6 +17,7 @@ from rnnkernel._arrays cimport (
     of_steps,
     plain_states,
     time_first,
+    type_of,
 )
 from rnnkernel._packing cimport PackedGradients
 from rnnkernel._tape cimport BackwardPass, Pass, Tape
@@ -47,10 +48,6 @@ def plain_arrivals(Tape tape, dy, dstate):
     if not batched and dstate is not None:
         dfinal = [array[:, None] for array in dfinal]
     return dy, dfinal
-
-
-cdef inline int type_of(layer) except -1:
-    return cnp.NPY_FLOAT32 if layer.dtype == np.float32 else cnp.NPY_FLOAT64
 
 
 def differentiate(

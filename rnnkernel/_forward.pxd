@@ -1,3 +1,4 @@
+from rnnkernel cimport _tape
 from rnnkernel._packing cimport PackedWeights
 from rnnkernel._recurrence cimport Plan, Run
 from rnnkernel._scratch cimport Scratch
@@ -14,9 +15,7 @@ cdef struct Pass:
 
 cdef void set_weights(Run *r, PackedWeights w, Py_ssize_t N) noexcept
 cdef int set_rows(Run *r, rows) except -1
-cdef int set_arrays(
-    Pass *one, PackedWeights w, x, h0, c0, y, h_n, c_n, reserve, rows, index
-) except -1
+cdef int set_arrays(Pass *one, _tape.Pass of, h_n, c_n) except -1
 cdef int lay_out(Pass *one, Scratch scratch, rows, index) except -1
 cdef void take_states(const Pass *one, PackedWeights w) noexcept
 cdef void keep_states(const Pass *one, PackedWeights w) noexcept

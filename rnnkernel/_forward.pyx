@@ -15,13 +15,14 @@ cdef extern from *:
 
 import numpy as np
 
+from rnnkernel cimport _tape
 from rnnkernel._kernels cimport RK_INT8, RK_WHOLE
 from rnnkernel._packing cimport PackedWeights, address
 from rnnkernel._recurrence cimport Plan, Run, gates_at
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._states cimport Matrix, copy_row, pack_cell_states, unpack_cell_state
 
-from rnnkernel._memory import aligned_empty, tile_pitch
+from rnnkernel._memory import aligned_empty, aligned_zeros, tile_pitch
 
 cnp.import_array()
 
@@ -83,19 +84,17 @@ cdef int set_rows(Run *r, rows) except -1:
     return 0
 
 
-cdef int set_arrays(
-    Pass *one, PackedWeights w, x, h0, c0, y, h_n, c_n, reserve, rows, index
-) except -1:
-    """Points a pass at its arrays, as `forward` of rnnkernel/_stack.pyx has them."""
+cdef int set_arrays(Pass *one, _tape.Pass of, h_n, c_n) except -1:
+    """Points a pass at its arrays."""
     cdef Run *r = &one.run
-    cdef cnp.ndarray seen = x, made = y
-    set_weights(r, w, made.shape[1])
-    one.h0, one.h_n = matrix(h0), matrix(h_n)
+    cdef cnp.ndarray seen = of.x, made = of.y
+    set_weights(r, of.weights, made.shape[1])
+    one.h0, one.h_n = matrix(of.h0), matrix(h_n)
     one.c_n.data = NULL
     if c_n is not None:
         one.c_n = matrix(c_n)
-    if c0 is not None:
-        r.c0 = <const char *><Py_ssize_t>address(c0)
+    if of.c0 is not None:
+        r.c0 = <const char *>cnp.PyArray_DATA(of.c0)
     r.T, r.first = made.shape[0], 0
     r.count = r.T * r.N
     r.x = <const char *>cnp.PyArray_DATA(seen)
@@ -105,15 +104,15 @@ cdef int set_arrays(
     r.y = <char *>cnp.PyArray_DATA(made)
     r.y_time = cnp.PyArray_STRIDE(made, 0) // r.item
     r.y_batch = cnp.PyArray_STRIDE(made, 1) // r.item
-    if rows is not None:
-        set_rows(r, rows)
-    if index is not None:
-        r.index = <Py_ssize_t *><Py_ssize_t>address(index)
+    if of.rows is not None:
+        set_rows(r, of.rows)
+    if of.index is not None:
+        r.index = <Py_ssize_t *>cnp.PyArray_DATA(of.index)
         r.one_hot = seen.shape[0] == 0
         r.table_rows = r.I if r.one_hot else seen.shape[0]
     one.reserve = NULL
-    if reserve is not None and r.cell.keeps_gates:
-        one.reserve = <char *><Py_ssize_t>address(reserve)
+    if of.reserve is not None and r.cell.keeps_gates:
+        one.reserve = <char *>cnp.PyArray_DATA(of.reserve)
     return 0
 
 
@@ -217,14 +216,19 @@ cdef int find_table(Run *r, Scratch scratch, index) except -1:
 # -- states and the reserve ----------------------------------------------------------------------
 
 
-def pack_cells(PackedWeights w, cnp.ndarray c, order=None):
-    """(N, H) cell states as [block][N][U], zero past H; with `order` by position."""
-    packed = aligned_empty(w.blocks * c.shape[0] * w.units, w.dtype)
+def pack_cells(PackedWeights w, c, Py_ssize_t N, order):
+    """Cell states (N, H), or None for zeros, as [block][N][U], zero past H; with `order` by
+    position."""
     cdef const Py_ssize_t *rows = NULL
+    cdef Matrix cells
+    cdef Py_ssize_t count = w.blocks * N * w.units
+    if c is None:
+        return aligned_zeros(count, w.dtype)
+    packed = aligned_empty(count, w.dtype)
     if order is not None:
-        rows = <Py_ssize_t *><Py_ssize_t>address(order)
-    cdef Matrix cells = matrix(c)
-    pack_cell_states(w, &cells, c.shape[0], rows, <char *><Py_ssize_t>address(packed))
+        rows = <Py_ssize_t *>cnp.PyArray_DATA(<cnp.ndarray>order)
+    cells = matrix(c)
+    pack_cell_states(w, &cells, N, rows, <char *>cnp.PyArray_DATA(<cnp.ndarray>packed))
     return packed
 
 

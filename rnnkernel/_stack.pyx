@@ -20,6 +20,7 @@ cdef extern from *:
     #undef I
     """
 
+from rnnkernel cimport _tape
 from rnnkernel._clock cimport PHASES, WAITING, Clock, charge, nanoseconds, start_clock
 from rnnkernel._crowd cimport is_crowded, report
 from rnnkernel._forward cimport Pass, keep_states, lay_out, set_arrays, take_states
@@ -233,38 +234,31 @@ cdef int run_stack(
 
 
 def forward(list layers, int threads):
-    """Runs all steps of layers, each a list of its directions, each as a tuple
+    """Runs all steps of layers, each a list of its directions, each a tuple of a Pass
+    (rnnkernel/_tape.pyx) and where its final states go, h_n (N, P) and c_n (N, H), None without a
+    cell state. y is written, and reserve receives what backward needs; without one only the gates
+    of a few steps exist at any time.
 
-        weights : PackedWeights
-        x : (T, N, I)
-        h0 : (N, P)
-        c0 : what `pack_cells` returns, or None
-        y : (T, N, P), units contiguous
-        h_n, c_n : (N, P) and (N, H), or None without a cell state
-        reserve : from `allocate_reserve`, or None
-        rows : Rows, or None
-        index : (T, N) or None
-
-    and writes y, h_n, c_n and reserve, which receives what backward needs; with None only the gates
-    of a few steps exist at any time. All have the weights' dtype and, where nothing else is said,
-    any strides. Time is in the direction's order. With `rows` c0 and the gates are by position.
-
-    With `index`, in the first layer and with `rows`, x is a table (R, 1, I) and step t of row n
-    sees its row index[t, n]; a table without rows stands for the one-hot vectors of I classes.
+    Arrays may have any strides, but for the units of y. Only the first layer may have an index, and
+    with it rows.
     """
     cdef Scratch scratch = Scratch()
     cdef int directions = len(layers[0]), count = directions * len(layers), i
     cdef Pass *passes = <Pass *>scratch.take(count * sizeof(Pass))
-    cdef list weights = [one[0] for layer in layers for one in layer]
-    first = layers[0]
+    cdef list weights = [], first
+    cdef _tape.Pass of
     for i in range(count):
-        w, x, h0, c0, y, h_n, c_n, reserve, rows, index = layers[i // directions][i % directions]
-        set_arrays(&passes[i], w, x, h0, c0, y, h_n, c_n, reserve, rows, index)
-    rows = None if first[0][8] is None else [one[8] for one in first]
+        of, h_n, c_n = layers[i // directions][i % directions]
+        weights.append(of.weights)
+        set_arrays(&passes[i], of, h_n, c_n)
+    first = [(<_tape.Pass>one[0]) for one in layers[0]]
     if passes[0].run.count > 0:
-        indices = [one[9] for one in first]
+        of = first[0]
+        rows = None if of.rows is None else [(<_tape.Pass>one).rows for one in first]
+        indices = None if of.index is None else [(<_tape.Pass>one).index for one in first]
         run_stack(passes, len(layers), directions, weights, scratch, rows, indices, threads)
         return
     for i in range(count):
-        layers[i // directions][i % directions][4][...] = 0
-        keep_states(&passes[i], weights[i])
+        of = layers[i // directions][i % directions][0]
+        of.y[...] = 0
+        keep_states(&passes[i], of.weights)

@@ -9,6 +9,7 @@ import numpy as np
 
 from rnnkernel import _check, _passes, _threads, profiling
 from rnnkernel._packing import PackedWeights
+from rnnkernel._parameters import pack
 from rnnkernel._plain import infer
 from rnnkernel._stream import Stream
 from rnnkernel.results import Output
@@ -102,7 +103,7 @@ class Frozen(Inference):
         threads = _threads.resolve(None)
         self._packed = []
         for index, suffix in enumerate(layer._suffixes):
-            packed = _passes.pack(layer, packed_from, index, False, threads)
+            packed = pack(layer, packed_from, index, False, threads)
             if weights is not None:
                 packed.shrink(scales.get(f"weight_ih{suffix}"), scales.get(f"weight_hh{suffix}"))
             self._packed.append(packed)

@@ -13,7 +13,8 @@ from rnnkernel import _check, _passes, _threads, cells, profiling
 from rnnkernel._arguments import check_arrivals
 from rnnkernel._differentiate import differentiate, plain_arrivals
 from rnnkernel._kept import Kept
-from rnnkernel._plain import train
+from rnnkernel._parameters import pack
+from rnnkernel._unroll import train
 from rnnkernel.clipping import Clip
 from rnnkernel.inference import Frozen, Inference, Stream
 from rnnkernel.results import Gradients, Output
@@ -149,10 +150,7 @@ class _Layer(Inference):
         weights = _check.parameters(
             "parameters", self._parameters, self._parameter_shapes, self.dtype
         )
-        return [
-            _passes.pack(self, weights, index, False, threads)
-            for index in range(len(self._suffixes))
-        ]
+        return [pack(self, weights, index, False, threads) for index in range(len(self._suffixes))]
 
     def _alone(self, index: int):
         """One layer and direction as a layer of its own, with the same parameters, time first."""
@@ -331,9 +329,7 @@ class _Layer(Inference):
             self,
             kept.__getitem__
             if kept is not None
-            else lambda index, columns=None: _passes.pack(
-                self, weights, index, training, threads, columns
-            ),
+            else lambda index, columns=None: pack(self, weights, index, training, threads, columns),
             weights,
             threads,
             x,

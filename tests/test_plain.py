@@ -4,7 +4,8 @@ bits."""
 import numpy as np
 import pytest
 from rnnkernel._differentiate import plain_arrivals
-from rnnkernel._plain import infer, train
+from rnnkernel._plain import infer
+from rnnkernel._unroll import train
 
 import rnnkernel as rk
 from helpers import assert_same_bits, unchanged
