@@ -45,7 +45,7 @@ GRADIENTS = "rnnkernel/_gradients.pyx"
 PACKING = "rnnkernel/_packing.pyx"
 LOOKUP, SEQUENCE, STREAM = "csrc/lookup.h", "rnnkernel/_sequence.py", "rnnkernel/_stream.pyx"
 CHECKPOINTS, SMALL = "rnnkernel/_checkpoints.py", "csrc/small_weights.h"
-PASSES, DIFFERENTIATE = "rnnkernel/_passes.py", "rnnkernel/_differentiate.pyx"
+UNROLL, DIFFERENTIATE = "rnnkernel/_unroll.pyx", "rnnkernel/_differentiate.pyx"
 BACKWARD, POOL = "rnnkernel/_backward.pyx", "rnnkernel/_pool.pyx"
 TEAM, CROWD = "rnnkernel/_team.pxd", "rnnkernel/_crowd.pyx"
 
@@ -441,11 +441,11 @@ FAULTS = [
         **only("packing"),
     ),
     Fault(
-        "other calls: all layers begin with the states of the first",
-        PASSES,
-        'np.array(initial[0][index], order="C")',
-        'np.array(initial[0][d], order="C")',
-        **only("plain", "training"),
+        "unrolled calls: all layers begin with the states of the first",
+        UNROLL,
+        "first_state(of(initial[0], at), N, P, type_number)",
+        "first_state(of(initial[0], d), N, P, type_number)",
+        **only("stacks"),
     ),
     Fault(
         "plain calls: all layers begin with the states of the first",
@@ -462,10 +462,10 @@ FAULTS = [
         **only("stacks"),
     ),
     Fault(
-        "plain training: what backward sees of h0 is the first row's",
-        "rnnkernel/_plain.pyx",
-        "one.h0.data + n * one.h0.row, one.h0.unit",
-        "one.h0.data, one.h0.unit",
+        "unrolled calls: all rows begin with the first one's h0",
+        UNROLL,
+        "<char *>cnp.PyArray_DATA(given) + n * cnp.PyArray_STRIDE(given, 0),",
+        "<char *>cnp.PyArray_DATA(given),",
         **only("values"),
     ),
     Fault(
@@ -476,11 +476,11 @@ FAULTS = [
         **only("plain", "training"),
     ),
     Fault(
-        "plain training: cell states begin with the first row's",
+        "plain calls: cell states begin with the first row's",
         "rnnkernel/_plain.pyx",
         "pack_cell_states(w, &first_c, N, order, <char *>r.c0)",
         "first_c.row = 0; pack_cell_states(w, &first_c, N, order, <char *>r.c0)",
-        **only("plain", "training"),
+        **only("plain"),
     ),
     Fault(
         "kept weights: who asks for parameters is not heard",
