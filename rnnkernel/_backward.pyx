@@ -402,6 +402,7 @@ cdef int run(Bptt *loops, list passes, int teams, int size) except -1:
     for i in range(teams):
         prepare(&loops[i], passes[i], scratch, size)
         loops[i].spent = NULL
+        loops[i].even = False
         if spent is not None:
             loops[i].spent = <long long *>start(spent) + i * size * PHASES
     with nogil:
@@ -412,7 +413,8 @@ cdef int run(Bptt *loops, list passes, int teams, int size) except -1:
             with parallel(num_threads=threads):
                 run_members(loops, teams, size, rk_members(), rk_member())
             end = nanoseconds()
-            report(end - begin, rk_lost(loops[0].flags) + end - loops[0].end)
+            if teams > 1 or loops[0].even:
+                report(end - begin, rk_lost(loops[0].flags) + end - loops[0].end)
     if call is not None:
         call.leave(threads)
     for i in range(teams):

@@ -126,6 +126,7 @@ cdef struct Bptt:
     Py_ssize_t sums_bytes               # of table_gradient, yet to be zeroed; or 0
     long long *spent                    # by thread and phase (_clock.pxd), or NULL
     long long end                       # when the caller's thread had done its part
+    bint even                           # whether its team has shared steps by units
 
 
 cdef inline void clear_dx(
@@ -142,4 +143,4 @@ cdef inline Py_ssize_t vectors_of(const Bptt *r, Py_ssize_t columns) noexcept no
 
 
 # One member's part of everything; all members of a team call it.
-cdef void run_member(const Bptt *r, int members, int member) noexcept nogil
+cdef void run_member(Bptt *r, int members, int member) noexcept nogil

@@ -323,20 +323,22 @@ cdef bint steps_back(
 
 
 cdef bint meet_all(
-    const Bptt *r, rk_team *team, Py_ssize_t past, Clock *clock
+    const Bptt *r, rk_team *team, Py_ssize_t past, bint even, Clock *clock
 ) noexcept nogil:
-    """Whether this member stays, for the steps before `past`."""
+    """Whether this member stays, for the steps before `past`. Where shares are not `even`, waiting
+    for a longer one is no loss."""
     cdef bint stays
     if team.members == 1:
         return True
-    stays = rk_meet_or_leave(team, r.T - past, past)
+    stays = rk_meet_or_leave(team, r.T - past, past if even else -1)
     charge(clock, WAITING)
     return stays
 
 
-cdef void run_chunks(const Bptt *r, rk_team *team, Clock *clock) noexcept nogil:
+cdef void run_chunks(Bptt *r, rk_team *team, Clock *clock) noexcept nogil:
     """All steps and gradients, unless this member leaves: who is there takes what is next."""
     cdef Py_ssize_t past = r.T, counted = 0, begin
+    cdef bint even
     cdef Chunk c
     cdef Share s
     if r.sums_bytes > 0:  # read when all have done some steps, and met
@@ -350,23 +352,26 @@ cdef void run_chunks(const Bptt *r, rk_team *team, Clock *clock) noexcept nogil:
         if r.alive != NULL:
             if team.member == 0:
                 list_rows(r, &c)
-            if not meet_all(r, team, past, clock):
+            if not meet_all(r, team, past, False, clock):
                 return
         s = share_of(r, &c, team, clock)
+        even = s.members > 1
+        if team.mate == 0:
+            r.even = r.even or even
         if not steps_back(r, &s, &c, team):
             return
         charge(clock, LOOP)
-        if not meet_all(r, team, c.t0, clock):
+        if not meet_all(r, team, c.t0, even, clock):
             return
         counted = share_gradients(r, &c, counted, team, clock)
         # the next chunk's dgates go where these are
-        if not meet_all(r, team, c.t0, clock):
+        if not meet_all(r, team, c.t0, even, clock):
             return
         past = c.t0
     finish_gradients(r, counted, team, clock)
 
 
-cdef void run_member(const Bptt *r, int members, int member) noexcept nogil:
+cdef void run_member(Bptt *r, int members, int member) noexcept nogil:
     cdef unsigned long long saved = fp_enter()
     cdef Clock clock = start_clock(r.spent, member)
     cdef rk_team team = rk_join(r.flags, members, member)

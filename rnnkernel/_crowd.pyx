@@ -2,8 +2,8 @@
 
 A small call on several threads ends when the last of them has had a core. Where there are more
 programs than cores that takes a slice of the scheduler's, milliseconds, and one thread would have
-been done at once. So calls say how long they have waited, and after a few that lost by it small
-calls stay on one thread for a while: 5 ms, and twice as long each time that they lose again.
+been done at once. So calls whose threads have about as much to do say how long they have waited,
+and after a few that lost by it small calls stay on one thread for a while: 5 ms, and twice as long each time that they lose again.
 """
 
 from rnnkernel._clock cimport nanoseconds
@@ -11,8 +11,9 @@ from rnnkernel._clock cimport nanoseconds
 # Calls of more arithmetic than this take longer than a slice.
 cdef double SMALL = 1e9
 
-# A call that waited for less than this had to open its team, no more; and the first call after
-# others may have had to wake threads that sleep.
+# A call that waited for less than this had to open its team, no more; for up to half of its time,
+# its share may have been half of another's; and the first call after others may have had to wake
+# threads that sleep.
 cdef long long WORTH_IT = 500_000
 cdef int IN_A_ROW = 3
 
@@ -38,7 +39,7 @@ cpdef bint is_crowded(double flops) noexcept nogil:
 
 cpdef void report(long long time, long long lost) noexcept nogil:
     global until, pause, losses
-    if lost < WORTH_IT or 2 * lost < time:
+    if lost < WORTH_IT or 3 * lost < 2 * time:
         if losses != 0:
             until = pause = losses = 0
         return

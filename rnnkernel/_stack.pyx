@@ -183,6 +183,7 @@ cdef int run_stack(
     cdef Pass *one
     cdef int i, count = layers * directions, size = 1
     cdef long long begin, end, lost = 0
+    cdef bint even = True  # whether threads have about as much to do
     s.passes, s.layers, s.directions, s.steps = passes, layers, directions, 0
     share(&s, threads)
     for i in range(count):
@@ -192,6 +193,8 @@ cdef int run_stack(
             max(1, min(s.piece, one.run.T)),
         )
         size = max(size, one.plan.team)
+        # of rows, one may be longer than all others
+        even = even and (rows is None or one.plan.by_units or s.teams > 1)
         if s.pieces > 1:  # pieces are chunks
             s.piece = min(s.piece, one.run.chunk)
     s.pieces = (s.steps + s.piece - 1) // s.piece
@@ -225,7 +228,8 @@ cdef int run_stack(
             end = nanoseconds()
             for i in range(count):
                 lost += rk_lost(passes[i].plan.flags) // s.teams
-            report(end - begin, lost + end - s.end)
+            if even:
+                report(end - begin, lost + end - s.end)
     if call is not None:
         call.leave(threads)
     for i in range(count):

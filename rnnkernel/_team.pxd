@@ -120,18 +120,18 @@ cdef extern from *:
     static inline rk_team rk_join(rk_flag *flags, int size, int mate)
     {
         const rk_team team = {flags, size, mate, size, mate};
-        if (size > 1) flags[mate].since = rk_now();
+        if (size > 1) flags[mate].since = rk_now() - flags[mate].lost;
         return team;
     }
 
-    /* How long to wait for a member: until it has cost as much as it would cost to go on without
-     * it. That is never more than twice of what was best, whether it comes soon or not. */
-    static long long rk_worth(const rk_team *team, ptrdiff_t done, ptrdiff_t left)
+    /* How long to wait for a member that may be late: until all waiting has cost twice as much as
+     * this member's own share of all steps takes. A share is at most twice another, so nobody waits
+     * so long for one that has its core; and what is lost is bounded, whether it comes or not. */
+    static long long rk_worth(const rk_flag *own, ptrdiff_t done, ptrdiff_t left)
     {
-        const rk_flag *mine = &team->flags[team->mate];
-        const double step = (double)(rk_now() - mine->since - mine->lost) / (done < 1 ? 1 : done);
-        const long long most = (long long)(step * left / (team->members - 1)) - mine->lost;
-        return most > RK_SOON ? most : RK_SOON;
+        const double busy = (double)(rk_now() - own->since - own->lost);
+        const double most = 2 * busy / (done < 1 ? 1 : done) * (done + left) - own->lost;
+        return most > RK_SOON ? (long long)most : RK_SOON;
     }
 
     static inline int rk_meet_or_leave(rk_team *team, ptrdiff_t done, ptrdiff_t left)
@@ -147,9 +147,12 @@ cdef extern from *:
         for (int other = 0; other < team->size; other++) {
             rk_flag *const flag = &team->flags[other];
             if (other == team->mate) continue;
-            if (!rk_spin(flag, mine))
-                own->lost += rk_wait_long(
-                    flag, mine, left < 0 ? LLONG_MAX : rk_worth(team, done, left));
+            if (!rk_spin(flag, mine)) {
+                if (left < 0)
+                    rk_wait_long(flag, mine, LLONG_MAX);
+                else
+                    own->lost += rk_wait_long(flag, mine, rk_worth(own, done, left));
+            }
             const long long met = atomic_load_explicit(&flag->met, memory_order_relaxed);
             if (met & RK_LEFT && (met & ~RK_LEFT) <= mine) continue;
             members++;
@@ -230,7 +233,7 @@ cdef extern from *:
     # As rk_meet, in a loop of which some steps are done and some are left. Returns 0 if this member
     # came so late that the others no longer wait for it: then it leaves the loop. What it did
     # before is seen. Afterwards all agree on who is there, until they meet again. With `left` below
-    # 0 nobody is late.
+    # 0 nobody is late, and waiting is no loss: shares may be as unequal as they like.
     bint rk_meet_or_leave(rk_team *team, Py_ssize_t done, Py_ssize_t left) nogil
     # Lets a member be late for one of its meetings, counted from 1 with those of rk_meet.
     void rk_expel(rk_flag *flag, long long meeting) nogil

@@ -421,7 +421,7 @@ FAULTS = [
     Fault(
         "crowded cores: whoever has waited at all stays on one thread",
         CROWD,
-        "if lost < WORTH_IT or 2 * lost < time:",
+        "if lost < WORTH_IT or 3 * lost < 2 * time:",
         "if lost == 0:",
         **only("crowd"),
     ),
