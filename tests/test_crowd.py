@@ -48,7 +48,7 @@ def test_a_call_that_does_not_lose_ends_it():
     assert not _crowd.is_crowded(SMALL)
 
 
-@pytest.mark.parametrize(("time", "lost"), [(10 * MS, 6 * MS), (MS // 2, MS // 2), (0, 0)])
+@pytest.mark.parametrize(("time", "lost"), [(10 * MS, 6 * MS), (MS // 3, MS // 3), (0, 0)])
 def test_what_is_no_loss(time, lost):
     for _ in range(30):
         _crowd.report(time, lost)
