@@ -3,7 +3,8 @@
 A small call on several threads ends when the last of them has had a core. Where there are more
 programs than cores that takes a slice of the scheduler's, milliseconds, and one thread would have
 been done at once. So calls whose threads have about as much to do say how long they have waited,
-and after a few that lost by it small calls stay on one thread for a while: 5 ms, and twice as long each time that they lose again.
+and after a few that lost by it small calls stay on one thread for a while: 5 ms, and twice as long
+each time that they lose again.
 """
 
 from rnnkernel._clock cimport nanoseconds
