@@ -169,7 +169,7 @@ def extension(name, sources=(), depends=("csrc/rnnkernel.h",), macros=()):
     return Extension(
         f"rnnkernel.{name}",
         [f"rnnkernel/{name}.pyx", *sources],
-        include_dirs=["csrc", numpy.get_include()],
+        include_dirs=["csrc", "rnnkernel", numpy.get_include()],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"), *macros],
         depends=list(depends),
     )

@@ -47,7 +47,7 @@ LOOKUP, SEQUENCE, STREAM = "csrc/lookup.h", "rnnkernel/_sequence.py", "rnnkernel
 CHECKPOINTS, SMALL = "rnnkernel/_checkpoints.py", "csrc/small_weights.h"
 UNROLL, DIFFERENTIATE = "rnnkernel/_unroll.pyx", "rnnkernel/_differentiate.pyx"
 BACKWARD, POOL = "rnnkernel/_backward.pyx", "rnnkernel/_pool.pyx"
-TEAM, CROWD = "rnnkernel/_team.pxd", "rnnkernel/_crowd.pyx"
+TEAM, CROWD = "rnnkernel/_team.h", "rnnkernel/_crowd.pyx"
 
 
 def only(name, chosen=""):

@@ -1,0 +1,208 @@
+/* _team.h - threads that meet again and again inside one parallel region.
+ *
+ * Opening a region costs microseconds, and tens of them where threads sleep; a loop that needs
+ * everybody's last step before the next one meets here instead. Each member counts the meetings it
+ * has come to in a cache line of its own.
+ *
+ * Cores are not always there: other programs want them, or a host takes them from a virtual
+ * machine. Then every meeting waits until the last member has a core again, and a call that meets
+ * hundreds of times would take as many slices of the scheduler's. So who comes too late leaves the
+ * team, and the others go on without it. */
+#ifndef RNNKERNEL_TEAM_H
+#define RNNKERNEL_TEAM_H
+
+#include <limits.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <time.h>
+#ifdef _OPENMP
+#include <omp.h>
+#define rk_members omp_get_num_threads
+#define rk_member omp_get_thread_num
+#define rk_cores omp_get_num_procs
+#else
+static inline int rk_members(void) { return 1; }
+static inline int rk_member(void) { return 0; }
+static inline int rk_cores(void) { return 1; }
+#endif
+#if defined(__x86_64__) || defined(__i386__)
+#define rk_pause __builtin_ia32_pause
+#elif defined(__aarch64__)
+static inline void rk_pause(void) { __asm__ volatile("yield"); }
+#else
+static inline void rk_pause(void) {}
+#endif
+
+enum { RK_SPINS = 500, RK_SOON = 200000, RK_PATIENCE = 1000000 /* ns */ };
+
+typedef struct {
+    _Alignas(64) atomic_llong met;
+    atomic_llong late;     /* the meeting from which others do without this member */
+    long long since, lost; /* ns: when it began, and for how long it has waited since */
+} rk_flag;
+
+static const long long RK_LEFT = 1LL << 62; /* added to `met` of who is gone */
+
+static inline int rk_has_met(rk_flag *flag, long long count)
+{
+    return atomic_load_explicit(&flag->met, memory_order_acquire) >= count;
+}
+
+static inline int rk_spin(rk_flag *flag, long long count)
+{
+    for (int spins = 0; spins < RK_SPINS; spins++) {
+        if (rk_has_met(flag, count)) return 1;
+        rk_pause();
+    }
+    return 0;
+}
+
+static inline long long rk_now(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000000000LL + now.tv_nsec;
+}
+
+/* Whoever is waited for has a core, or had one until another program took it for a slice of the
+ * scheduler's. Who yields at once gives that program a second core, and at every meeting one of the
+ * members is away. So members keep their cores for about a slice, and not for exactly one, since
+ * cores often change hands together. Only where there are fewer cores than members the one that is
+ * waited for may need this very core.
+ *
+ * Returns how long it took. After `most` the other one is told that it is late. */
+static long long rk_wait_long(rk_flag *flag, long long count, long long most)
+{
+    const int keeps = rk_members() <= rk_cores();
+    const long long begin = rk_now();
+    long long now = begin;
+    while (!rk_has_met(flag, count)) {
+        const long long patience = now + (keeps ? RK_PATIENCE << (now >> 6 & 3) : 0);
+        while (now < patience && !rk_spin(flag, count)) {
+            now = rk_now();
+            if (now - begin > most) atomic_store_explicit(&flag->late, count, memory_order_relaxed);
+        }
+        if (now >= patience) sched_yield();
+        now = rk_now();
+    }
+    return now - begin;
+}
+
+static inline void rk_await(rk_flag *flag, long long count)
+{
+    if (!rk_spin(flag, count)) rk_wait_long(flag, count, LLONG_MAX);
+}
+
+static inline void rk_raise(rk_flag *flag, long long count)
+{
+    atomic_store_explicit(&flag->met, count, memory_order_release);
+}
+
+static inline void rk_meet(rk_flag *flags, int members, int member)
+{
+    rk_flag *const own = &flags[member];
+    const long long mine = atomic_load_explicit(&own->met, memory_order_relaxed) + 1;
+    rk_raise(own, mine);
+    for (int other = 0; other < members; other++)
+        if (!rk_spin(&flags[other], mine))
+            own->lost += rk_wait_long(&flags[other], mine, LLONG_MAX);
+}
+
+typedef struct {
+    rk_flag *flags;
+    int size, mate;      /* of those that began */
+    int members, member; /* of those that are there */
+} rk_team;
+
+static inline rk_team rk_join(rk_flag *flags, int size, int mate)
+{
+    const rk_team team = {flags, size, mate, size, mate};
+    if (size > 1) flags[mate].since = rk_now() - flags[mate].lost;
+    return team;
+}
+
+/* How long to wait for a member that may be late: until all waiting has cost twice as much as this
+ * member's own share of all steps takes. A share is at most twice another, so nobody waits so long
+ * for one that has its core; and what is lost is bounded, whether it comes or not. */
+static long long rk_worth(const rk_flag *own, ptrdiff_t done, ptrdiff_t left)
+{
+    const double busy = (double)(rk_now() - own->since - own->lost);
+    const double most = 2 * busy / (done < 1 ? 1 : done) * (done + left) - own->lost;
+    return most > RK_SOON ? (long long)most : RK_SOON;
+}
+
+static inline int rk_meet_or_leave(rk_team *team, ptrdiff_t done, ptrdiff_t left)
+{
+    rk_flag *const own = &team->flags[team->mate];
+    const long long mine = atomic_load_explicit(&own->met, memory_order_relaxed) + 1;
+    int members = 1, member = 0;
+    if (atomic_load_explicit(&own->late, memory_order_relaxed) == mine) {
+        rk_raise(own, mine | RK_LEFT);
+        return 0;
+    }
+    rk_raise(own, mine);
+    for (int other = 0; other < team->size; other++) {
+        rk_flag *const flag = &team->flags[other];
+        if (other == team->mate) continue;
+        if (!rk_spin(flag, mine)) {
+            if (left < 0)
+                rk_wait_long(flag, mine, LLONG_MAX);
+            else
+                own->lost += rk_wait_long(flag, mine, rk_worth(own, done, left));
+        }
+        const long long met = atomic_load_explicit(&flag->met, memory_order_relaxed);
+        if (met & RK_LEFT && (met & ~RK_LEFT) <= mine) continue;
+        members++;
+        member += other < team->mate;
+    }
+    team->members = members;
+    team->member = member;
+    return 1;
+}
+
+static inline void rk_expel(rk_flag *flag, long long meeting)
+{
+    atomic_store_explicit(&flag->late, meeting, memory_order_relaxed);
+}
+
+static inline long long rk_lost(const rk_flag *flag) { return flag->lost; }
+
+/* the first in the low half, the end in the high one */
+typedef struct {
+    _Alignas(64) atomic_ullong ends;
+} rk_range;
+
+static inline unsigned long long rk_ends(ptrdiff_t first, ptrdiff_t past)
+{
+    return (unsigned long long)first | (unsigned long long)past << 32;
+}
+
+static inline void rk_offer(rk_range *range, ptrdiff_t first, ptrdiff_t past)
+{
+    atomic_store_explicit(&range->ends, rk_ends(first, past), memory_order_relaxed);
+}
+
+static inline int rk_take(rk_range *range, int back, ptrdiff_t most, ptrdiff_t *first,
+                          ptrdiff_t *past)
+{
+    unsigned long long seen = atomic_load_explicit(&range->ends, memory_order_relaxed), left;
+    do {
+        const ptrdiff_t begin = (ptrdiff_t)(seen & 0xffffffff), end = (ptrdiff_t)(seen >> 32);
+        const ptrdiff_t half = (end - begin + 1) / 2;
+        const ptrdiff_t count = most > 0 && most < half ? most : half;
+        if (begin >= end) return 0;
+        *first = back ? end - count : begin;
+        *past = *first + count;
+        left = back ? rk_ends(begin, *first) : rk_ends(*past, end);
+    } while (!atomic_compare_exchange_weak_explicit(&range->ends, &seen, left, memory_order_relaxed,
+                                                    memory_order_relaxed));
+    return (left & 0xffffffff) < left >> 32 ? 2 : 1;
+}
+
+static inline ptrdiff_t rk_next(rk_flag *counter)
+{
+    return atomic_fetch_add_explicit(&counter->met, 1, memory_order_relaxed);
+}
+
+#endif
