@@ -26,6 +26,10 @@ cdef list plain_states(layer, state, Py_ssize_t N, bint batched, int type_number
 cdef time_first(layout, array)
 # And an array (T, N, ...) as the caller has it.
 cdef caller_view(layout, array)
+# The part of a layer's y, or of its gradient, that belongs to a direction, in its time.
+cdef half(y, Py_ssize_t d, Py_ssize_t D, Py_ssize_t P)
+# One layer and direction of states, or None where there are none.
+cdef of(states, Py_ssize_t index)
 # New arrays, uninitialised, as a caller has them: (T, N, width) in the layout's order, and
 # (L*D, N, width). `name` says what does not fit in memory.
 cdef cnp.ndarray of_steps(

@@ -108,6 +108,16 @@ cdef caller_view(layout, array):
     return layout.caller_view(array) if layout.batch_first or not layout.batched else array
 
 
+cdef half(y, Py_ssize_t d, Py_ssize_t D, Py_ssize_t P):
+    if y is None or D == 1:
+        return y
+    return y[::-1, :, P:] if d else y[:, :, :P]
+
+
+cdef of(states, Py_ssize_t index):
+    return None if states is None else states[index]
+
+
 cdef cnp.ndarray of_steps(
     str name, Py_ssize_t T, Py_ssize_t N, Py_ssize_t width, int type_number, bint batched,
     bint batch_first,

@@ -32,7 +32,7 @@ from rnnkernel._kernels cimport RK_TRANSPOSED_VECTORS
 from rnnkernel._packing cimport PackedGradients, PackedWeights
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._tape cimport BackwardPass, Pass
-from rnnkernel._team cimport rk_expel, rk_flag, rk_lost, rk_member, rk_members
+from rnnkernel._team cimport rk_expel, rk_flag, rk_gone, rk_lost, rk_member, rk_members
 
 from rnnkernel._memory import aligned_zeros, tile_pitch
 from rnnkernel._plan import team_size
@@ -414,9 +414,11 @@ cdef int run(Bptt *loops, list passes, int teams, int size) except -1:
                 run_members(loops, teams, size, rk_members(), rk_member())
             end = nanoseconds()
             if teams > 1 or loops[0].even:
-                report(end - begin, rk_lost(loops[0].flags) + end - loops[0].end)
+                report(end - begin, rk_lost(loops[0].flags, size) + end - loops[0].end)
     if call is not None:
         call.leave(threads)
+        for i in range(teams):
+            call.left += rk_gone(loops[i].flags, size)
     for i in range(teams):
         r, of = &loops[i], passes[i]
         from_tile(r, r.dh, of.dh0, r.P)

@@ -126,7 +126,7 @@ cdef struct Bptt:
     Py_ssize_t sums_bytes               # of table_gradient, yet to be zeroed; or 0
     long long *spent                    # by thread and phase (_clock.pxd), or NULL
     long long end                       # when the caller's thread had done its part
-    bint even                           # whether its team has shared steps by units
+    bint even                           # whether a chunk had no share more than twice another
 
 
 cdef inline void clear_dx(

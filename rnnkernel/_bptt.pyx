@@ -355,7 +355,7 @@ cdef void run_chunks(Bptt *r, rk_team *team, Clock *clock) noexcept nogil:
             if not meet_all(r, team, past, False, clock):
                 return
         s = share_of(r, &c, team, clock)
-        even = s.members > 1
+        even = s.members > 1 or r.alive == NULL and r.N >= team.members
         if team.mate == 0:
             r.even = r.even or even
         if not steps_back(r, &s, &c, team):

@@ -2,9 +2,9 @@
 
 A small call on several threads ends when the last of them has had a core. Where there are more
 programs than cores that takes a slice of the scheduler's, milliseconds, and one thread would have
-been done at once. So calls whose threads have about as much to do say how long they have waited,
-and after a few that lost by it small calls stay on one thread for a while: 5 ms, and twice as long
-each time that they lose again.
+been done at once. So calls whose threads have about as much to do say how long they have waited.
+Where that is most of the time of the last few, small calls stay on one thread for a while: 5 ms at
+first, twice as long each time that waiting goes on, and half as long each time that all is well.
 """
 
 from rnnkernel._clock cimport nanoseconds
@@ -12,17 +12,22 @@ from rnnkernel._clock cimport nanoseconds
 # Calls of more arithmetic than this take longer than a slice.
 cdef double SMALL = 1e9
 
-# A call that waited for less than this had to open its team, no more; for up to half of its time,
-# its share may have been half of another's; and the first call after others may have had to wake
-# threads that sleep.
+# A call that waited for less than this had to open its team or to wake threads, no more.
 cdef long long WORTH_IT = 500_000
-cdef int IN_A_ROW = 3
+
+# How much of a sum over calls the next one leaves, and of how many at least.
+cdef double FADING = 0.875
+cdef int ENOUGH = 3
+
+# Of the time: where a thread has half of another's share, it waits for up to half of it.
+cdef double MOST = 0.55, FEW = 0.3
 
 cdef long long SHORTEST = 5_000_000, LONGEST = 1_280_000_000
 
 # Threads of several calls write here; any of their values will do.
 cdef long long until = 0, pause = 0
-cdef int losses = 0
+cdef double times = 0, losses = 0
+cdef int calls = 0
 
 
 cdef bint ignored = False
@@ -34,18 +39,27 @@ def set_ignored(bint ignore):
     ignored = ignore
 
 
+def forget():
+    """As if no call had reported."""
+    global until, pause, times, losses, calls
+    until = pause = calls = 0
+    times = losses = 0
+
+
 cpdef bint is_crowded(double flops) noexcept nogil:
     return not ignored and until != 0 and flops < SMALL and nanoseconds() < until
 
 
 cpdef void report(long long time, long long lost) noexcept nogil:
-    global until, pause, losses
-    if lost < WORTH_IT or 3 * lost < 2 * time:
-        if losses != 0:
-            until = pause = losses = 0
-        return
-    losses += 1
-    if losses >= IN_A_ROW:
-        losses = 1  # of the next row the first call is to wake threads
+    global until, pause, times, losses, calls
+    times = FADING * times + time
+    losses = FADING * losses + (lost if lost >= WORTH_IT else 0)
+    calls += 1
+    if losses < FEW * times:
+        pause = pause // 2 if pause > SHORTEST else 0
+        if pause == 0:
+            until = 0
+    elif calls >= ENOUGH and losses > MOST * times:
         pause = min(max(2 * pause, SHORTEST), LONGEST)
         until = nanoseconds() + pause
+        times = losses = calls = 0

@@ -10,9 +10,11 @@ import numpy as np
 
 from rnnkernel._arrays cimport (
     caller_view,
+    half,
     has_shape,
     is_plain,
     named_array,
+    of,
     of_states,
     of_steps,
     plain_states,
@@ -150,17 +152,6 @@ cdef like(str name, tuple shape, int type_number):
     for axis in range(len(shape)):
         sizes[axis] = shape[axis]
     return named_array(name, <int>len(shape), sizes, type_number)
-
-
-cdef inline of(states, Py_ssize_t index):
-    return None if states is None else states[index]
-
-
-cdef half(dlayer, Py_ssize_t d, Py_ssize_t D, Py_ssize_t P):
-    """The part of dL/dy of a layer that belongs to a direction, in its time."""
-    if dlayer is None or D == 1:
-        return dlayer
-    return dlayer[::-1, :, P:] if d else dlayer[:, :, :P]
 
 
 cdef unpack(PackedGradients gradients, dict parameters, suffix, int threads, columns):

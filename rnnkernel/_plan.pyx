@@ -128,12 +128,13 @@ cdef void bound_tiles(
         bounds[i] = min(N, unit * (units * i // tiles))
 
 
-cdef void bound_ragged_tiles(
+cdef bint bound_ragged_tiles(
     const Py_ssize_t *lengths, Py_ssize_t N, Py_ssize_t tiles, Py_ssize_t *bounds
 ) noexcept nogil:
-    """Bounds of tiles of rows with nearly equal sums of lengths."""
+    """Bounds of tiles of rows with nearly equal sums of lengths; whether none is more than twice
+    another."""
     cdef Py_ssize_t n, tile = 1
-    cdef double count = 0, steps = 0
+    cdef double count = 0, steps = 0, least, most
     for n in range(N):
         count += lengths[n]
     bounds[0] = 0
@@ -146,6 +147,13 @@ cdef void bound_ragged_tiles(
     while tile <= tiles:
         bounds[tile] = N
         tile += 1
+    least, most = count, 0
+    for tile in range(tiles):
+        steps = 0
+        for n in range(bounds[tile], bounds[tile + 1]):
+            steps += lengths[n]
+        least, most = min(least, steps), max(most, steps)
+    return most <= 2 * least
 
 
 cdef int plan_team(
@@ -165,7 +173,7 @@ cdef int plan_team(
     sweeps = overflows(r, steps, plan.team) if TAKING is None else TAKING
     plan.grain = 0 if not sweeps else 2 if rows <= 2 else 1
     plan.ranges, plan.to_first = NULL, TAKING == "all"
-    plan.leaves = False
+    plan.even, plan.leaves = plan.by_units or plan.tiles == plan.team, False
     if LATE is not None:
         for i in range(1, plan.team):
             rk_expel(&plan.flags[i], LATE + i - 1)
@@ -184,7 +192,7 @@ cdef int divide(
         plan.pieces = (r.table_rows + TABLE_ROWS - 1) // TABLE_ROWS
     plan_team(plan, r, scratch, r.T, r.count // r.T, team)
     if rows is not None:
-        bound_ragged_tiles(
+        plan.even = plan.even and bound_ragged_tiles(
             <Py_ssize_t *><Py_ssize_t>address(rows.lengths), r.N, plan.tiles, plan.bounds
         )
     r.chunk = PROJECTED_ROWS * (plan.team if plan.by_units else plan.tiles) * r.T // r.count

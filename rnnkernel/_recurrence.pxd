@@ -86,6 +86,7 @@ cdef struct Plan:
     rk_range *ranges              # [in turn][member]: what is left of each one's blocks, or NULL
     Py_ssize_t grain              # of a sweep to and fro: blocks at once; 0 where nobody sweeps
     bint to_first                 # whether all blocks begin with the first member
+    bint even                     # whether no share is more than twice another
     bint leaves                   # whether who comes too late to a meeting leaves the team
 
 

@@ -28,7 +28,16 @@ from rnnkernel._packing cimport address
 from rnnkernel._plan cimport divide, flops_of, team_step
 from rnnkernel._recurrence cimport Run, prepare_weights_of, run_team
 from rnnkernel._scratch cimport Scratch
-from rnnkernel._team cimport rk_await, rk_flag, rk_lost, rk_meet, rk_member, rk_members, rk_raise
+from rnnkernel._team cimport (
+    rk_await,
+    rk_flag,
+    rk_gone,
+    rk_lost,
+    rk_meet,
+    rk_member,
+    rk_members,
+    rk_raise,
+)
 
 from rnnkernel._plan import team_size
 from rnnkernel.profiling import current
@@ -193,8 +202,7 @@ cdef int run_stack(
             max(1, min(s.piece, one.run.T)),
         )
         size = max(size, one.plan.team)
-        # of rows, one may be longer than all others
-        even = even and (rows is None or one.plan.by_units or s.teams > 1)
+        even = even and (one.plan.even or s.teams > 1)
         if s.pieces > 1:  # pieces are chunks
             s.piece = min(s.piece, one.run.chunk)
     s.pieces = (s.steps + s.piece - 1) // s.piece
@@ -227,11 +235,13 @@ cdef int run_stack(
                 run_member(&s, rk_members(), rk_member())
             end = nanoseconds()
             for i in range(count):
-                lost += rk_lost(passes[i].plan.flags) // s.teams
+                lost += rk_lost(passes[i].plan.flags, passes[i].plan.team) // s.teams
             if even:
                 report(end - begin, lost + end - s.end)
     if call is not None:
         call.leave(threads)
+        for i in range(count):
+            call.left += rk_gone(passes[i].plan.flags, passes[i].plan.team)
     for i in range(count):
         take_states(&passes[i], weights[i])
     return 0

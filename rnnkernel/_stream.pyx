@@ -297,7 +297,7 @@ cdef class Stream:
                     with parallel(num_threads=plan.team):
                         self.advance(rk_members(), rk_member())
                     end = nanoseconds()
-                    report(end - begin, rk_lost(plan.flags) + end - self.end)
+                    report(end - begin, rk_lost(plan.flags, plan.team) + end - self.end)
             elif self.releases[self.way]:
                 with nogil:
                     self.advance(1, 0)

@@ -166,7 +166,20 @@ static inline void rk_expel(rk_flag *flag, long long meeting)
     atomic_store_explicit(&flag->late, meeting, memory_order_relaxed);
 }
 
-static inline long long rk_lost(const rk_flag *flag) { return flag->lost; }
+static inline long long rk_lost(const rk_flag *flags, int size)
+{
+    long long lost = 0;
+    for (int mate = 0; mate < size; mate++)
+        if (flags[mate].lost > lost) lost = flags[mate].lost;
+    return lost;
+}
+
+static inline int rk_gone(rk_flag *flags, int size)
+{
+    int gone = 0;
+    for (int mate = 0; mate < size; mate++) gone += rk_has_met(&flags[mate], RK_LEFT);
+    return gone;
+}
 
 /* the first in the low half, the end in the high one */
 typedef struct {

@@ -28,8 +28,10 @@ cdef extern from "_team.h":
     bint rk_meet_or_leave(rk_team *team, Py_ssize_t done, Py_ssize_t left) nogil
     # Lets a member be late for one of its meetings, counted from 1 with those of rk_meet.
     void rk_expel(rk_flag *flag, long long meeting) nogil
-    # Nanoseconds that a member of a team has waited, where it was long.
-    long long rk_lost(const rk_flag *flag) nogil
+    # Nanoseconds that a member of a team has waited, where it was long; of the one who has longest.
+    long long rk_lost(const rk_flag *flags, int size) nogil
+    # How many members have left.
+    int rk_gone(rk_flag *flags, int size) nogil
     # Returns when the flag has been raised to a count; what was written before that is seen.
     void rk_await(rk_flag *flag, long long count) nogil
     # One thread alone raises a flag.

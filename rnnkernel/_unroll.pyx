@@ -14,6 +14,8 @@ import numpy as np
 from rnnkernel._arrays cimport (
     Steps,
     caller_view,
+    half,
+    of,
     of_states,
     of_steps,
     plain_rows,
@@ -181,17 +183,6 @@ cdef freeze(array):
     while isinstance(array, np.ndarray):
         cnp.PyArray_CLEARFLAGS(<cnp.ndarray>array, cnp.NPY_ARRAY_WRITEABLE)
         array = array.base
-
-
-cdef inline of(states, Py_ssize_t index):
-    return None if states is None else states[index]
-
-
-cdef half(y, Py_ssize_t d, Py_ssize_t D, Py_ssize_t P):
-    """The part of a layer's y that belongs to a direction, in its time."""
-    if D == 1:
-        return y
-    return y[::-1, :, P:] if d else y[:, :, :P]
 
 
 cdef cnp.ndarray first_state(state, Py_ssize_t N, Py_ssize_t P, int type_number):

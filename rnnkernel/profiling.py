@@ -49,6 +49,7 @@ class Call:
         self._profile, self._name = profile, name
         # nanoseconds by thread and phase
         self.spent = np.zeros((1, len(PHASES)), np.int64)
+        self.left = 0
         self._recording = 0  # nanoseconds that are the profile's own
         self._began = perf_counter_ns()
 
@@ -87,7 +88,7 @@ class Call:
             for k, phase in enumerate(PHASES)
             if self.spent[:, k].any()
         }
-        self._profile.records.append(Record(self._name, elapsed * 1e-9, phases))
+        self._profile.records.append(Record(self._name, elapsed * 1e-9, phases, self.left))
 
 
 def begin(of, name):
@@ -112,11 +113,15 @@ class Record:
     phases : dict of str to tuple of float
         Seconds of each phase, by thread; the first is the calling thread, and its phases add up to
         the call. Phases that did not occur are left out.
+    left : int
+        How many threads left before the end: other programs had their cores, and the threads that
+        had one no longer waited for them.
     """
 
     name: str
     seconds: float
     phases: dict[str, tuple[float, ...]]
+    left: int = 0
 
 
 class Profile:
@@ -195,4 +200,7 @@ def _table(name, records):
         if any(spent):
             cells = [f"{1e3 * s:.3f} ms {100 * s / whole:3.0f} %" if s else "" for s in spent]
             lines.append(f"  {phase:<{width}}" + "".join(f"{cell:>20}" for cell in cells))
+    left = sum(record.left for record in records)
+    if left:
+        lines.append(f"  threads that left for want of a core: {left}")
     return "\n".join(lines)

@@ -6,7 +6,8 @@ import pytest
 import rnnkernel as rk
 from batches import KINDS, batch
 from helpers import assert_same_bits, run_python
-from rnnkernel import _backward, _plan
+from rnnkernel import _backward, _plan, _stack
+from rnnkernel._kernels import compiler
 from sequences import normal_state, parts
 from test_split import LAYERS
 
@@ -80,18 +81,22 @@ def test_backward(layer, late, kind, split):
                 assert_same_bits(got[name], expected[name], f"late for {meeting}: {name}")
 
 
-def test_who_is_late_works_no_more(late):
-    layer = rk.LSTM(64, 512, rng=0)
-    x = np.zeros((200, 1, 64), np.float32)
-    shares = []
-    for meeting in (None, 2):
-        late(meeting)
-        with rk.profile() as profile:
-            layer(x, num_threads=2)
-        (call,) = profile.records
-        loop = call.phases["loop"]
-        shares.append(loop[1] / sum(loop))
-    assert shares[0] > 0.1 > shares[1]
+@pytest.mark.parametrize("threads", [2, 4])
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2}, {"bidirectional": True}])
+def test_a_profile_tells_who_left(late, threads, options, monkeypatch):
+    for module in (_stack, _backward):
+        monkeypatch.setattr(module, "TEAMS", 1)  # all of it for each pass
+    layer = rk.LSTM(11, 147, rng=0, **options)
+    x = np.zeros((70, 3, 11), np.float32)
+    passes = layer.num_layers * (1 + layer.bidirectional)
+    gone = passes * ((threads if compiler()[2] else 1) - 1)
+    late(2)
+    with rk.profile() as profile:
+        out = layer.forward(x, training=True, num_threads=threads)
+        layer.backward(out, np.ones_like(out.y), num_threads=threads)
+        layer(x, num_threads=1)
+    assert [call.left for call in profile.records] == [gone, gone, 0]
+    assert gone == 0 or f"left for want of a core: {gone}" in str(profile)
 
 
 PINNED = """
