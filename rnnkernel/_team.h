@@ -177,7 +177,8 @@ static inline long long rk_lost(const rk_flag *flags, int size)
 static inline int rk_gone(rk_flag *flags, int size)
 {
     int gone = 0;
-    for (int mate = 0; mate < size; mate++) gone += rk_has_met(&flags[mate], RK_LEFT);
+    for (int mate = 0; mate < size; mate++)
+        gone += rk_has_met(&flags[mate], RK_LEFT);
     return gone;
 }
 

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
+from rnnkernel._kernels import compiler
 
 import rnnkernel as rk
 from batches import KINDS, batch
 from helpers import assert_same_bits, run_python
 from rnnkernel import _backward, _plan, _stack
-from rnnkernel._kernels import compiler
 from sequences import normal_state, parts
 from test_split import LAYERS
 
