@@ -78,7 +78,7 @@ cdef double shared_step(const Run *r, Py_ssize_t rows, int team, bint units) noe
     """Microseconds that a team takes for a step of so many rows, shared by units or by rows.
 
     Of units each thread streams only its own weights, which several threads' L2 may hold together;
-    for that all meet, in 0.4 us, and read what the others have written of h.
+    for that all meet, in 1 us, and read what the others have written of h.
     """
     cdef int phase
     cdef Py_ssize_t slots = 0, weight_bytes
@@ -88,7 +88,7 @@ cdef double shared_step(const Run *r, Py_ssize_t rows, int team, bint units) noe
     if not units:
         return step_time((rows + team - 1) // team, r.blocks, weight_bytes)
     return step_time(rows, (r.blocks + team - 1) // team, weight_bytes) + (
-        r.cell.phases * (0.4 + rows * r.P * r.item * 50e-6)
+        r.cell.phases * (1.0 + rows * r.P * r.item * 150e-6)
     )
 
 
