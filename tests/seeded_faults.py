@@ -421,9 +421,30 @@ FAULTS = [
     Fault(
         "crowded cores: whoever has waited at all stays on one thread",
         CROWD,
-        "if lost < WORTH_IT or 3 * lost < 2 * time:",
-        "if lost == 0:",
+        "losses = FADING * losses + (lost if lost >= WORTH_IT else 0)",
+        "losses = FADING * losses + lost",
         **only("crowd"),
+    ),
+    Fault(
+        "crowded cores: one call that loses is enough",
+        CROWD,
+        "elif calls >= ENOUGH and losses > MOST * times:",
+        "elif losses > MOST * times:",
+        **only("crowd"),
+    ),
+    Fault(
+        "crowded cores: a call that runs well makes all forgotten",
+        CROWD,
+        "calls += 1",
+        "calls = calls + 1 if lost > 0 else 0",
+        **only("crowd"),
+    ),
+    Fault(
+        "a profile does not see who left in backward",
+        BACKWARD,
+        "call.left += rk_gone(loops[i].flags, size)",
+        "call.left += rk_gone(loops[i].flags, 0)",
+        **only("late", "profile"),
     ),
     Fault(
         "packing: a thread leaves its last block to nobody",
