@@ -9,3 +9,4 @@ cdef int plan_team(
 cdef int divide(
     Run *r, Plan *plan, Scratch scratch, rows, int team, Py_ssize_t piece
 ) except -1
+cdef int let_hand_over(Plan *plan, Scratch scratch) except -1

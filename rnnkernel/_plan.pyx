@@ -8,7 +8,7 @@ from rnnkernel._kernels cimport usable_threads
 from rnnkernel._packing cimport address
 from rnnkernel._recurrence cimport BOTH, TABLE_ROWS, Plan, Run, panel_bytes
 from rnnkernel._scratch cimport Scratch
-from rnnkernel._team cimport rk_expel, rk_flag, rk_range
+from rnnkernel._team cimport rk_begin_parts, rk_expel, rk_flag, rk_handover, rk_range
 
 # Rows (t, n) that are projected at once: enough to use a panel of W_ih well, few enough that
 # the gates of inference stay in L2.
@@ -28,7 +28,8 @@ PASSING_BYTES = 131072
 SPLIT = None
 
 # Whether members take blocks of one another, and sweep them to and fro: None lets the weights
-# decide; "all" gives all to the first one. Results are the same, as tests show by setting it.
+# decide; "all" gives all to the first one, and all rows, of which others take over some. Results
+# are the same, as tests show by setting it.
 TAKING = None
 
 # Members 1, 2, .. come too late for meeting LATE, LATE + 1, .. of a pass; None lets time tell.
@@ -172,7 +173,10 @@ cdef int plan_team(
     # they come from there in any case, or where there is more to do with them.
     sweeps = overflows(r, steps, plan.team) if TAKING is None else TAKING
     plan.grain = 0 if not sweeps else 2 if rows <= 2 else 1
-    plan.ranges, plan.to_first = NULL, TAKING == "all"
+    plan.ranges, plan.handover, plan.to_first = NULL, NULL, TAKING == "all"
+    if plan.to_first:
+        for i in range(1, plan.tiles):
+            plan.bounds[i] = r.N
     plan.even, plan.leaves = plan.by_units or plan.tiles == plan.team, False
     if LATE is not None:
         for i in range(1, plan.team):
@@ -199,6 +203,13 @@ cdef int divide(
     r.chunk = min(piece, max(1, r.chunk))
     if r.panels != NULL and r.chunk == r.T and (plan.by_units or plan.tiles == 1):
         let_pass(r, plan, scratch)
+    return 0
+
+
+cdef int let_hand_over(Plan *plan, Scratch scratch) except -1:
+    """Rows that all have all steps may change hands between chunks."""
+    plan.handover = <rk_handover *>scratch.take_zeros(sizeof(rk_handover))
+    rk_begin_parts(plan.handover, <int>plan.tiles)
     return 0
 
 

@@ -1,6 +1,6 @@
 from rnnkernel._kernels cimport rk_cell, rk_kernels, rk_packing
 from rnnkernel._packing cimport Panel
-from rnnkernel._team cimport rk_flag, rk_range
+from rnnkernel._team cimport rk_flag, rk_handover, rk_range
 
 cdef enum:
     # Rows of a table that are projected in one piece of work.
@@ -83,6 +83,7 @@ cdef struct Plan:
     Py_ssize_t *bounds            # of the tiles
     Py_ssize_t pieces             # of the table
     rk_flag *flags
+    rk_handover *handover         # of rows, or NULL
     rk_range *ranges              # [in turn][member]: what is left of each one's blocks, or NULL
     Py_ssize_t grain              # of a sweep to and fro: blocks at once; 0 where nobody sweeps
     bint to_first                 # whether all blocks begin with the first member

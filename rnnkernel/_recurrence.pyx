@@ -24,13 +24,18 @@ from rnnkernel._kernels cimport (
 from rnnkernel._packing cimport Panel, pack_share, run_blocks
 from rnnkernel._rows cimport any_set, cells_after_reset, clear_rows, clear_step
 from rnnkernel._team cimport (
+    rk_end_part,
+    rk_hand_over,
+    rk_handover,
     rk_join,
     rk_meet,
     rk_meet_or_leave,
     rk_offer,
     rk_range,
     rk_take,
+    rk_take_over,
     rk_team,
+    rk_wanted,
 )
 
 
@@ -40,6 +45,8 @@ cdef struct Part:
     Py_ssize_t block_begin, block_end
     Py_ssize_t *chunk_x           # [t][n]: rows of a chunk, in x or its table
     Py_ssize_t *chunk_gates       # and in the gates
+    Py_ssize_t step               # the first that is to be done
+    rk_handover *handover         # for rows, or NULL
     rk_team team                  # of those that share the rows
     bint leaves                   # whether who comes too late leaves it
     rk_range *ranges              # [in turn][member]: what is left of each one's blocks, or NULL
@@ -119,6 +126,27 @@ cdef bint end_round(const Run *r, Part *part, Py_ssize_t t) noexcept nogil:
     if part.grain > 0:
         part.back = not part.back
     return meet(r, part, t)
+
+
+cdef void list_chunk(const Run *r, const Part *part) noexcept nogil:
+    """Where the rows of any chunk lie, all of the same length, as rnnkernel/_forward.pyx lists them
+    for those that a part begins with."""
+    cdef Py_ssize_t t, n, k = 0
+    for t in range(r.chunk):
+        for n in range(part.begin, part.end):
+            part.chunk_x[k] = t * r.x_time + r.x_row[n]
+            part.chunk_gates[k] = t * r.gates_time + r.gates_row[n]
+            k += 1
+
+
+cdef void hand_over(const Run *r, Part *part, Py_ssize_t t) noexcept nogil:
+    """Leaves half of the rows to who has done its own, from step t on, if that is worth it."""
+    cdef Py_ssize_t rows = part.end - part.begin, middle = part.begin + (rows + 1) // 2
+    if rows < 2 * r.kernels.full_rows or r.T - t < 2 * r.chunk:
+        return
+    if rk_hand_over(part.handover, middle, part.end, t):
+        part.end = middle
+        list_chunk(r, part)
 
 
 cdef Py_ssize_t list_rows(
@@ -328,9 +356,9 @@ cdef void step_passing(const Run *r, const Part *part, rk_step *s) noexcept nogi
 
 
 cdef void run_steps(const Run *r, Part *part) noexcept nogil:
-    """Steps first..T of some rows and unit blocks. After the last nobody waits for the others."""
+    """Steps up to T of some rows and unit blocks. After the last nobody waits for the others."""
     cdef Py_ssize_t t, t0, steps, row_gates = r.cell.memory_slots * r.units
-    cdef Py_ssize_t begin = part.begin, end = part.end
+    cdef Py_ssize_t begin = part.begin
     cdef Py_ssize_t tile = r.N * r.pitch * r.item
     cdef Py_ssize_t ahead, block_bytes, cleared = r.first
     cdef int phase
@@ -338,7 +366,6 @@ cdef void run_steps(const Run *r, Part *part) noexcept nogil:
     part.turn, part.back = 0, part.grain > 0 and r.back
     if part.ranges != NULL:
         rk_offer(&part.ranges[part.team.mate], part.block_begin, part.block_end)
-    s.rows = end - begin
     s.hidden, s.projected = r.H, r.P
     s.operand_row = r.h_row
     s.gates_row = r.gates_row
@@ -350,14 +377,17 @@ cdef void run_steps(const Run *r, Part *part) noexcept nogil:
     s.peepholes = r.peepholes
     s.cell_clip = r.cell_clip
     s.storage = r.storage
-    t0 = r.first
+    t0 = part.step
     while t0 < r.T and (r.alive == NULL or r.alive[t0] > begin):
+        if part.handover != NULL and rk_wanted(part.handover):
+            hand_over(r, part, t0)
+        s.rows = part.end - begin
         steps = min(r.chunk, r.T - t0)
         if not project(r, part, t0, steps):
             return
         for t in range(t0, t0 + steps):
             if r.alive != NULL:
-                s.rows = min(end, r.alive[t]) - begin
+                s.rows = min(part.end, r.alive[t]) - begin
                 if s.rows <= 0:
                     break
                 if r.clears:
@@ -429,6 +459,20 @@ cdef void run_part(const Run *r, Part *part) noexcept nogil:
     charge(part.clock, LOOP)
 
 
+cdef inline void point_at_lists(const Run *r, Part *part) noexcept nogil:
+    part.chunk_x = r.chunk_x + part.begin * r.chunk
+    part.chunk_gates = r.chunk_gates + part.begin * r.chunk
+
+
+cdef void run_rows(const Run *r, Part *part) noexcept nogil:
+    """All blocks of some rows, of which others may take over some."""
+    point_at_lists(r, part)
+    if part.begin < part.end:
+        run_part(r, part)
+    if part.handover != NULL:
+        rk_end_part(part.handover)
+
+
 cdef void prepare_weights_of(
     const Run *r, const Plan *plan, int members, int member
 ) noexcept nogil:
@@ -460,6 +504,7 @@ cdef void run_team(const Run *r, const Plan *plan, int members, int member) noex
     part.panel = r.passing_panels + member * r.passing_bytes
     part.team = rk_join(plan.flags, members, member) if plan.by_units else rk_join(NULL, 1, 0)
     part.leaves, part.ranges, part.grain = plan.leaves, NULL, 0
+    part.step, part.handover = r.first, plan.handover
     part.block_begin, part.block_end = 0, r.blocks
     if plan.by_units:
         part.begin, part.end = 0, r.N
@@ -477,7 +522,13 @@ cdef void run_team(const Run *r, const Plan *plan, int members, int member) noex
     i = member
     while i < plan.tiles:
         part.begin, part.end = plan.bounds[i], plan.bounds[i + 1]
-        part.chunk_x = r.chunk_x + part.begin * r.chunk
-        part.chunk_gates = r.chunk_gates + part.begin * r.chunk
-        run_part(r, &part)
+        run_rows(r, &part)
         i += members
+    while part.handover != NULL and rk_take_over(
+        part.handover, &plan.flags[member], &part.begin, &part.end, &part.step
+    ):
+        charge(&clock, WAITING)
+        point_at_lists(r, &part)
+        list_chunk(r, &part)
+        run_rows(r, &part)
+    charge(&clock, WAITING)

@@ -25,7 +25,7 @@ from rnnkernel._clock cimport PHASES, WAITING, Clock, charge, nanoseconds, start
 from rnnkernel._crowd cimport is_crowded, report
 from rnnkernel._forward cimport Pass, keep_states, lay_out, set_arrays, take_states
 from rnnkernel._packing cimport address
-from rnnkernel._plan cimport divide, flops_of, team_step
+from rnnkernel._plan cimport divide, flops_of, let_hand_over, team_step
 from rnnkernel._recurrence cimport Run, prepare_weights_of, run_team
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._team cimport (
@@ -211,7 +211,10 @@ cdef int run_stack(
         one.run.chunk = min(s.piece, one.run.chunk)
         one.run.spent = NULL
         one.run.back = next_back
-        one.plan.leaves = s.pieces == 1  # of more the next would need all
+        if s.pieces == 1:  # of more the next would need all
+            one.plan.leaves = True
+            if rows is None and one.plan.tiles > 1:
+                let_hand_over(&one.plan, scratch)
         lay_out(
             one, scratch, None if rows is None else rows[i % directions],
             None if one.run.index == NULL else indices[i % directions],

@@ -214,6 +214,71 @@ static inline int rk_take(rk_range *range, int back, ptrdiff_t most, ptrdiff_t *
     return (left & 0xffffffff) < left >> 32 ? 2 : 1;
 }
 
+/* Where a member that has much left leaves a part of it for one that has nothing. */
+typedef struct {
+    _Alignas(64) atomic_int idle; /* members that wait for a part */
+    atomic_int left;              /* parts that are not done */
+    atomic_int state;
+    ptrdiff_t first, past, step;
+} rk_handover;
+
+enum { RK_FREE, RK_TAKEN, RK_OFFERED }; /* state */
+
+static inline void rk_begin_parts(rk_handover *h, int parts)
+{
+    atomic_store_explicit(&h->left, parts, memory_order_relaxed);
+}
+
+static inline int rk_wanted(rk_handover *h)
+{
+    return atomic_load_explicit(&h->idle, memory_order_relaxed) > 0 &&
+           atomic_load_explicit(&h->state, memory_order_relaxed) == RK_FREE;
+}
+
+static inline int rk_hand_over(rk_handover *h, ptrdiff_t first, ptrdiff_t past, ptrdiff_t step)
+{
+    int expected = RK_FREE;
+    if (!atomic_compare_exchange_strong_explicit(&h->state, &expected, RK_TAKEN,
+                                                 memory_order_acquire, memory_order_relaxed))
+        return 0;
+    h->first = first;
+    h->past = past;
+    h->step = step;
+    atomic_fetch_add_explicit(&h->left, 1, memory_order_relaxed); /* the giver's is one of them */
+    atomic_store_explicit(&h->state, RK_OFFERED, memory_order_release);
+    return 1;
+}
+
+static inline void rk_end_part(rk_handover *h)
+{
+    atomic_fetch_sub_explicit(&h->left, 1, memory_order_release);
+}
+
+static inline int rk_take_over(rk_handover *h, rk_flag *own, ptrdiff_t *first, ptrdiff_t *past,
+                               ptrdiff_t *step)
+{
+    const long long begin = rk_now();
+    int found = 0;
+    atomic_fetch_add_explicit(&h->idle, 1, memory_order_relaxed);
+    for (int spins = 0; atomic_load_explicit(&h->left, memory_order_acquire) > 0; spins++) {
+        int expected = RK_OFFERED;
+        if (atomic_compare_exchange_weak_explicit(&h->state, &expected, RK_TAKEN,
+                                                  memory_order_acquire, memory_order_relaxed)) {
+            *first = h->first;
+            *past = h->past;
+            *step = h->step;
+            atomic_store_explicit(&h->state, RK_FREE, memory_order_release);
+            found = 1;
+            break;
+        }
+        rk_pause();
+        if (spins % RK_SPINS == RK_SPINS - 1 && rk_now() - begin > RK_PATIENCE) sched_yield();
+    }
+    atomic_fetch_sub_explicit(&h->idle, 1, memory_order_relaxed);
+    own->lost += rk_now() - begin;
+    return found;
+}
+
 static inline ptrdiff_t rk_next(rk_flag *counter)
 {
     return atomic_fetch_add_explicit(&counter->met, 1, memory_order_relaxed);

@@ -7,6 +7,9 @@ cdef extern from "_team.h":
     ctypedef struct rk_range:
         pass
 
+    ctypedef struct rk_handover:
+        pass
+
     # A member's view of its team: those that began, and those that are there.
     ctypedef struct rk_team:
         rk_flag *flags
@@ -45,4 +48,16 @@ cdef extern from "_team.h":
     # is 0. Returns 0 if there was none, 1 if it was all, 2 if more is left.
     int rk_take(
         rk_range *range, bint back, Py_ssize_t most, Py_ssize_t *first, Py_ssize_t *past
+    ) nogil
+    # Parts of a loop that members do each for themselves, from a step on; zeroed at first. Who has
+    # done its own, and said so, takes over what others hand over: returns 0 when all is done. Who
+    # is asked hands over from a step on what it does no more; returns 0 if another was first.
+    void rk_begin_parts(rk_handover *h, int parts) nogil
+    bint rk_wanted(rk_handover *h) nogil
+    bint rk_hand_over(
+        rk_handover *h, Py_ssize_t first, Py_ssize_t past, Py_ssize_t step
+    ) nogil
+    void rk_end_part(rk_handover *h) nogil
+    bint rk_take_over(
+        rk_handover *h, rk_flag *own, Py_ssize_t *first, Py_ssize_t *past, Py_ssize_t *step
     ) nogil

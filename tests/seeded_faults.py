@@ -384,6 +384,20 @@ FAULTS = [
         **only("split_backward"),
     ),
     Fault(
+        "rows that change hands: a chunk of theirs is nobody's",
+        RECURRENCE,
+        "if rk_hand_over(part.handover, middle, part.end, t):",
+        "if rk_hand_over(part.handover, middle, part.end, t + r.chunk):",
+        **only("split", "hands"),
+    ),
+    Fault(
+        "rows that change hands: who takes them over projects those of the first tile",
+        RECURRENCE,
+        "list_chunk(r, &part)",
+        "pass",
+        **only("split", "hands"),
+    ),
+    Fault(
         "late threads: forward, their blocks are nobody's",
         RECURRENCE,
         "if stays and part.team.members < members:",

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from rnnkernel._kernels import compiler
 
 import rnnkernel as rk
 from batches import KINDS, batch
@@ -70,3 +71,24 @@ def test_streams(split, monkeypatch, weights, N):
     stream = frozen.stream(N)
     for t in range(6):
         assert_same_bits(stream.step(x[t]), expected[t], f"step {t}")
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_rows_that_change_hands(layer, monkeypatch, threads):
+    """The first thread has all rows, and the others take over some of what it has left."""
+    x, state, _ = batch(layer, "equal", T=60, N=70)
+    expected, last = layer(x, state, num_threads=1)
+    monkeypatch.setattr(_plan, "SERIAL_FLOPS", 0.0)
+    monkeypatch.setattr(_plan, "SPLIT", "rows")
+    monkeypatch.setattr(_plan, "TAKING", "all")
+    taken = not compiler()[2]  # with one thread there is nobody to take
+    for call in range(50):
+        with rk.profile() as profile:
+            out = layer.forward(x, state, num_threads=threads, training=call % 2 == 1)
+        assert_same_bits(out.y, expected, f"call {call}")
+        for actual, wanted in zip(parts(out.state), parts(last), strict=True):
+            assert_same_bits(actual, wanted, f"call {call}")
+        taken = taken or profile.records[0].phases["loop"][threads - 1] > 0
+        if taken and call > 2:
+            break
+    assert taken
