@@ -258,6 +258,7 @@ static inline int rk_take_over(rk_handover *h, rk_flag *own, ptrdiff_t *first, p
                                ptrdiff_t *step)
 {
     const long long begin = rk_now();
+    const long long patience = rk_members() <= rk_cores() ? RK_PATIENCE : 0; /* as above */
     int found = 0;
     atomic_fetch_add_explicit(&h->idle, 1, memory_order_relaxed);
     for (int spins = 0; atomic_load_explicit(&h->left, memory_order_acquire) > 0; spins++) {
@@ -272,7 +273,7 @@ static inline int rk_take_over(rk_handover *h, rk_flag *own, ptrdiff_t *first, p
             break;
         }
         rk_pause();
-        if (spins % RK_SPINS == RK_SPINS - 1 && rk_now() - begin > RK_PATIENCE) sched_yield();
+        if (spins % RK_SPINS == RK_SPINS - 1 && rk_now() - begin >= patience) sched_yield();
     }
     atomic_fetch_sub_explicit(&h->idle, 1, memory_order_relaxed);
     own->lost += rk_now() - begin;

@@ -76,7 +76,7 @@ def test_streams(split, monkeypatch, weights, N):
 @pytest.mark.parametrize("threads", [2, 3])
 def test_rows_that_change_hands(layer, monkeypatch, threads):
     """The first thread has all rows, and the others take over some of what it has left."""
-    x, state, _ = batch(layer, "equal", T=60, N=70)
+    x, state, _ = batch(layer, "equal", T=40, N=40)
     expected, last = layer(x, state, num_threads=1)
     monkeypatch.setattr(_plan, "SERIAL_FLOPS", 0.0)
     monkeypatch.setattr(_plan, "SPLIT", "rows")
