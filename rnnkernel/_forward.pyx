@@ -18,7 +18,7 @@ import numpy as np
 from rnnkernel cimport _tape
 from rnnkernel._kernels cimport RK_INT8, RK_WHOLE
 from rnnkernel._packing cimport PackedWeights, address
-from rnnkernel._recurrence cimport Plan, Run, gates_at
+from rnnkernel._recurrence cimport Plan, Run, gates_at, list_chunk
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._states cimport Matrix, copy_row, pack_cell_states, unpack_cell_state
 
@@ -152,7 +152,7 @@ cdef int lay_out_states(Run *r, Scratch scratch, const Matrix *h0) except -1:
 
 cdef int find_rows(Run *r, const Plan *plan, Scratch scratch, rows) except -1:
     """The offsets of all rows."""
-    cdef Py_ssize_t n, t, tile, row, lists = r.N * r.chunk
+    cdef Py_ssize_t n, tile, row, lists = r.N * r.chunk
     cdef Py_ssize_t row_gates = r.cell.memory_slots * r.units
     cdef Py_ssize_t *offsets = <Py_ssize_t *>scratch.take(4 * r.N * sizeof(Py_ssize_t))
     cdef Py_ssize_t *y_row = offsets
@@ -179,13 +179,8 @@ cdef int find_rows(Run *r, const Plan *plan, Scratch scratch, rows) except -1:
     r.chunk_gates = r.chunk_x + lists
     if order != NULL:
         return 0
-    row = 0
     for tile in range(plan.tiles):
-        for t in range(r.chunk):
-            for n in range(plan.bounds[tile], plan.bounds[tile + 1]):
-                r.chunk_x[row] = t * r.x_time + x_row[n]
-                r.chunk_gates[row] = t * r.gates_time + gates_row[n]
-                row += 1
+        list_chunk(r, plan.bounds[tile], plan.bounds[tile + 1])
     return 0
 
 

@@ -128,14 +128,12 @@ cdef bint end_round(const Run *r, Part *part, Py_ssize_t t) noexcept nogil:
     return meet(r, part, t)
 
 
-cdef void list_chunk(const Run *r, const Part *part) noexcept nogil:
-    """Where the rows of any chunk lie, all of the same length, as rnnkernel/_forward.pyx lists them
-    for those that a part begins with."""
-    cdef Py_ssize_t t, n, k = 0
+cdef void list_chunk(const Run *r, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    cdef Py_ssize_t t, n, k = begin * r.chunk
     for t in range(r.chunk):
-        for n in range(part.begin, part.end):
-            part.chunk_x[k] = t * r.x_time + r.x_row[n]
-            part.chunk_gates[k] = t * r.gates_time + r.gates_row[n]
+        for n in range(begin, end):
+            r.chunk_x[k] = t * r.x_time + r.x_row[n]
+            r.chunk_gates[k] = t * r.gates_time + r.gates_row[n]
             k += 1
 
 
@@ -146,7 +144,7 @@ cdef void hand_over(const Run *r, Part *part, Py_ssize_t t) noexcept nogil:
         return
     if rk_hand_over(part.handover, middle, part.end, t):
         part.end = middle
-        list_chunk(r, part)
+        list_chunk(r, part.begin, part.end)
 
 
 cdef Py_ssize_t list_rows(
@@ -459,14 +457,10 @@ cdef void run_part(const Run *r, Part *part) noexcept nogil:
     charge(part.clock, LOOP)
 
 
-cdef inline void point_at_lists(const Run *r, Part *part) noexcept nogil:
-    part.chunk_x = r.chunk_x + part.begin * r.chunk
-    part.chunk_gates = r.chunk_gates + part.begin * r.chunk
-
-
 cdef void run_rows(const Run *r, Part *part) noexcept nogil:
     """All blocks of some rows, of which others may take over some."""
-    point_at_lists(r, part)
+    part.chunk_x = r.chunk_x + part.begin * r.chunk
+    part.chunk_gates = r.chunk_gates + part.begin * r.chunk
     if part.begin < part.end:
         run_part(r, part)
     if part.handover != NULL:
@@ -528,7 +522,6 @@ cdef void run_team(const Run *r, const Plan *plan, int members, int member) noex
         part.handover, &plan.flags[member], &part.begin, &part.end, &part.step
     ):
         charge(&clock, WAITING)
-        point_at_lists(r, &part)
-        list_chunk(r, &part)
+        list_chunk(r, part.begin, part.end)
         run_rows(r, &part)
     charge(&clock, WAITING)

@@ -7,7 +7,10 @@
  * Cores are not always there: other programs want them, or a host takes them from a virtual
  * machine. Then every meeting waits until the last member has a core again, and a call that meets
  * hundreds of times would take as many slices of the scheduler's. So who comes too late leaves the
- * team, and the others go on without it. */
+ * team, and the others go on without it.
+ *
+ * And cores are not equally fast: members take blocks (rk_range) and rows (rk_handover) of one
+ * another. Regions are opened elsewhere, and what a block or a row is, is not known here. */
 #ifndef RNNKERNEL_TEAM_H
 #define RNNKERNEL_TEAM_H
 
@@ -263,7 +266,8 @@ static inline int rk_take_over(rk_handover *h, rk_flag *own, ptrdiff_t *first, p
     atomic_fetch_add_explicit(&h->idle, 1, memory_order_relaxed);
     for (int spins = 0; atomic_load_explicit(&h->left, memory_order_acquire) > 0; spins++) {
         int expected = RK_OFFERED;
-        if (atomic_compare_exchange_weak_explicit(&h->state, &expected, RK_TAKEN,
+        if (atomic_load_explicit(&h->state, memory_order_relaxed) == RK_OFFERED &&
+            atomic_compare_exchange_weak_explicit(&h->state, &expected, RK_TAKEN,
                                                   memory_order_acquire, memory_order_relaxed)) {
             *first = h->first;
             *past = h->past;

@@ -393,8 +393,8 @@ FAULTS = [
     Fault(
         "rows that change hands: who takes them over projects those of the first tile",
         RECURRENCE,
-        "list_chunk(r, &part)",
-        "pass",
+        "list_chunk(r, part.begin, part.end) run_rows(r, &part)",
+        "run_rows(r, &part)",
         **only("split", "hands"),
     ),
     Fault(

@@ -7,7 +7,7 @@ from rnnkernel._kernels import compiler
 import rnnkernel as rk
 from batches import KINDS, batch
 from helpers import assert_same_bits
-from rnnkernel import _plan
+from rnnkernel import _plan, _stack
 from sequences import parts
 
 LAYERS = {
@@ -81,6 +81,7 @@ def test_rows_that_change_hands(layer, monkeypatch, threads):
     monkeypatch.setattr(_plan, "SERIAL_FLOPS", 0.0)
     monkeypatch.setattr(_plan, "SPLIT", "rows")
     monkeypatch.setattr(_plan, "TAKING", "all")
+    monkeypatch.setattr(_stack, "TEAMS", 1)  # else each direction may have a thread of its own
     taken = not compiler()[2]  # with one thread there is nobody to take
     for call in range(50):
         with rk.profile() as profile:
