@@ -198,6 +198,7 @@ setup(
             extension("_differentiate"),
             extension("_backward"),
             extension("_bptt"),
+            extension("_steps_back"),
             extension("_chunks"),
             extension("_gradients"),
             extension("_dropout"),

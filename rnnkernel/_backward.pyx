@@ -22,10 +22,11 @@ from rnnkernel._bptt cimport (
     CHUNK_ROWS,
     DX_ROWS,
     GROUP,
+    ROOMS,
     Bptt,
     run_member,
 )
-from rnnkernel._chunks cimport list_all_rows
+from rnnkernel._chunks cimport all_by_units, list_all_rows
 from rnnkernel._clock cimport PHASES, nanoseconds
 from rnnkernel._crowd cimport is_crowded, report
 from rnnkernel._kernels cimport RK_TRANSPOSED_VECTORS
@@ -188,38 +189,51 @@ cdef inline Py_ssize_t *take_offsets(Memory *m, Py_ssize_t count) noexcept:
     return <Py_ssize_t *>take(m, count * sizeof(Py_ssize_t))
 
 
+cdef void take_room(Bptt *r, Memory *m) noexcept:
+    """For what a chunk keeps."""
+    cdef Py_ssize_t most = r.chunk_rows
+    r.early = r.projected_dh = r.x_groups = NULL
+    if r.cell.phases > 1 or r.projection_transposed != NULL:
+        r.early = take(m, most * r.pitch * r.item)
+    if r.projection_transposed != NULL:
+        r.projected_dh = take(m, most * r.pitch * r.item)
+    r.dgates = take(m, r.blocks * r.dgates_block * r.item)
+    if r.table_gradient != r.input_gradient and not r.constant:
+        r.x_groups = take(m, (r.I + GROUP - 1) // GROUP * r.group * r.item)
+    r.h_groups = take(m, (r.P + GROUP - 1) // GROUP * r.group * r.item)
+    r.first, r.dgates_row = take_offsets(m, most), take_offsets(m, most)
+    r.tile_chunk_row, r.group_row = take_offsets(m, most), take_offsets(m, most)
+    r.dx_at, r.in_memory = take_offsets(m, most), take_offsets(m, most)
+    r.table_at = take_offsets(m, most)
+
+
 cdef Py_ssize_t lay_out(Bptt *r, char *base, Py_ssize_t sums, int team) except -1:
     """Points the loop at its memory and returns how much that is; `sums` elements are for sums of
     dgates."""
     cdef Memory m
-    cdef int phase
-    cdef Py_ssize_t most = r.chunk_rows, dx_rows = 0, groups
+    cdef Bptt other
+    cdef int phase, room
+    cdef Py_ssize_t most = r.chunk_rows, dx_rows = 0
     m.base, m.used = base, 0
-    r.flags = <rk_flag *>take(&m, (team + 1) * sizeof(rk_flag))
+    r.flags = <rk_flag *>take(&m, (2 * team + 4) * sizeof(rk_flag))
+    r.begun, r.done, r.listed = r.flags + team + 1, r.flags + team + 2, r.flags + team + 3
+    r.parts = r.flags + team + 4
     r.zeros = take(
         &m, max(RK_TRANSPOSED_VECTORS * r.kernels.lanes, r.gradient_slots * r.units) * r.item
     )
     r.dh = take(&m, r.N * r.pitch * r.item)
     r.dc = take(&m, r.N * r.pitch * r.item if r.cell.states == 2 else 0)
     # up to here zeros
-    r.dearly = r.early = r.projected_dh = NULL
+    r.dearly = NULL
     r.sums_bytes = sums * r.item
     if sums > 0:
         r.table_gradient = take(&m, r.sums_bytes)
     if r.cell.phases > 1 or r.projection_transposed != NULL:
         r.dearly = take(&m, r.N * r.pitch * r.item)
-        r.early = take(&m, most * r.pitch * r.item)
-    if r.projection_transposed != NULL:
-        r.projected_dh = take(&m, most * r.pitch * r.item)
     r.dgates_block = tile_pitch(most * r.gradient_slots * r.units, r.item)
-    r.dgates = take(&m, r.blocks * r.dgates_block * r.item)
     # a pitch that spreads a row's places over the sets of L1
     r.group = tile_pitch(most * GROUP, r.item)
-    r.x_groups = NULL
-    if r.table_gradient != r.input_gradient and not r.constant:
-        groups = (r.I + GROUP - 1) // GROUP
-        r.x_groups = take(&m, groups * r.group * r.item)
-    r.h_groups = take(&m, (r.P + GROUP - 1) // GROUP * r.group * r.item)
+    take_room(r, &m)
     if r.dx != NULL or r.dtable != NULL:
         dx_rows = max(r.dx_rows, DX_ROWS)
     r.dx_tile = take(&m, team * dx_rows * r.dx_pitch * r.item)
@@ -228,10 +242,7 @@ cdef Py_ssize_t lay_out(Bptt *r, char *base, Py_ssize_t sums, int team) except -
         r.h_reset = take(&m, r.N * r.pitch * r.item)
         r.c_reset = take(&m, r.blocks * r.N * r.units * r.item if r.cell.states == 2 else 0)
 
-    r.first, r.dgates_row = take_offsets(&m, most), take_offsets(&m, most)
-    r.tile_chunk_row, r.group_row = take_offsets(&m, most), take_offsets(&m, most)
-    r.dx_at, r.table_at = take_offsets(&m, most), take_offsets(&m, most)
-    r.flat_row, r.in_memory = take_offsets(&m, most), take_offsets(&m, most)
+    r.flat_row = take_offsets(&m, most)
     r.x_row, r.y_row = take_offsets(&m, r.N), take_offsets(&m, r.N)
     r.h0_row, r.dy_row = take_offsets(&m, r.N), take_offsets(&m, r.N)
     r.tile_row, r.dx_from = take_offsets(&m, r.N), take_offsets(&m, r.N)
@@ -244,6 +255,14 @@ cdef Py_ssize_t lay_out(Bptt *r, char *base, Py_ssize_t sums, int team) except -
         r.hidden_c[phase] = take_offsets(&m, r.P)
     r.projection_c = take_offsets(&m, r.P)
     r.table_row = take_offsets(&m, r.table_rows)
+    if r.apart:
+        r.rooms = <Bptt *>take(&m, ROOMS * sizeof(Bptt))
+        other = r[0]
+        for room in range(ROOMS):
+            if room > 0:
+                take_room(&other, &m)
+            if base != NULL:
+                r.rooms[room] = other
     return m.used
 
 
@@ -286,10 +305,13 @@ cdef void set_offsets(Bptt *r) noexcept:
 cdef void clear_memory(Bptt *r) noexcept:
     """What is read before it is written."""
     cdef char *zeros = <char *>r.flags
+    cdef int room
     memset(zeros, 0, r.dc + (r.N * r.pitch * r.item if r.cell.states == 2 else 0) - zeros)
     # where a block is several vectors the cell leaves out those past H, and products do not
     if r.cell.unit_vectors > 1:
         memset(r.dgates, 0, r.blocks * r.dgates_block * r.item)
+        for room in range(1, ROOMS if r.apart else 1):
+            memset(r.rooms[room].dgates, 0, r.blocks * r.dgates_block * r.item)
 
 
 # -- states --------------------------------------------------------------------------------------
@@ -360,6 +382,8 @@ cdef int prepare(Bptt *r, BackwardPass of, Scratch scratch, int team) except -1:
     r.dx_rows = DX_ROWS
     if r.cell.gates * r.H * r.I * r.item > LARGE_WEIGHTS:
         r.dx_rows = max(DX_ROWS, (r.chunk_rows + team - 1) // team)
+    r.apart = team > 1 and not all_by_units(r, team)
+    r.full = r.alive == NULL or r.alive[r.T - 1] == r.N
     lay_out(r, scratch.take(lay_out(r, NULL, sums_size, team)), sums_size, team)
     clear_memory(r)
     set_offsets(r)
@@ -367,7 +391,8 @@ cdef int prepare(Bptt *r, BackwardPass of, Scratch scratch, int team) except -1:
         for i in range(1, team):
             rk_expel(&r.flags[i], LATE + i - 1)
     if of.of.rows is None:
-        list_all_rows(r)
+        for i in range(ROOMS if r.apart else 1):
+            list_all_rows(&r.rooms[i] if r.apart else r)
     into_tile(r, of.dh_n, r.dh, r.P)
     if r.cell.states == 2:
         into_tile(r, of.dc_n, r.dc, r.H)

@@ -3,6 +3,8 @@ from rnnkernel._rows cimport clear_step
 from rnnkernel._team cimport rk_flag
 
 cdef enum:
+    # Chunks that there is memory for where threads are not all at the same one.
+    ROOMS = 2
     # Rows (t, n) of a chunk: a long enough sum for the weight gradients' tiles, short enough that
     # its dgates stay in cache.
     CHUNK_ROWS = 256
@@ -27,6 +29,14 @@ cdef struct Bptt:
     Py_ssize_t T, N, I, H, P, item, units, blocks
     int sharing
     rk_flag *flags                      # of the team's members, and one to count pieces of work
+    # where threads are not all at the same chunk
+    bint apart
+    bint full                           # whether all rows have all steps
+    Bptt *rooms                         # ROOMS of these: memory of its own for what a chunk keeps
+    rk_flag *begun                      # pieces of gradients
+    rk_flag *done
+    rk_flag *parts                      # of the rows, as many as the team has members
+    rk_flag *listed                     # lists
     # chunks
     Py_ssize_t count, chunk_rows        # rows in all steps, and the most of them in a chunk
     Py_ssize_t *first                   # by step of the chunk: its first row

@@ -1,379 +1,234 @@
-"""Backpropagation through time: what each thread of a team does.
+"""Backpropagation through time, chunk by chunk: what each thread of a team does.
 
-Time goes in chunks (rnnkernel/_chunks.pyx). Within one, the steps go back: what arrives at h_t is
-completed and clipped, the cell turns it into the gradients of its pre-activations, and one product
-carries those to h_{t-1}. The gradients of the chunk follow (rnnkernel/_gradients.pyx). Where rows
-differ in length or have resets (rnnkernel/_sequence.py), a step takes those that are alive.
+The steps of a chunk (rnnkernel/_steps_back.pyx) come before its gradients
+(rnnkernel/_gradients.pyx), and both before those of an earlier chunk. Threads that share steps by
+units are at the same one; those that share them by rows need not be.
 """
 
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
+from rnnkernel._bptt cimport ROOMS, Bptt
 from rnnkernel._chunks cimport (
     Chunk,
     Share,
+    all_rows,
+    by_units,
     chunk_before,
     list_rows,
     part,
-    share_of,
-    share_units,
+    share_rows,
 )
 from rnnkernel._clock cimport LOOP, WAITING, Clock, charge, start_clock
-from rnnkernel._gradients cimport finish_gradients, share_gradients
-from rnnkernel._kernels cimport (
-    RK_TRANSPOSED_VECTORS,
-    fp_enter,
-    fp_leave,
-    rk_arrival,
-    rk_product,
-    rk_step_backward,
-    rk_window,
+from rnnkernel._gradients cimport (
+    add_gradients,
+    finish_gradients,
+    gradient_pieces,
+    share_gradients,
 )
-from rnnkernel._products cimport product_over, through, through_columns
-from rnnkernel._rows cimport any_set, cells_after_reset
-from rnnkernel._team cimport rk_join, rk_meet_or_leave, rk_team
+from rnnkernel._kernels cimport fp_enter, fp_leave
+from rnnkernel._steps_back cimport steps_back
+from rnnkernel._team cimport (
+    rk_claim,
+    rk_count,
+    rk_has_met,
+    rk_idle,
+    rk_join,
+    rk_meet,
+    rk_meet_or_leave,
+    rk_next_before,
+    rk_passed,
+    rk_raise,
+    rk_team,
+    rk_wait,
+    rk_work,
+)
 
 
-# -- one step ------------------------------------------------------------------------------------
+# -- together, by units --------------------------------------------------------------------------
 
 
-cdef bint meet(const Bptt *r, Share *s, Py_ssize_t t) noexcept nogil:
-    """Waits for those that share the rows, at step t; whether this member stays. Where others have
-    left, their units are shared anew."""
-    cdef int members = s.members
-    if members == 1:
-        return True
-    charge(s.clock, LOOP)
-    if not rk_meet_or_leave(s.team, r.T - t, t):
-        return False
-    charge(s.clock, WAITING)
-    if s.team.members < members:
-        share_units(r, s, s.team.members, s.team.member)
-    return True
-
-
-cdef bint arrive(
-    const Bptt *r, Share *s, Py_ssize_t t, Py_ssize_t rows, const Py_ssize_t *order
-) noexcept nogil:
-    """dy joins what comes from the step after, norms are recorded, clipping acts. Whether this
-    member stays."""
-    cdef rk_arrival a
-    cdef Py_ssize_t begin = s.begin, lanes = r.kernels.lanes, column, unit
-    cdef bint norms = r.dh_norm != NULL or r.norm_limit < 1e300
-    if norms and not meet(r, s, t):
-        return False
-    column, unit = s.first * lanes, s.first_unit * lanes
-    a.rows = rows
-    a.projected = min(r.P, s.past * lanes) - column
-    a.hidden = min(r.H, s.past_unit * lanes) - unit
-    if norms and s.members > 1:  # of whole rows
-        begin = part(rows, s.member, s.members)
-        a.rows = part(rows, s.member + 1, s.members) - begin
-        column, unit = 0, 0
-        a.projected, a.hidden = r.P, r.H
-    a.dh = r.dh + (begin * r.pitch + column) * r.item
-    a.dc = r.dc + (begin * r.pitch + unit) * r.item if r.cell.states == 2 else NULL
-    a.pitch = r.pitch
-    a.dy = NULL
-    if r.dy != NULL:
-        a.dy = r.dy + (t * r.dy_time + column * r.dy_unit) * r.item
-    a.dy_row = r.dy_row + begin
-    a.dy_unit = r.dy_unit
-    a.order, a.ordered, a.first = order, 0, begin
-    if order != NULL:
-        a.ordered = r.alive[t]
-    a.limit, a.norm_limit = r.limit, r.norm_limit
-    a.dh_norm = a.dc_norm = NULL
-    a.clipped = NULL
-    if r.dh_norm != NULL:
-        a.dh_norm = r.dh_norm + t * r.N + begin
-        if r.cell.states == 2:
-            a.dc_norm = r.dc_norm + t * r.N + begin
-        a.clipped = r.clipped + t * r.N + begin
-    r.kernels.arrive(&a)
-    return not norms or meet(r, s, t)
-
-
-cdef void into_groups(
-    const Bptt *r, const char *row, Py_ssize_t columns, Py_ssize_t first, Py_ssize_t past,
-    char *groups,
-) noexcept nogil:
-    """One row of x or h into its place in some groups."""
-    cdef Py_ssize_t g, whole = min(past, columns // GROUP), step = r.group * r.item
-    # lengths that the compiler knows
-    if r.item == 4:
-        for g in range(first, whole):
-            memcpy(groups + g * step, row + g * (4 * GROUP), 4 * GROUP)
-    else:
-        for g in range(first, whole):
-            memcpy(groups + g * step, row + g * (8 * GROUP), 8 * GROUP)
-    if whole < past:
-        g = whole * GROUP
-        memcpy(groups + whole * step, row + g * r.item, (columns - g) * r.item)
-
-
-cdef void keep_operands(
-    const Bptt *r, const Share *s, Py_ssize_t t, Py_ssize_t at, const rk_step_backward *step,
-    const unsigned char *reset, const Py_ssize_t *order,
-) noexcept nogil:
-    """x and h_{t-1} of the rows of a step into the chunk's groups: in x and y themselves the rows
-    that a tile of the weight gradients goes through would compete for a few sets of L1."""
-    cdef Py_ssize_t i, n, g, k, x
-    for i in range(step.rows if order == NULL else r.alive[t]):
-        n = i
-        if order != NULL:
-            n = order[i] - s.begin
-            if n < 0 or n >= step.rows:
-                continue
-        k = r.group_row[at + n] * r.item
-        if r.x_groups != NULL:
-            x = t * r.x_time + r.x_row[s.begin + n]
-            if r.index != NULL:
-                x = r.index[t * r.index_time + r.index_row[s.begin + n]] * r.x_time
-            into_groups(r, r.x + x * r.item, r.I, s.x_first, s.x_past, r.x_groups + k)
-        if reset != NULL and reset[n]:
-            for g in range(s.h_first, s.h_past):
-                memset(r.h_groups + k + g * r.group * r.item, 0, GROUP * r.item)
-        else:
-            into_groups(
-                r, <const char *>step.h_prev + step.h_prev_row[n] * r.item, r.P, s.h_first,
-                s.h_past, r.h_groups + k,
-            )
-
-
-cdef void begin_segments(
-    const Bptt *r, const Share *s, const unsigned char *reset, rk_step_backward *step
-) noexcept nogil:
-    """States before a step's rows, zero for those that begin a new segment there."""
-    cdef Py_ssize_t n, tile, cells = r.units * r.item, block = s.block_begin
-    cdef Py_ssize_t column = s.first * r.kernels.lanes * r.item
-    cdef Py_ssize_t width = min(r.P, s.past * r.kernels.lanes) * r.item - column
-    for n in range(step.rows):
-        tile = (s.begin + n) * r.pitch * r.item + column
-        if reset[n] or width <= 0:
-            memset(r.h_reset + tile, 0, max(width, 0))
-        else:
-            memcpy(
-                r.h_reset + tile,
-                <const char *>step.h_prev + step.h_prev_row[n] * r.item + column,
-                width,
-            )
-    step.h_prev = r.h_reset
-    step.h_prev_row = r.tile_row + s.begin
-    if r.cell.states == 1:
-        return
-    cells_after_reset(
-        reset, <const char *>step.c_prev + block * step.c_prev_block * r.item,
-        step.c_prev_row * r.item, step.c_prev_block * r.item,
-        r.c_reset + (block * r.N + s.begin) * cells, r.N * cells, cells, step.rows,
-        s.block_end - block,
-    )
-    step.c_prev = r.c_reset + s.begin * cells
-    step.c_prev_row = r.units
-    step.c_prev_block = r.N * r.units
-
-
-cdef void clear_columns(
-    const Bptt *r, const unsigned char *reset, char *tile, Py_ssize_t rows, Py_ssize_t first,
-    Py_ssize_t past,
-) noexcept nogil:
-    """Zero in the vectors first..past of flagged rows: selected, since a product would keep NaN."""
-    cdef Py_ssize_t n, vector = r.kernels.lanes * r.item
-    for n in range(rows):
-        if reset[n]:
-            memset(tile + n * r.pitch * r.item + first * vector, 0, (past - first) * vector)
-
-
-cdef bint through_projection(
-    const Bptt *r, Share *s, Py_ssize_t t, rk_step_backward *step
-) noexcept nogil:
-    """dL/d(o * tanh(c)) = dh W_hr; dh is kept for dW_hr. Whether this member stays."""
-    cdef rk_product p
-    cdef Py_ssize_t n, tile = s.begin * r.pitch * r.item
-    cdef Py_ssize_t column = s.first * r.kernels.lanes * r.item
-    cdef Py_ssize_t width = min(r.P, s.past * r.kernels.lanes) * r.item - column
-    if width > 0:
-        for n in range(step.rows):
-            memcpy(
-                r.projected_dh + step.early_row[n] * r.item + column,
-                r.dh + tile + n * r.pitch * r.item + column,
-                width,
-            )
-    if not meet(r, s, t):
-        return False
-    p.rows = step.rows
-    p.vectors = RK_TRANSPOSED_VECTORS
-    p.outer, p.inner = 1, r.P
-    p.ahead = NULL
-    p.a = r.dh + tile
-    p.a_row = r.tile_row
-    p.a_outer, p.a_inner = 0, 1
-    p.b = r.projection_transposed
-    p.b_inner = RK_TRANSPOSED_VECTORS * r.kernels.lanes
-    p.b_outer = 0
-    p.b_block = r.projection_rows * p.b_inner
-    p.c = r.dearly + tile
-    p.c_row = r.tile_row
-    p.c_block = p.b_inner
-    p.init, p.init_block = r.zeros, 0
-    product_over(r, &p, s.first_unit, s.past_unit)
-    return True
-
-
-cdef void carry_back(
-    const Bptt *r, const Share *s, int phase, const rk_step_backward *step
-) noexcept nogil:
-    """Through W_hh of one phase: dL/dh_{t-1}, or the gradient of what an earlier phase made."""
-    cdef const rk_window *window = &r.cell.recurrent[phase]
-    cdef rk_product p = through(r, window, r.recurrent_transposed[phase])
-    p.rows = step.rows
-    p.a_row = step.dgates_row
-    p.c = (r.dearly if phase > 0 else r.dh) + s.begin * r.pitch * r.item
-    p.c_row = r.tile_row
-    if phase == 0 and r.cell.carries:
-        p.init = NULL
-    through_columns(r, window, &p, s.first, s.past)
-
-
-cdef bint step_back(
-    const Bptt *r, Share *s, const Chunk *c, Py_ssize_t t, Py_ssize_t rows
-) noexcept nogil:
-    """One step of some rows, the first of a thread's, over its units. Whether this member stays."""
-    cdef Py_ssize_t row_gates = r.cell.memory_slots * r.units, begin = s.begin
-    cdef Py_ssize_t tile = begin * r.pitch * r.item, at = r.first[t - c.t0] + begin
-    cdef const unsigned char *reset = NULL
-    cdef const Py_ssize_t *order = NULL  # that dy, x and y have in memory, which is read ahead
-    cdef rk_step_backward step
-    cdef int i
-    if r.alive != NULL:
-        order = r.in_memory + r.first[t - c.t0]
-    if not arrive(r, s, t, rows, order):
-        return False
-
-    step.rows, step.hidden = rows, r.H
-    step.gates = NULL
-    if r.gates != NULL:
-        step.gates = r.gates + (t * r.gates_time + begin * row_gates) * r.item
-    step.gates_block = r.gates_block
-    step.c_prev = NULL
-    step.c_prev_row = step.c_prev_block = 0
-    if r.cell.states == 2 and t == 0:
-        step.c_prev = r.c0 + begin * r.units * r.item
-        step.c_prev_row, step.c_prev_block = r.units, r.N * r.units
-    elif r.cell.states == 2:
-        step.c_prev = r.gates + (
-            (t - 1) * r.gates_time + begin * row_gates + r.cell.slots * r.units
-        ) * r.item
-        step.c_prev_row, step.c_prev_block = row_gates, r.gates_block
-    step.peepholes, step.cell_clip = r.peepholes, r.cell_clip
-    step.h = r.y + t * r.y_time * r.item
-    step.h_row = r.y_row + begin
-    if t == 0:
-        step.h_prev = r.h0
-        step.h_prev_row = r.h0_row + begin
-    else:
-        step.h_prev = r.y + (t - 1) * r.y_time * r.item
-        step.h_prev_row = r.y_row + begin
-    step.dh = r.dh + tile
-    step.dc = r.dc + tile if r.cell.states == 2 else NULL
-    step.dh_pitch = r.pitch
-    step.dgates, step.dgates_row = r.dgates, r.dgates_row + at
-    step.dgates_block = r.dgates_block
-    step.early, step.early_row = r.early, r.tile_chunk_row + at
-    step.dearly = r.dearly + tile
-
-    if r.resets != NULL and r.resets[t] and any_set(r.reset + t * r.N + begin, rows):
-        reset = r.reset + t * r.N + begin
-    keep_operands(r, s, t, at, &step, reset, order)
-    if reset != NULL:
-        begin_segments(r, s, reset, &step)
-    if r.projection_transposed != NULL:
-        if not through_projection(r, s, t, &step):
-            return False
-    for i in range(r.cell.phases):
-        step.block_begin, step.block_end = s.block_begin, s.block_end
-        r.cell.backward[i](&step)
-        if not meet(r, s, t):
-            return False
-        carry_back(r, s, r.cell.phases - 1 - i, &step)
-    if reset != NULL:
-        clear_columns(r, reset, <char *>step.dh, rows, s.first, s.past)
-        if r.cell.states == 2:
-            clear_columns(r, reset, <char *>step.dc, rows, s.first_unit, s.past_unit)
-    return True
-
-
-# -- all steps -----------------------------------------------------------------------------------
-
-
-cdef bint steps_back(
-    const Bptt *r, Share *s, const Chunk *c, const rk_team *team
-) noexcept nogil:
-    """A thread's share of the steps of a chunk, and of the zeros in dx beside them: the team's
-    members share these, whatever else they share. Whether this member stays."""
-    cdef Py_ssize_t t, rows
-    for t in range(c.t0 + c.steps - 1, c.t0 - 1, -1):
-        rows = s.end - s.begin
-        if r.alive != NULL:
-            rows = min(s.end, r.alive[t]) - s.begin
-            if r.clears and r.dx != NULL:
-                clear_dx(r, t, r.alive[t], r.N, team.members, team.member)
-        if rows > 0 and not step_back(r, s, c, t, rows):
-            return False
-    return True
-
-
-cdef bint meet_all(
-    const Bptt *r, rk_team *team, Py_ssize_t past, bint even, Clock *clock
-) noexcept nogil:
-    """Whether this member stays, for the steps before `past`. Where shares are not `even`, waiting
-    for a longer one is no loss."""
+cdef bint meet_all(const Bptt *r, rk_team *team, Py_ssize_t past, Clock *clock) noexcept nogil:
+    """Whether this member stays, for the steps before `past`."""
     cdef bint stays
     if team.members == 1:
         return True
-    stays = rk_meet_or_leave(team, r.T - past, past if even else -1)
+    stays = rk_meet_or_leave(team, r.T - past, past)
     charge(clock, WAITING)
     return stays
 
 
-cdef void run_chunks(Bptt *r, rk_team *team, Clock *clock) noexcept nogil:
-    """All steps and gradients, unless this member leaves: who is there takes what is next."""
-    cdef Py_ssize_t past = r.T, counted = 0, begin
-    cdef bint even
+cdef void run_together(Bptt *r, rk_team *team, Clock *clock) noexcept nogil:
+    """All steps and gradients, unless this member leaves: who is there takes what is next. From
+    the chunk on that is shared by rows each goes at its own pace."""
+    cdef Py_ssize_t past = r.T, counted = 0
     cdef Chunk c
     cdef Share s
-    if r.sums_bytes > 0:  # read when all have done some steps, and met
-        begin = part(r.sums_bytes, team.member, team.members)
-        memset(
-            r.table_gradient + begin, 0,
-            part(r.sums_bytes, team.member + 1, team.members) - begin,
-        )
     while past > 0:
         c = chunk_before(r, past)
+        if r.apart and not by_units(r, &c, team.members):
+            run_apart(r, &c, team, clock)
+            break
         if r.alive != NULL:
             if team.member == 0:
                 list_rows(r, &c)
-            if not meet_all(r, team, past, False, clock):
+            if not meet_all(r, team, past, clock):
                 return
-        s = share_of(r, &c, team, clock)
-        even = s.members > 1 or r.alive == NULL and r.N >= team.members
         if team.mate == 0:
-            r.even = r.even or even
-        if not steps_back(r, &s, &c, team):
+            r.even = True
+        s = all_rows(r, team, clock)
+        if not steps_back(r, &s, &c):
             return
         charge(clock, LOOP)
-        if not meet_all(r, team, c.t0, even, clock):
+        if not meet_all(r, team, c.t0, clock):
             return
         counted = share_gradients(r, &c, counted, team, clock)
         # the next chunk's dgates go where these are
-        if not meet_all(r, team, c.t0, even, clock):
+        if not meet_all(r, team, c.t0, clock):
             return
         past = c.t0
     finish_gradients(r, counted, team, clock)
+
+
+# -- apart, by rows ------------------------------------------------------------------------------
+#
+# A chunk's rows are in parts, each done by its member, or by another that has nothing else to do:
+# nothing waits for a thread that has no core. Its gradients begin when all parts have done their
+# steps, and go in pieces, after those of the chunk before. Steps may be ahead of them by as many
+# chunks as there are rooms. Where all rows have all steps a part is of the same rows in each chunk,
+# and goes on by itself; else it waits for what the others have done of the chunk before.
+
+
+# What a member sees of how far all are. Chunks count from the first that is shared by rows.
+cdef struct Progress:
+    Py_ssize_t done               # chunks that are
+    Chunk now, next               # the one after those, and the one after that, if it is not
+    bint last                     # the last
+    Py_ssize_t first, past        # its pieces of gradients
+
+
+cdef void look_at(const Bptt *r, Progress *p) noexcept nogil:
+    p.last = p.now.t0 == 0
+    if not p.last:
+        p.next = chunk_before(r, p.now.t0)
+    p.first = p.past
+    p.past += gradient_pieces(r, &p.now)
+
+
+cdef bint all_done(const Bptt *r, Progress *p) noexcept nogil:
+    """Looks how far all are."""
+    while rk_has_met(r.done, p.past):
+        if p.last:
+            return True
+        p.done += 1
+        p.now = p.next
+        look_at(r, p)
+    return False
+
+
+cdef Py_ssize_t least_passed(const Bptt *r, const rk_team *team) noexcept nogil:
+    """Of how many chunks all parts have done the steps."""
+    cdef Py_ssize_t passed = rk_passed(r.parts)
+    cdef int i
+    for i in range(1, team.size):
+        passed = min(passed, rk_passed(&r.parts[i]))
+    return passed
+
+
+cdef bint take_steps(
+    const Bptt *r, const Progress *p, rk_team *team, int candidates, Clock *clock, rk_idle *idle
+) noexcept nogil:
+    """Does a part of the steps of a chunk, this member's or one of the `candidates` - 1 after it;
+    whether there was any to do."""
+    cdef Py_ssize_t k, past = p.done + (1 if p.last else ROOMS)
+    cdef const Chunk *c
+    cdef Share s
+    cdef int m, i
+    if r.alive != NULL:
+        past = min(past, rk_passed(r.listed))
+    if not r.full:
+        past = min(past, least_passed(r, team) + 1)
+    for m in range(candidates):
+        i = (team.mate + m) % team.size
+        k = rk_claim(&r.parts[i], past)
+        if k < 0:
+            continue
+        rk_work(idle, &r.flags[team.mate])
+        charge(clock, WAITING)
+        c = &p.now if k == p.done else &p.next
+        s = share_rows(r, c, i, team, clock)
+        steps_back(&r.rooms[k % ROOMS], &s, c)
+        charge(clock, LOOP)
+        rk_raise(&r.parts[i], 2 * (k + 1))
+        return True
+    return False
+
+
+cdef bint take_piece(
+    const Bptt *r, const Progress *p, rk_team *team, Clock *clock, rk_idle *idle
+) noexcept nogil:
+    """The same of a piece of gradients."""
+    cdef Py_ssize_t piece
+    if least_passed(r, team) <= p.done:
+        return False
+    piece = rk_next_before(r.begun, p.past)
+    if piece < 0:
+        return False
+    rk_work(idle, &r.flags[team.mate])
+    charge(clock, WAITING)
+    add_gradients(&r.rooms[p.done % ROOMS], &p.now, piece - p.first, team.mate, clock)
+    rk_count(r.done)
+    return True
+
+
+cdef bint take_list(const Bptt *r, const Progress *p) noexcept nogil:
+    """The same of where the rows of a chunk lie."""
+    cdef Py_ssize_t k
+    if r.alive == NULL:
+        return False
+    k = rk_claim(r.listed, p.done + (1 if p.last else ROOMS))
+    if k < 0:
+        return False
+    list_rows(&r.rooms[k % ROOMS], &p.now if k == p.done else &p.next)
+    rk_raise(r.listed, 2 * (k + 1))
+    return True
+
+
+cdef void run_apart(Bptt *r, const Chunk *c, rk_team *team, Clock *clock) noexcept nogil:
+    """All steps and gradients from a chunk on."""
+    cdef Progress p
+    cdef rk_idle idle
+    cdef bint steps_first
+    idle.spins = 0
+    p.done, p.now, p.past = 0, c[0], 0
+    look_at(r, &p)
+    if team.mate == 0 and r.full:
+        r.even = r.N >= team.size
+    while not all_done(r, &p):
+        # Pieces of gradients go first, while what they read is in cache. But they can fill the time
+        # that others take for steps: where these wait for one another, and at the end.
+        steps_first = not r.full or p.last or p.next.t0 == 0
+        if take_list(r, &p) or steps_first and take_steps(r, &p, team, 1, clock, &idle):
+            continue
+        if take_piece(r, &p, team, clock, &idle):
+            continue
+        if not take_steps(r, &p, team, team.size, clock, &idle):
+            rk_wait(&idle)
+    rk_work(&idle, &r.flags[team.mate])
+    charge(clock, WAITING)
+
+
+# ------------------------------------------------------------------------------------------------
 
 
 cdef void run_member(Bptt *r, int members, int member) noexcept nogil:
     cdef unsigned long long saved = fp_enter()
     cdef Clock clock = start_clock(r.spent, member)
     cdef rk_team team = rk_join(r.flags, members, member)
-    run_chunks(r, &team, &clock)
+    cdef Py_ssize_t begin
+    if r.sums_bytes > 0:
+        begin = part(r.sums_bytes, member, members)
+        memset(r.table_gradient + begin, 0, part(r.sums_bytes, member + 1, members) - begin)
+        rk_meet(r.flags, members, member)
+        charge(&clock, WAITING)
+    run_together(r, &team, &clock)
     fp_leave(saved)

@@ -12,6 +12,7 @@ cdef struct Chunk:
 cdef struct Share:
     rk_team *team
     int members, member                 # of those that meet within a step
+    int clears, clear                   # of the zeros in dx: which, of how many shares
     Py_ssize_t begin, end               # batch rows
     Py_ssize_t first, past              # columns of h
     Py_ssize_t first_unit, past_unit    # units of the cell: as many, but for a projection
@@ -28,12 +29,16 @@ cdef inline Py_ssize_t part(Py_ssize_t whole, int i, int parts) noexcept nogil:
 
 # Where the rows of a chunk lie, and those of each chunk of a batch without lengths.
 cdef void list_rows(const Bptt *r, const Chunk *c) noexcept nogil
-cdef void list_all_rows(Bptt *r) noexcept nogil
+cdef void list_all_rows(const Bptt *r) noexcept nogil
 # The chunk that ends with the step before `past`.
 cdef Chunk chunk_before(const Bptt *r, Py_ssize_t past) noexcept nogil
-# What a member takes of its steps.
-cdef Share share_of(
-    const Bptt *r, const Chunk *c, rk_team *team, Clock *clock
+# Whether to share its steps by units instead of rows, and those of all chunks.
+cdef bint by_units(const Bptt *r, const Chunk *c, int members) noexcept nogil
+cdef bint all_by_units(const Bptt *r, int members) noexcept nogil
+# What a member takes of them by units, and part `i` by rows, of as many as began.
+cdef Share all_rows(const Bptt *r, rk_team *team, Clock *clock) noexcept nogil
+cdef Share share_rows(
+    const Bptt *r, const Chunk *c, int i, rk_team *team, Clock *clock
 ) noexcept nogil
 # Units and columns, of so many that share the rows.
 cdef void share_units(const Bptt *r, Share *s, int members, int member) noexcept nogil

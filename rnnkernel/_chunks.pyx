@@ -43,7 +43,7 @@ cdef void list_rows(const Bptt *r, const Chunk *c) noexcept nogil:
             k += 1
 
 
-cdef void list_all_rows(Bptt *r) noexcept nogil:
+cdef void list_all_rows(const Bptt *r) noexcept nogil:
     cdef Chunk c
     c.t0, c.steps = 0, r.chunk_rows // r.N
     list_rows(r, &c)
@@ -138,25 +138,36 @@ cdef bint by_units(const Bptt *r, const Chunk *c, int members) noexcept nogil:
     )
 
 
-cdef Share share_of(
-    const Bptt *r, const Chunk *c, rk_team *team, Clock *clock
+cdef bint all_by_units(const Bptt *r, int members) noexcept nogil:
+    # the earliest has the most rows
+    cdef Chunk c = chunk_before(r, min(r.T, max(1, r.chunk_rows // r.N)))
+    return by_units(r, &c, members)
+
+
+cdef Share all_rows(const Bptt *r, rk_team *team, Clock *clock) noexcept nogil:
+    cdef Share s
+    s.team, s.clock = team, clock
+    s.begin, s.end = 0, r.N
+    share_units(r, &s, team.members, team.member)
+    return s
+
+
+cdef Share share_rows(
+    const Bptt *r, const Chunk *c, int i, rk_team *team, Clock *clock
 ) noexcept nogil:
     cdef Share s
     s.team, s.clock = team, clock
-    if by_units(r, c, team.members):
-        s.begin, s.end = 0, r.N
-        share_units(r, &s, team.members, team.member)
-    else:
-        s.begin = row_part(r, c, team.member, team.members)
-        s.end = row_part(r, c, team.member + 1, team.members)
-        share_units(r, &s, 1, 0)
+    s.begin = row_part(r, c, i, team.size)
+    s.end = row_part(r, c, i + 1, team.size)
+    share_units(r, &s, 1, 0)
+    s.clears, s.clear = team.size, i
     return s
 
 
 cdef void share_units(const Bptt *r, Share *s, int members, int member) noexcept nogil:
     cdef Py_ssize_t vectors = vectors_of(r, r.P), units = vectors_of(r, r.H)
     cdef Py_ssize_t x_groups = (r.I + GROUP - 1) // GROUP, h_groups = (r.P + GROUP - 1) // GROUP
-    s.members, s.member = members, member
+    s.members, s.member = s.clears, s.clear = members, member
     s.first = vector_part(r, vectors, member, members)
     s.past = vector_part(r, vectors, member + 1, members)
     s.first_unit = vector_part(r, units, member, members)

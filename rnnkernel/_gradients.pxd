@@ -3,8 +3,14 @@ from rnnkernel._chunks cimport Chunk
 from rnnkernel._clock cimport Clock
 from rnnkernel._team cimport rk_team
 
-# One member's pieces of what follows the steps of a chunk: all that are there call it, each with
-# what it returned for the last chunk, and 0 for the first.
+# What follows the steps of a chunk goes in so many pieces, in any order, after those of the chunk
+# before.
+cdef Py_ssize_t gradient_pieces(const Bptt *r, const Chunk *c) noexcept nogil
+cdef void add_gradients(
+    const Bptt *r, const Chunk *c, Py_ssize_t piece, int member, Clock *clock
+) noexcept nogil
+# One member's pieces of these: all that are there call it, each with what it returned for the last
+# chunk, and 0 for the first.
 cdef Py_ssize_t share_gradients(
     const Bptt *r, const Chunk *c, Py_ssize_t counted, const rk_team *team, Clock *clock
 ) noexcept nogil

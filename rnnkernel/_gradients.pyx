@@ -142,35 +142,43 @@ cdef void input_gradient(
         )
 
 
+cdef inline Py_ssize_t pieces_of_dx(const Bptt *r, const Chunk *c) noexcept nogil:
+    return 0 if r.dx == NULL else (c.rows + r.dx_rows - 1) // r.dx_rows
+
+
+cdef Py_ssize_t gradient_pieces(const Bptt *r, const Chunk *c) noexcept nogil:
+    return pieces_of_dx(r, c) + r.blocks * (1 + r.cell.phases) + r.cell_columns
+
+
+cdef void add_gradients(
+    const Bptt *r, const Chunk *c, Py_ssize_t piece, int member, Clock *clock
+) noexcept nogil:
+    # The same operand stays in cache from one unit block to the next.
+    cdef Py_ssize_t pieces = pieces_of_dx(r, c)
+    if piece < pieces:
+        input_gradient(r, c, piece * r.dx_rows, member)
+        charge(clock, INPUT_GRADIENT)
+        return
+    piece -= pieces
+    if piece < r.blocks:
+        add_input_gradients(r, c, piece)
+    elif piece < r.blocks * (1 + r.cell.phases):
+        add_recurrent_gradient(r, c, piece // r.blocks - 1, piece % r.blocks)
+    else:
+        add_projection_gradient(r, c, piece - r.blocks * (1 + r.cell.phases))
+    charge(clock, WEIGHT_GRADIENTS)
+
+
 cdef Py_ssize_t share_gradients(
     const Bptt *r, const Chunk *c, Py_ssize_t counted, const rk_team *team, Clock *clock
 ) noexcept nogil:
-    """Piece by piece what follows the steps of a chunk; what the next count begins with.
-
-    The same operand stays in cache from one unit block to the next.
-    """
-    cdef Py_ssize_t task, begin, pieces = 0, blocks = r.blocks * (1 + r.cell.phases), tasks
-    if r.dx != NULL:
-        pieces = (c.rows + r.dx_rows - 1) // r.dx_rows
-    tasks = pieces + blocks + r.cell_columns
+    cdef Py_ssize_t piece, pieces = gradient_pieces(r, c)
     while True:
-        task = rk_next(r.flags + team.size) - counted
-        if task >= tasks:
+        piece = rk_next(r.flags + team.size) - counted
+        if piece >= pieces:
             break
-        if task < pieces:
-            begin = task * r.dx_rows
-            input_gradient(r, c, begin, team.mate)
-            charge(clock, INPUT_GRADIENT)
-            continue
-        if task < pieces + r.blocks:
-            add_input_gradients(r, c, task - pieces)
-        elif task < pieces + blocks:
-            task -= pieces + r.blocks
-            add_recurrent_gradient(r, c, task // r.blocks, task % r.blocks)
-        else:
-            add_projection_gradient(r, c, task - pieces - blocks)
-        charge(clock, WEIGHT_GRADIENTS)
-    return counted + tasks + team.members  # each found once that nothing was left
+        add_gradients(r, c, piece, team.mate, clock)
+    return counted + pieces + team.members  # each found once that nothing was left
 
 
 # -- of all steps --------------------------------------------------------------------------------

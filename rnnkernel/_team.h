@@ -217,6 +217,25 @@ static inline int rk_take(rk_range *range, int back, ptrdiff_t most, ptrdiff_t *
     return (left & 0xffffffff) < left >> 32 ? 2 : 1;
 }
 
+/* Of a member that looks for work in a loop. */
+typedef struct {
+    long long spins, since; /* since when, where it has spun */
+} rk_idle;
+
+static inline void rk_wait(rk_idle *idle)
+{
+    rk_pause();
+    if (idle->spins++ == 0) idle->since = rk_now();
+    if (idle->spins % RK_SPINS != 0) return;
+    if (rk_members() > rk_cores() || rk_now() - idle->since >= RK_PATIENCE) sched_yield();
+}
+
+static inline void rk_work(rk_idle *idle, rk_flag *own)
+{
+    if (idle->spins > 0) own->lost += rk_now() - idle->since;
+    idle->spins = 0;
+}
+
 /* Where a member that has much left leaves a part of it for one that has nothing. */
 typedef struct {
     _Alignas(64) atomic_int idle; /* members that wait for a part */
@@ -260,11 +279,10 @@ static inline void rk_end_part(rk_handover *h)
 static inline int rk_take_over(rk_handover *h, rk_flag *own, ptrdiff_t *first, ptrdiff_t *past,
                                ptrdiff_t *step)
 {
-    const long long begin = rk_now();
-    const long long patience = rk_members() <= rk_cores() ? RK_PATIENCE : 0; /* as above */
+    rk_idle idle = {0, 0};
     int found = 0;
     atomic_fetch_add_explicit(&h->idle, 1, memory_order_relaxed);
-    for (int spins = 0; atomic_load_explicit(&h->left, memory_order_acquire) > 0; spins++) {
+    while (atomic_load_explicit(&h->left, memory_order_acquire) > 0) {
         int expected = RK_OFFERED;
         if (atomic_load_explicit(&h->state, memory_order_relaxed) == RK_OFFERED &&
             atomic_compare_exchange_weak_explicit(&h->state, &expected, RK_TAKEN,
@@ -276,17 +294,47 @@ static inline int rk_take_over(rk_handover *h, rk_flag *own, ptrdiff_t *first, p
             found = 1;
             break;
         }
-        rk_pause();
-        if (spins % RK_SPINS == RK_SPINS - 1 && rk_now() - begin >= patience) sched_yield();
+        rk_wait(&idle);
     }
     atomic_fetch_sub_explicit(&h->idle, 1, memory_order_relaxed);
-    own->lost += rk_now() - begin;
+    rk_work(&idle, own);
     return found;
 }
 
 static inline ptrdiff_t rk_next(rk_flag *counter)
 {
     return atomic_fetch_add_explicit(&counter->met, 1, memory_order_relaxed);
+}
+
+static inline ptrdiff_t rk_next_before(rk_flag *counter, ptrdiff_t past)
+{
+    long long seen = atomic_load_explicit(&counter->met, memory_order_relaxed);
+    do {
+        if (seen >= past) return -1;
+    } while (!atomic_compare_exchange_weak_explicit(&counter->met, &seen, seen + 1,
+                                                    memory_order_relaxed, memory_order_relaxed));
+    return (ptrdiff_t)seen;
+}
+
+static inline void rk_count(rk_flag *counter)
+{
+    atomic_fetch_add_explicit(&counter->met, 1, memory_order_release);
+}
+
+/* `met` is twice the stages that are done, and one more while somebody is at the next. */
+static inline ptrdiff_t rk_claim(rk_flag *part, ptrdiff_t past)
+{
+    long long seen = atomic_load_explicit(&part->met, memory_order_relaxed);
+    if (seen & 1 || seen >= 2 * past ||
+        !atomic_compare_exchange_strong_explicit(&part->met, &seen, seen + 1, memory_order_acquire,
+                                                 memory_order_relaxed))
+        return -1;
+    return (ptrdiff_t)(seen / 2);
+}
+
+static inline ptrdiff_t rk_passed(rk_flag *part)
+{
+    return (ptrdiff_t)(atomic_load_explicit(&part->met, memory_order_acquire) / 2);
 }
 
 #endif

@@ -10,6 +10,9 @@ cdef extern from "_team.h":
     ctypedef struct rk_handover:
         pass
 
+    ctypedef struct rk_idle:
+        long long spins
+
     # A member's view of its team: those that began, and those that are there.
     ctypedef struct rk_team:
         rk_flag *flags
@@ -41,6 +44,21 @@ cdef extern from "_team.h":
     void rk_raise(rk_flag *flag, long long count) nogil
     # The next number of a count that members share, from 0; a zeroed flag that nobody meets at.
     Py_ssize_t rk_next(rk_flag *counter) nogil
+    # The same, but -1 where that is not before `past`.
+    Py_ssize_t rk_next_before(rk_flag *counter, Py_ssize_t past) nogil
+    # Counts what is done; whether so much is, and then what was written for it is seen.
+    void rk_count(rk_flag *counter) nogil
+    bint rk_has_met(rk_flag *counter, long long count) nogil
+    # Parts that go through stages 0, 1, .. each, one after another, by any member: zeroed flags.
+    # The stage before `past` that this member is to do next, or -1 where there is none or another
+    # is at it; then it raises the flag to twice the stages that are done.
+    Py_ssize_t rk_claim(rk_flag *part, Py_ssize_t past) nogil
+    # How many are done.
+    Py_ssize_t rk_passed(rk_flag *part) nogil
+    # Waits for a moment, in a loop that looks for work; and an end of that, which a member says
+    # before it works. A zeroed rk_idle has not waited.
+    void rk_wait(rk_idle *idle) nogil
+    void rk_work(rk_idle *idle, rk_flag *own) nogil
     # What a member has to do of a count of pieces, and others may take from it where they have
     # nothing left. Zeros are an empty range. Nobody may take from one while it is offered.
     void rk_offer(rk_range *range, Py_ssize_t first, Py_ssize_t past) nogil

@@ -41,6 +41,7 @@ OPTIONS, ACTIVATIONS = "csrc/cells/lstm_options.h", "csrc/activations.h"
 TABLE, ARRIVAL = "csrc/kernels.h", "csrc/arrival.h"
 FORWARD, RECURRENCE = "rnnkernel/_forward.pyx", "rnnkernel/_recurrence.pyx"
 BPTT, CHUNKS = "rnnkernel/_bptt.pyx", "rnnkernel/_chunks.pyx"
+STEPS_BACK = "rnnkernel/_steps_back.pyx"
 GRADIENTS = "rnnkernel/_gradients.pyx"
 PACKING = "rnnkernel/_packing.pyx"
 LOOKUP, SEQUENCE, STREAM = "csrc/lookup.h", "rnnkernel/_sequence.py", "rnnkernel/_stream.pyx"
@@ -131,7 +132,7 @@ FAULTS = [
     ),
     Fault(
         "LSTM with projection: dW_hr of the gradient before clipping and dy",
-        BPTT,
+        STEPS_BACK,
         "if not through_projection(r, s, t, &step):",
         "if t < r.T - 1 and not through_projection(r, s, t, &step):",
     ),
@@ -215,25 +216,25 @@ FAULTS = [
     ),
     Fault(
         "BPTT: the first step is dropped",
-        BPTT,
+        STEPS_BACK,
         "for t in range(c.t0 + c.steps - 1, c.t0 - 1, -1):",
         "for t in range(c.t0 + c.steps - 1, max(c.t0 - 1, 0), -1):",
     ),
     Fault(
         "BPTT: the last step's dy is dropped",
-        BPTT,
+        STEPS_BACK,
         "if r.dy != NULL: a.dy =",
         "if r.dy != NULL and t < r.T - 1: a.dy =",
     ),
     Fault(
         "BPTT: dW_hh pairs the first step with h_0 instead of the initial state",
-        BPTT,
+        STEPS_BACK,
         "r, <const char *>step.h_prev + step.h_prev_row[n]",
         "r, (<const char *>step.h_prev if t > 0 else r.y) + step.h_prev_row[n]",
     ),
     Fault(
         "BPTT: dW_hh pairs dgates_t with h_t",
-        BPTT,
+        STEPS_BACK,
         "r, <const char *>step.h_prev + step.h_prev_row[n]",
         "r, r.y + (t * r.y_time + r.y_row[s.begin + n])",
     ),
@@ -328,21 +329,21 @@ FAULTS = [
     ),
     Fault(
         "reset: dh crosses the border",
-        BPTT,
+        STEPS_BACK,
         "clear_columns(r, reset, <char *>step.dh, rows, s.first, s.past)",
         "pass",
         **only("reset"),
     ),
     Fault(
         "reset: dc crosses the border",
-        BPTT,
+        STEPS_BACK,
         "clear_columns(r, reset, <char *>step.dc, rows, s.first_unit, s.past_unit)",
         "pass",
         **only("reset"),
     ),
     Fault(
         "reset: dW_hh pairs the first step with the state before the border",
-        BPTT,
+        STEPS_BACK,
         "if reset != NULL and reset[n]:",
         "if reset != NULL and reset[n] and n < 0:",
         **only("reset"),
@@ -372,8 +373,8 @@ FAULTS = [
     Fault(
         "threads: backward, a share forgets its last row",
         CHUNKS,
-        "s.end = row_part(r, c, team.member + 1, team.members)",
-        "s.end = row_part(r, c, team.member + 1, team.members) - (team.member + 1 < team.members)",
+        "s.end = row_part(r, c, i + 1, team.size)",
+        "s.end = row_part(r, c, i + 1, team.size) - (i + 1 < team.size)",
         **only("split_backward"),
     ),
     Fault(
@@ -398,6 +399,62 @@ FAULTS = [
         **only("split", "hands"),
     ),
     Fault(
+        "threads apart: gradients begin before all have done the steps",
+        BPTT,
+        "if least_passed(r, team) <= p.done:",
+        "if rk_passed(&r.parts[team.mate]) <= p.done:",
+        **only("split_backward", "apart"),
+    ),
+    Fault(
+        "threads apart: steps go where gradients are yet to be made",
+        BPTT,
+        "past = p.done + (1 if p.last else ROOMS) cdef const Chunk *c",
+        "past = p.done + (1 if p.last else ROOMS + 1)\n    cdef const Chunk *c",
+        **only("split_backward", "apart"),
+    ),
+    Fault(
+        "threads apart: gradients of a chunk begin before those of the last are done",
+        BPTT,
+        "while rk_has_met(r.done, p.past):",
+        "while rk_has_met(r.done, p.past - 1):",
+        **only("split_backward", "apart"),
+    ),
+    Fault(
+        "threads apart: a chunk's rows are where those of the last were",
+        BPTT,
+        "list_rows(&r.rooms[k % ROOMS], &p.now if k == p.done else &p.next)",
+        "list_rows(&r.rooms[k % ROOMS], &p.now)",
+        **only("split_backward", "apart"),
+    ),
+    Fault(
+        "threads apart: steps begin before their rows are listed",
+        BPTT,
+        "past = min(past, rk_passed(r.listed))",
+        "pass",
+        **only("split_backward", "apart"),
+    ),
+    Fault(
+        "threads apart: rows that change parts between chunks wait for nobody",
+        BPTT,
+        "if not r.full: past = min(past, least_passed(r, team) + 1)",
+        "pass",
+        **only("split_backward", "apart"),
+    ),
+    Fault(
+        "threads apart: zeros of dx are those of who does the steps",
+        CHUNKS,
+        "s.clears, s.clear = team.size, i",
+        "s.clears, s.clear = team.size, team.mate",
+        **only("split_backward", "apart"),
+    ),
+    Fault(
+        "threads apart: sums are read before they are cleared",
+        BPTT,
+        "rk_meet(r.flags, members, member)",
+        "pass",
+        **only("split_backward", "apart"),
+    ),
+    Fault(
         "late threads: forward, their blocks are nobody's",
         RECURRENCE,
         "if stays and part.team.members < members:",
@@ -413,7 +470,7 @@ FAULTS = [
     ),
     Fault(
         "late threads: backward, their units are nobody's",
-        BPTT,
+        STEPS_BACK,
         "if s.team.members < members:",
         "if s.team.members < 0:",
         **only("late"),
@@ -421,8 +478,8 @@ FAULTS = [
     Fault(
         "late threads: backward, pieces of gradients are counted for those who have left",
         GRADIENTS,
-        "return counted + tasks + team.members",
-        "return counted + tasks + team.size",
+        "return counted + pieces + team.members",
+        "return counted + pieces + team.size",
         **only("late"),
     ),
     Fault(
@@ -624,9 +681,9 @@ FAULTS = [
     ),
     Fault(
         "lengths: rows without steps keep in dx what memory had",
-        BPTT,
-        "clear_dx(r, t, r.alive[t], r.N, team.members, team.member)",
-        "clear_dx(r, t, r.alive[t], s.end, team.members, team.member)",
+        STEPS_BACK,
+        "clear_dx(r, t, r.alive[t], r.N, s.clears, s.clear)",
+        "clear_dx(r, t, r.alive[t], s.end, s.clears, s.clear)",
         **only("lengths"),
     ),
     Fault(

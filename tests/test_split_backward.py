@@ -91,6 +91,45 @@ def test_directions(case, dtype, sizes, batch, monkeypatch):
     check(monkeypatch, layer, sizes, batch=batch, clip=rk.Clip(norm=0.7), flow=True)
 
 
+@pytest.mark.parametrize("threads", [2, 3, 5])
+@pytest.mark.parametrize("kind", ["dense", "lengths", "reset", "ids", "embedding", "constant"])
+def test_threads_apart(case, kind, threads, monkeypatch):
+    """Who is early goes on to the next chunk, and who is late finds its steps done: that differs
+    from call to call."""
+    T, N, inputs, _ = sizes = 157, 21, 9, 40  # chunks of 12 steps, and one of a single step
+    layer = getattr(rk, case.layer)(inputs, sizes[3], rng=1, **case.options)
+    rng = np.random.default_rng(0)
+    x, given = rng.standard_normal((T, N, inputs)).astype(layer.dtype), {}
+    if kind == "lengths":  # the end by units, if cost decides
+        given["lengths"] = rng.integers(0, T + 1, N)
+    elif kind == "reset":
+        given["reset"] = rng.random((T, N)) < 0.1
+    elif kind == "ids":
+        x = rng.integers(0, inputs, (T, N))
+    elif kind == "embedding":
+        x = rng.integers(0, 700, (T, N))
+        given["embedding"] = rng.standard_normal((700, inputs)).astype(layer.dtype)
+    elif kind == "constant":
+        x = np.broadcast_to(x[0], x.shape)
+    out = layer.forward(x, training=True, num_threads=1, **given)
+    dy = rng.standard_normal(out.y.shape).astype(layer.dtype)
+    dstate = normal_state(layer, N, rng)
+
+    def named(threads):
+        grads = layer.backward(out, dy, dstate, num_threads=threads)
+        found = {"x": grads.x, "embedding": grads.embedding, **grads.parameters}
+        found |= dict(enumerate(parts(grads.state)))
+        return {name: array for name, array in found.items() if array is not None}
+
+    expected = named(1)
+    for call in range(20):
+        monkeypatch.setattr(_backward, "SPLIT", "rows" if call % 2 else None)
+        got = named(threads)
+        assert got.keys() == expected.keys()
+        for name in expected:
+            assert_same_bits(got[name], expected[name], f"call {call}: {name}")
+
+
 @pytest.mark.parametrize("embedding", [False, True])
 def test_directions_of_ids(case, dtype, embedding, monkeypatch):
     layer = getattr(rk, case.layer)(19, 33, bidirectional=True, dtype=dtype, rng=1, **case.options)
