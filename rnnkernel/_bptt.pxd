@@ -34,9 +34,9 @@ cdef struct Bptt:
     bint full                           # whether all rows have all steps
     Bptt *rooms                         # ROOMS of these: memory of its own for what a chunk keeps
     rk_flag *begun                      # pieces of gradients
-    rk_flag *done
+    rk_flag *done                       # likewise
     rk_flag *parts                      # of the rows, as many as the team has members
-    rk_flag *listed                     # lists
+    rk_flag *listed                     # chunks whose rows are
     # chunks
     Py_ssize_t count, chunk_rows        # rows in all steps, and the most of them in a chunk
     Py_ssize_t *first                   # by step of the chunk: its first row

@@ -12,7 +12,7 @@ cdef struct Chunk:
 cdef struct Share:
     rk_team *team
     int members, member                 # of those that meet within a step
-    int clears, clear                   # of the zeros in dx: which, of how many shares
+    int clears, clear                   # so many share the zeros in dx, and this one's number
     Py_ssize_t begin, end               # batch rows
     Py_ssize_t first, past              # columns of h
     Py_ssize_t first_unit, past_unit    # units of the cell: as many, but for a projection
