@@ -177,8 +177,6 @@ cdef int find_rows(Run *r, const Plan *plan, Scratch scratch, rows) except -1:
             x_row[n] += r.start[n] * r.x_time
     r.chunk_x = <Py_ssize_t *>scratch.take(2 * lists * sizeof(Py_ssize_t))
     r.chunk_gates = r.chunk_x + lists
-    if order != NULL:
-        return 0
     for tile in range(plan.tiles):
         list_chunk(r, plan.bounds[tile], plan.bounds[tile + 1])
     return 0

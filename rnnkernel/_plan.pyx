@@ -174,9 +174,6 @@ cdef int plan_team(
     sweeps = overflows(r, steps, plan.team) if TAKING is None else TAKING
     plan.grain = 0 if not sweeps else 2 if rows <= 2 else 1
     plan.ranges, plan.handover, plan.to_first = NULL, NULL, TAKING == "all"
-    if plan.to_first:
-        for i in range(1, plan.tiles):
-            plan.bounds[i] = r.N
     plan.even, plan.leaves = plan.by_units or plan.tiles == plan.team, False
     if LATE is not None:
         for i in range(1, plan.team):
@@ -191,6 +188,7 @@ cdef int divide(
 ) except -1:
     """How up to `team` threads share a pass whose weights and arrays are set; they project up to
     `piece` steps at once."""
+    cdef Py_ssize_t i
     plan.pieces = 0
     if r.index != NULL and not r.one_hot:
         plan.pieces = (r.table_rows + TABLE_ROWS - 1) // TABLE_ROWS
@@ -199,6 +197,9 @@ cdef int divide(
         plan.even = plan.even and bound_ragged_tiles(
             <Py_ssize_t *><Py_ssize_t>address(rows.lengths), r.N, plan.tiles, plan.bounds
         )
+    if plan.to_first:
+        for i in range(1, plan.tiles):
+            plan.bounds[i] = r.N
     r.chunk = PROJECTED_ROWS * (plan.team if plan.by_units else plan.tiles) * r.T // r.count
     r.chunk = min(piece, max(1, r.chunk))
     if r.panels != NULL and r.chunk == r.T and (plan.by_units or plan.tiles == 1):
@@ -207,7 +208,7 @@ cdef int divide(
 
 
 cdef int let_hand_over(Plan *plan, Scratch scratch) except -1:
-    """Rows that all have all steps may change hands between chunks."""
+    """Rows may change hands between chunks."""
     plan.handover = <rk_handover *>scratch.take_zeros(sizeof(rk_handover))
     rk_begin_parts(plan.handover, <int>plan.tiles)
     return 0

@@ -104,6 +104,7 @@ cdef inline char *gates_at(const Run *r, Py_ssize_t t) noexcept nogil:
 cdef void prepare_weights_of(
     const Run *r, const Plan *plan, int members, int member
 ) noexcept nogil
-# Where the rows of any chunk lie, in x and the gates, for some that all have all steps.
+# Where the rows of any chunk lie, in x and the gates, for some that all have all steps; else each
+# chunk has a list of its own.
 cdef void list_chunk(const Run *r, Py_ssize_t begin, Py_ssize_t end) noexcept nogil
 cdef void run_team(const Run *r, const Plan *plan, int members, int member) noexcept nogil

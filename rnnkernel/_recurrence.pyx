@@ -130,6 +130,8 @@ cdef bint end_round(const Run *r, Part *part, Py_ssize_t t) noexcept nogil:
 
 cdef void list_chunk(const Run *r, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
     cdef Py_ssize_t t, n, k = begin * r.chunk
+    if r.alive != NULL:  # each chunk has its own
+        return
     for t in range(r.chunk):
         for n in range(begin, end):
             r.chunk_x[k] = t * r.x_time + r.x_row[n]
@@ -137,11 +139,27 @@ cdef void list_chunk(const Run *r, Py_ssize_t begin, Py_ssize_t end) noexcept no
             k += 1
 
 
+cdef Py_ssize_t half_of_rows(const Run *r, const Part *part, Py_ssize_t t) noexcept nogil:
+    """Where the rows begin that have half of all steps from t on."""
+    cdef Py_ssize_t n, middle = part.begin, steps = 0, half = 0
+    if r.alive == NULL:
+        return (part.begin + part.end + 1) // 2
+    for n in range(part.begin, min(part.end, r.alive[t])):
+        steps += r.length[n] - t
+    while 2 * half < steps:
+        half += r.length[middle] - t
+        middle += 1
+    return middle
+
+
 cdef void hand_over(const Run *r, Part *part, Py_ssize_t t) noexcept nogil:
     """Leaves half of the rows to who has done its own, from step t on, if that is worth it."""
-    cdef Py_ssize_t rows = part.end - part.begin, middle = part.begin + (rows + 1) // 2
+    cdef Py_ssize_t rows = part.end - part.begin, middle
+    if r.alive != NULL:
+        rows = min(part.end, r.alive[t]) - part.begin
     if rows < 2 * r.kernels.full_rows or r.T - t < 2 * r.chunk:
         return
+    middle = half_of_rows(r, part, t)
     if rk_hand_over(part.handover, middle, part.end, t):
         part.end = middle
         list_chunk(r, part.begin, part.end)
@@ -358,7 +376,7 @@ cdef void run_steps(const Run *r, Part *part) noexcept nogil:
     cdef Py_ssize_t t, t0, steps, row_gates = r.cell.memory_slots * r.units
     cdef Py_ssize_t begin = part.begin
     cdef Py_ssize_t tile = r.N * r.pitch * r.item
-    cdef Py_ssize_t ahead, block_bytes, cleared = r.first
+    cdef Py_ssize_t ahead, block_bytes, cleared = part.step
     cdef int phase
     cdef rk_step s
     part.turn, part.back = 0, part.grain > 0 and r.back

@@ -213,7 +213,7 @@ cdef int run_stack(
         one.run.back = next_back
         if s.pieces == 1:  # of more the next would need all
             one.plan.leaves = True
-            if rows is None and one.plan.tiles > 1:
+            if one.plan.tiles > 1:
                 let_hand_over(&one.plan, scratch)
         lay_out(
             one, scratch, None if rows is None else rows[i % directions],

@@ -73,11 +73,13 @@ def test_streams(split, monkeypatch, weights, N):
         assert_same_bits(stream.step(x[t]), expected[t], f"step {t}")
 
 
-@pytest.mark.parametrize("threads", [2, 3])
-def test_rows_that_change_hands(layer, monkeypatch, threads):
+@pytest.mark.parametrize(
+    ("threads", "kind"), [*((2, kind) for kind in KINDS), (3, "equal"), (3, "ragged")]
+)
+def test_rows_that_change_hands(layer, monkeypatch, threads, kind):
     """The first thread has all rows, and the others take over some of what it has left."""
-    x, state, _ = batch(layer, "equal", T=40, N=40)
-    expected, last = layer(x, state, num_threads=1)
+    x, state, arguments = batch(layer, kind, T=40, N=72)
+    expected, last = layer(x, state, num_threads=1, **arguments)
     monkeypatch.setattr(_plan, "SERIAL_FLOPS", 0.0)
     monkeypatch.setattr(_plan, "SPLIT", "rows")
     monkeypatch.setattr(_plan, "TAKING", "all")
@@ -85,7 +87,7 @@ def test_rows_that_change_hands(layer, monkeypatch, threads):
     taken = not compiler()[2]  # with one thread there is nobody to take
     for call in range(50):
         with rk.profile() as profile:
-            out = layer.forward(x, state, num_threads=threads, training=call % 2 == 1)
+            out = layer.forward(x, state, num_threads=threads, training=call % 2 == 1, **arguments)
         assert_same_bits(out.y, expected, f"call {call}")
         for actual, wanted in zip(parts(out.state), parts(last), strict=True):
             assert_same_bits(actual, wanted, f"call {call}")
