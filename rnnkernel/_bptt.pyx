@@ -198,7 +198,7 @@ cdef void run_apart(Bptt *r, const Chunk *c, rk_team *team, Clock *clock) noexce
     cdef Progress p
     cdef rk_idle idle
     cdef bint steps_first
-    idle.spins = 0
+    idle.spins = idle.since = 0
     p.done, p.now, p.past = 0, c[0], 0
     look_at(r, &p)
     if team.mate == 0 and r.full:

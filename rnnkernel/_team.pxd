@@ -11,7 +11,7 @@ cdef extern from "_team.h":
         pass
 
     ctypedef struct rk_idle:
-        long long spins
+        long long spins, since
 
     # A member's view of its team: those that began, and those that are there.
     ctypedef struct rk_team:
