@@ -2,7 +2,8 @@
 
 They go back: what arrives at h_t is completed and clipped, the cell turns it into the gradients of
 its pre-activations, and one product carries those to h_{t-1}. Where rows differ in length or have
-resets (rnnkernel/_sequence.py), a step takes those that are alive.
+resets (rnnkernel/_sequence.py), a step takes those that are alive. Which chunk it is, and whose,
+rnnkernel/_bptt.pyx knows.
 """
 
 from libc.string cimport memcpy, memset
