@@ -215,9 +215,9 @@ cdef Py_ssize_t lay_out(Bptt *r, char *base, Py_ssize_t sums, int team) except -
     cdef int phase, room
     cdef Py_ssize_t most = r.chunk_rows, dx_rows = 0
     m.base, m.used = base, 0
-    r.flags = <rk_flag *>take(&m, (2 * team + 4) * sizeof(rk_flag))
-    r.begun, r.done, r.listed = r.flags + team + 1, r.flags + team + 2, r.flags + team + 3
-    r.parts = r.flags + team + 4
+    r.flags = <rk_flag *>take(&m, (2 * team + 3) * sizeof(rk_flag))
+    r.begun, r.done, r.listed = r.flags + team, r.flags + team + 1, r.flags + team + 2
+    r.parts = r.flags + team + 3
     r.zeros = take(
         &m, max(RK_TRANSPOSED_VECTORS * r.kernels.lanes, r.gradient_slots * r.units) * r.item
     )

@@ -28,13 +28,13 @@ cdef struct Bptt:
     const rk_cell *cell
     Py_ssize_t T, N, I, H, P, item, units, blocks
     int sharing
-    rk_flag *flags                      # of the team's members, and one to count pieces of work
+    rk_flag *flags                      # of the team's members
+    rk_flag *begun                      # pieces of gradients
+    rk_flag *done                       # likewise
     # where threads are not all at the same chunk
     bint apart
     bint full                           # whether all rows have all steps
     Bptt *rooms                         # ROOMS of these: memory of its own for what a chunk keeps
-    rk_flag *begun                      # pieces of gradients
-    rk_flag *done                       # likewise
     rk_flag *parts                      # of the rows, as many as the team has members
     rk_flag *listed                     # chunks whose rows are
     # chunks

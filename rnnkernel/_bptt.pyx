@@ -23,7 +23,6 @@ from rnnkernel._gradients cimport (
     add_gradients,
     finish_gradients,
     gradient_pieces,
-    share_gradients,
 )
 from rnnkernel._kernels cimport fp_enter, fp_leave
 from rnnkernel._steps_back cimport steps_back
@@ -44,6 +43,21 @@ from rnnkernel._team cimport (
 )
 
 
+cdef bint do_piece(
+    const Bptt *r, const Chunk *c, Py_ssize_t first, Py_ssize_t past, const rk_team *team,
+    Clock *clock, rk_idle *idle,
+) noexcept nogil:
+    """One of the pieces first..past of a chunk's gradients; whether any was left."""
+    cdef Py_ssize_t piece = rk_next_before(r.begun, past)
+    if piece < 0:
+        return False
+    rk_work(idle, &r.flags[team.mate])
+    charge(clock, WAITING)
+    add_gradients(r, c, piece - first, team.mate, clock)
+    rk_count(r.done)
+    return True
+
+
 # -- together, by units --------------------------------------------------------------------------
 
 
@@ -60,13 +74,15 @@ cdef bint meet_all(const Bptt *r, rk_team *team, Py_ssize_t past, Clock *clock) 
 cdef void run_together(Bptt *r, rk_team *team, Clock *clock) noexcept nogil:
     """All steps and gradients, unless this member leaves: who is there takes what is next. From
     the chunk on that is shared by rows each goes at its own pace."""
-    cdef Py_ssize_t past = r.T, counted = 0
+    cdef Py_ssize_t past = r.T, first, begun = 0
     cdef Chunk c
     cdef Share s
+    cdef rk_idle idle
+    idle.spins = idle.since = 0
     while past > 0:
         c = chunk_before(r, past)
         if r.apart and not by_units(r, &c, team.members):
-            run_apart(r, &c, team, clock)
+            begun = run_apart(r, &c, begun, team, clock)
             break
         if r.alive != NULL:
             if team.member == 0:
@@ -81,12 +97,14 @@ cdef void run_together(Bptt *r, rk_team *team, Clock *clock) noexcept nogil:
         charge(clock, LOOP)
         if not meet_all(r, team, c.t0, clock):
             return
-        counted = share_gradients(r, &c, counted, team, clock)
+        first, begun = begun, begun + gradient_pieces(r, &c)
+        while do_piece(r, &c, first, begun, team, clock, &idle):
+            pass
         # the next chunk's dgates go where these are
         if not meet_all(r, team, c.t0, clock):
             return
         past = c.t0
-    finish_gradients(r, counted, team, clock)
+    finish_gradients(r, begun, team, clock)
 
 
 # -- apart, by rows ------------------------------------------------------------------------------
@@ -104,6 +122,7 @@ cdef struct Progress:
     Chunk now, next               # the one after those, and the one after that, if it is not
     bint last                     # the last
     Py_ssize_t first, past        # its pieces of gradients
+    Py_ssize_t room               # chunks before which there is room for steps
 
 
 cdef void look_at(const Bptt *r, Progress *p) noexcept nogil:
@@ -112,6 +131,11 @@ cdef void look_at(const Bptt *r, Progress *p) noexcept nogil:
         p.next = chunk_before(r, p.now.t0)
     p.first = p.past
     p.past += gradient_pieces(r, &p.now)
+    p.room = p.done + (1 if p.last else ROOMS)
+
+
+cdef inline const Chunk *chunk_of(const Progress *p, Py_ssize_t k) noexcept nogil:
+    return &p.now if k == p.done else &p.next
 
 
 cdef bint all_done(const Bptt *r, Progress *p) noexcept nogil:
@@ -139,8 +163,7 @@ cdef bint take_steps(
 ) noexcept nogil:
     """Does a part of the steps of a chunk, this member's or one of the `candidates` - 1 after it;
     whether there was any to do."""
-    cdef Py_ssize_t k, past = p.done + (1 if p.last else ROOMS)
-    cdef const Chunk *c
+    cdef Py_ssize_t k, past = p.room
     cdef Share s
     cdef int m, i
     if r.alive != NULL:
@@ -154,52 +177,37 @@ cdef bint take_steps(
             continue
         rk_work(idle, &r.flags[team.mate])
         charge(clock, WAITING)
-        c = &p.now if k == p.done else &p.next
-        s = share_rows(r, c, i, team, clock)
-        steps_back(&r.rooms[k % ROOMS], &s, c)
+        s = share_rows(r, chunk_of(p, k), i, team, clock)
+        steps_back(&r.rooms[k % ROOMS], &s, chunk_of(p, k))
         charge(clock, LOOP)
         rk_raise(&r.parts[i], 2 * (k + 1))
         return True
     return False
 
 
-cdef bint take_piece(
-    const Bptt *r, const Progress *p, rk_team *team, Clock *clock, rk_idle *idle
-) noexcept nogil:
-    """The same of a piece of gradients."""
-    cdef Py_ssize_t piece
-    if least_passed(r, team) <= p.done:
-        return False
-    piece = rk_next_before(r.begun, p.past)
-    if piece < 0:
-        return False
-    rk_work(idle, &r.flags[team.mate])
-    charge(clock, WAITING)
-    add_gradients(&r.rooms[p.done % ROOMS], &p.now, piece - p.first, team.mate, clock)
-    rk_count(r.done)
-    return True
-
-
 cdef bint take_list(const Bptt *r, const Progress *p) noexcept nogil:
-    """The same of where the rows of a chunk lie."""
+    """Lists where the rows of a chunk lie; whether there was one to list."""
     cdef Py_ssize_t k
     if r.alive == NULL:
         return False
-    k = rk_claim(r.listed, p.done + (1 if p.last else ROOMS))
+    k = rk_claim(r.listed, p.room)
     if k < 0:
         return False
-    list_rows(&r.rooms[k % ROOMS], &p.now if k == p.done else &p.next)
+    list_rows(&r.rooms[k % ROOMS], chunk_of(p, k))
     rk_raise(r.listed, 2 * (k + 1))
     return True
 
 
-cdef void run_apart(Bptt *r, const Chunk *c, rk_team *team, Clock *clock) noexcept nogil:
-    """All steps and gradients from a chunk on."""
+cdef Py_ssize_t run_apart(
+    Bptt *r, const Chunk *c, Py_ssize_t begun, rk_team *team, Clock *clock
+) noexcept nogil:
+    """All steps and gradients from a chunk on, after so many pieces of gradients; how many it are
+    then."""
     cdef Progress p
     cdef rk_idle idle
     cdef bint steps_first
     idle.spins = idle.since = 0
-    p.done, p.now, p.past = 0, c[0], 0
+    p.done, p.now, p.past = 0, c[0], begun
     look_at(r, &p)
     if team.mate == 0 and r.full:
         r.even = r.N >= team.size
@@ -209,12 +217,15 @@ cdef void run_apart(Bptt *r, const Chunk *c, rk_team *team, Clock *clock) noexce
         steps_first = not r.full or p.last or p.next.t0 == 0
         if take_list(r, &p) or steps_first and take_steps(r, &p, team, 1, clock, &idle):
             continue
-        if take_piece(r, &p, team, clock, &idle):
+        if least_passed(r, team) > p.done and do_piece(
+            &r.rooms[p.done % ROOMS], &p.now, p.first, p.past, team, clock, &idle
+        ):
             continue
         if not take_steps(r, &p, team, team.size, clock, &idle):
             rk_wait(&idle)
     rk_work(&idle, &r.flags[team.mate])
     charge(clock, WAITING)
+    return p.past
 
 
 # ------------------------------------------------------------------------------------------------

@@ -9,12 +9,7 @@ cdef Py_ssize_t gradient_pieces(const Bptt *r, const Chunk *c) noexcept nogil
 cdef void add_gradients(
     const Bptt *r, const Chunk *c, Py_ssize_t piece, int member, Clock *clock
 ) noexcept nogil
-# One member's pieces of these: all that are there call it, each with what it returned for the last
-# chunk, and 0 for the first.
-cdef Py_ssize_t share_gradients(
-    const Bptt *r, const Chunk *c, Py_ssize_t counted, const rk_team *team, Clock *clock
-) noexcept nogil
-# The same of what follows the last chunk.
+# One member's pieces of what follows the last chunk, where so many have been begun before.
 cdef void finish_gradients(
     const Bptt *r, Py_ssize_t counted, const rk_team *team, Clock *clock
 ) noexcept nogil

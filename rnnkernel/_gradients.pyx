@@ -18,7 +18,7 @@ from rnnkernel._kernels cimport (
     rk_window,
 )
 from rnnkernel._products cimport through, through_columns
-from rnnkernel._team cimport rk_next, rk_team
+from rnnkernel._team cimport rk_next_before, rk_team
 
 
 # -- of a chunk ----------------------------------------------------------------------------------
@@ -169,18 +169,6 @@ cdef void add_gradients(
     charge(clock, WEIGHT_GRADIENTS)
 
 
-cdef Py_ssize_t share_gradients(
-    const Bptt *r, const Chunk *c, Py_ssize_t counted, const rk_team *team, Clock *clock
-) noexcept nogil:
-    cdef Py_ssize_t piece, pieces = gradient_pieces(r, c)
-    while True:
-        piece = rk_next(r.flags + team.size) - counted
-        if piece >= pieces:
-            break
-        add_gradients(r, c, piece, team.mate, clock)
-    return counted + pieces + team.members  # each found once that nothing was left
-
-
 # -- of all steps --------------------------------------------------------------------------------
 
 
@@ -229,8 +217,8 @@ cdef void finish_gradients(
     elif r.finish and r.constant:
         tasks = r.blocks
     while True:
-        task = rk_next(r.flags + team.size) - counted
-        if task >= tasks:
+        task = rk_next_before(r.begun, counted + tasks) - counted
+        if task < 0:
             break
         if r.constant:
             add_constant_gradient(r, task)

@@ -301,11 +301,6 @@ static inline int rk_take_over(rk_handover *h, rk_flag *own, ptrdiff_t *first, p
     return found;
 }
 
-static inline ptrdiff_t rk_next(rk_flag *counter)
-{
-    return atomic_fetch_add_explicit(&counter->met, 1, memory_order_relaxed);
-}
-
 static inline ptrdiff_t rk_next_before(rk_flag *counter, ptrdiff_t past)
 {
     long long seen = atomic_load_explicit(&counter->met, memory_order_relaxed);

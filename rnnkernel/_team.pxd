@@ -42,9 +42,8 @@ cdef extern from "_team.h":
     void rk_await(rk_flag *flag, long long count) nogil
     # One thread alone raises a flag.
     void rk_raise(rk_flag *flag, long long count) nogil
-    # The next number of a count that members share, from 0; a zeroed flag that nobody meets at.
-    Py_ssize_t rk_next(rk_flag *counter) nogil
-    # The same, but -1 where that is not before `past`.
+    # The next number of a count that members share, from 0, or -1 where that is not before `past`;
+    # a zeroed flag that nobody meets at.
     Py_ssize_t rk_next_before(rk_flag *counter, Py_ssize_t past) nogil
     # Counts what is done; whether so much is, and then what was written for it is seen.
     void rk_count(rk_flag *counter) nogil

@@ -401,15 +401,15 @@ FAULTS = [
     Fault(
         "threads apart: gradients begin before all have done the steps",
         BPTT,
-        "if least_passed(r, team) <= p.done:",
-        "if rk_passed(&r.parts[team.mate]) <= p.done:",
+        "if least_passed(r, team) > p.done and do_piece(",
+        "if rk_passed(&r.parts[team.mate]) > p.done and do_piece(",
         **only("split_backward", "apart"),
     ),
     Fault(
         "threads apart: steps go where gradients are yet to be made",
         BPTT,
-        "past = p.done + (1 if p.last else ROOMS) cdef const Chunk *c",
-        "past = p.done + (1 if p.last else ROOMS + 1)\n    cdef const Chunk *c",
+        "p.room = p.done + (1 if p.last else ROOMS)",
+        "p.room = p.done + (1 if p.last else ROOMS + 1)",
         **only("split_backward", "apart"),
     ),
     Fault(
@@ -422,7 +422,7 @@ FAULTS = [
     Fault(
         "threads apart: a chunk's rows are where those of the last were",
         BPTT,
-        "list_rows(&r.rooms[k % ROOMS], &p.now if k == p.done else &p.next)",
+        "list_rows(&r.rooms[k % ROOMS], chunk_of(p, k))",
         "list_rows(&r.rooms[k % ROOMS], &p.now)",
         **only("split_backward", "apart"),
     ),
@@ -473,13 +473,6 @@ FAULTS = [
         STEPS_BACK,
         "if s.team.members < members:",
         "if s.team.members < 0:",
-        **only("late"),
-    ),
-    Fault(
-        "late threads: backward, pieces of gradients are counted for those who have left",
-        GRADIENTS,
-        "return counted + pieces + team.members",
-        "return counted + pieces + team.size",
         **only("late"),
     ),
     Fault(
