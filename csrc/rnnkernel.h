@@ -100,7 +100,7 @@ typedef struct {
 
     const void *operand; /* (rows, K=P) broadcast operand: h_prev, or r * h_prev; of `project`
                             (rows, K=H) o * tanh(c) */
-    const ptrdiff_t *operand_row; /* (rows) offsets */
+    const ptrdiff_t *operand_row; /* (rows) offsets; of `project` those of h, too */
     const void *weights; /* packed recurrent weights of this phase, or W_hr */
 
     int storage; /* of weights */

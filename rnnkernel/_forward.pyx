@@ -18,7 +18,7 @@ import numpy as np
 from rnnkernel cimport _tape
 from rnnkernel._kernels cimport RK_INT8, RK_WHOLE
 from rnnkernel._packing cimport PackedWeights, address
-from rnnkernel._recurrence cimport Plan, Run, gates_at, list_chunk
+from rnnkernel._recurrence cimport Plan, Run, gates_at, h_at, list_chunk
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._states cimport Matrix, copy_row, pack_cell_states, unpack_cell_state
 
@@ -122,27 +122,34 @@ cdef int set_arrays(Pass *one, _tape.Pass of, h_n, c_n) except -1:
 cdef int lay_out(Pass *one, Scratch scratch, rows, index) except -1:
     """Gives a pass that is divided its memory."""
     cdef Run *r = &one.run
+    cdef Plan *plan = &one.plan
+    cdef Py_ssize_t tile, tile_rows = 0
+    for tile in range(plan.tiles):
+        tile_rows = max(tile_rows, plan.bounds[tile + 1] - plan.bounds[tile])
+    r.h_time = tile_rows * r.pitch
     r.gates_steps = r.chunk
     r.gates = one.reserve
     if r.gates != NULL:
         r.gates_steps = r.T
     else:
-        r.gates = scratch.take(r.chunk * r.gates_time * r.item)
-    lay_out_states(r, scratch, &one.h0)
-    find_rows(r, &one.plan, scratch, rows)
+        r.gates_block = tile_rows * r.cell.memory_slots * r.units
+        r.gates_time = r.blocks * r.gates_block
+        r.gates = scratch.take(plan.tiles * r.chunk * r.gates_time * r.item)
+    find_rows(r, plan, scratch, rows, one.reserve == NULL)
+    lay_out_states(r, plan, scratch, &one.h0)
     if r.index != NULL:
         find_table(r, scratch, index)
     return 0
 
 
-cdef int lay_out_states(Run *r, Scratch scratch, const Matrix *h0) except -1:
+cdef int lay_out_states(Run *r, const Plan *plan, Scratch scratch, const Matrix *h0) except -1:
     """The tiles of h, with h0 in the first."""
-    cdef Py_ssize_t n, tile = r.N * r.pitch * r.item
-    r.h = scratch.take_zeros(3 * tile)
-    r.early = r.h + 2 * tile
+    cdef Py_ssize_t n
+    r.h = scratch.take_zeros(plan.tiles * 3 * r.h_time * r.item)
+    r.early = r.h + 2 * r.h_time * r.item
     for n in range(r.N):
         copy_row(
-            r.h + n * r.pitch * r.item, r.item,
+            r.h + r.h_row[n] * r.item, r.item,
             h0.data + (n if r.order == NULL else r.order[n]) * h0.row, h0.unit, r.P, r.item,
         )
     if r.reset != NULL and r.cell.states == 2:
@@ -150,8 +157,10 @@ cdef int lay_out_states(Run *r, Scratch scratch, const Matrix *h0) except -1:
     return 0
 
 
-cdef int find_rows(Run *r, const Plan *plan, Scratch scratch, rows) except -1:
-    """The offsets of all rows."""
+cdef int find_rows(Run *r, const Plan *plan, Scratch scratch, rows, bint apart) except -1:
+    """The offsets of all rows, those of a tile beside one another. Tiles of h lie apart, and of
+    gates where that is asked for: a processor reads ahead, and takes from another core the lines
+    that this one is about to write."""
     cdef Py_ssize_t n, tile, row, lists = r.N * r.chunk
     cdef Py_ssize_t row_gates = r.cell.memory_slots * r.units
     cdef Py_ssize_t *offsets = <Py_ssize_t *>scratch.take(4 * r.N * sizeof(Py_ssize_t))
@@ -168,13 +177,18 @@ cdef int find_rows(Run *r, const Plan *plan, Scratch scratch, rows) except -1:
             lists *= plan.team
     for n in range(r.N):
         gates_row[n] = n * row_gates
-        h_row[n] = n * r.pitch
         row = n if order == NULL else order[n]
         y_row[n] = row * r.y_batch
         x_row[n] = row * r.x_batch
         if order != NULL:
             y_row[n] += r.start[n] * r.y_time
             x_row[n] += r.start[n] * r.x_time
+    for tile in range(plan.tiles):
+        for n in range(plan.bounds[tile], plan.bounds[tile + 1]):
+            row = n - plan.bounds[tile]
+            h_row[n] = tile * 3 * r.h_time + row * r.pitch
+            if apart:
+                gates_row[n] = tile * r.chunk * r.gates_time + row * row_gates
     r.chunk_x = <Py_ssize_t *>scratch.take(2 * lists * sizeof(Py_ssize_t))
     r.chunk_gates = r.chunk_x + lists
     for tile in range(plan.tiles):
@@ -251,15 +265,14 @@ def kept(PackedWeights w, reserve, Py_ssize_t T, Py_ssize_t N, gate):
 cdef void take_states(const Pass *one, PackedWeights w) noexcept:
     """The state after each row's last step: nothing writes there after it."""
     cdef const Run *r = &one.run
-    cdef Py_ssize_t n, row, steps, row_gates = r.cell.memory_slots * r.units * r.item
-    cdef Py_ssize_t tile = r.N * r.pitch * r.item
+    cdef Py_ssize_t n, row, steps
     for n in range(r.N):
         row, steps = n, r.T
         if r.order != NULL:
             row, steps = r.order[n], r.length[n]
         copy_row(
             one.h_n.data + row * one.h_n.row, one.h_n.unit,
-            r.h + (steps & 1) * tile + n * r.pitch * r.item, r.item, r.P, r.item,
+            h_at(r, steps) + r.h_row[n] * r.item, r.item, r.P, r.item,
         )
         if one.c_n.data == NULL:
             continue
@@ -267,7 +280,7 @@ cdef void take_states(const Pass *one, PackedWeights w) noexcept:
             take_first_cell(one, w, n)
             continue
         unpack_cell_state(
-            w, gates_at(r, steps - 1) + n * row_gates + r.cell.slots * r.units * r.item,
+            w, gates_at(r, steps - 1) + (r.gates_row[n] + r.cell.slots * r.units) * r.item,
             r.gates_block * r.item, &one.c_n, row,
         )
 

@@ -39,14 +39,15 @@ cdef struct Run:
     const char *peepholes
     double cell_clip
     Py_ssize_t input_last_vectors
-    char *gates                   # [step][block][N][memory slots][U]
+    char *gates                   # [step][block][row][memory slots][U], row n at gates_row[n]
     Py_ssize_t gates_steps        # steps it holds; step t lies at t % gates_steps
     Py_ssize_t gates_time, gates_block
     const Py_ssize_t *gates_row
     const char *c0                # [block][N][U]
-    char *h                       # two tiles (N, pitch), in turn h_{t-1} and h_t
-    char *early                   # (N, pitch): what a first phase hands to the second
-    Py_ssize_t pitch
+    char *h                       # two tiles, in turn h_{t-1} and h_t: row n at h_row[n]
+    Py_ssize_t h_time             # from one to the other
+    char *early                   # likewise one: what a first phase hands to the second
+    Py_ssize_t pitch              # from row to row
     const Py_ssize_t *h_row
     Py_ssize_t *chunk_x           # per tile or thread [t][n]: rows of a chunk, in x
     Py_ssize_t *chunk_gates       # and in gates
@@ -99,6 +100,10 @@ cdef inline Py_ssize_t panel_bytes(const Run *r, int which) noexcept nogil:
 
 cdef inline char *gates_at(const Run *r, Py_ssize_t t) noexcept nogil:
     return r.gates + (t % r.gates_steps) * r.gates_time * r.item
+
+
+cdef inline char *h_at(const Run *r, Py_ssize_t t) noexcept nogil:
+    return r.h + (t & 1) * r.h_time * r.item
 
 
 cdef void prepare_weights_of(

@@ -170,7 +170,7 @@ cdef Py_ssize_t list_rows(
 ) noexcept nogil:
     """Where the rows lie that are alive in some steps, in x or its table, and in the gates; how
     many."""
-    cdef Py_ssize_t t, n, row, k = 0, row_gates = r.cell.memory_slots * r.units
+    cdef Py_ssize_t t, n, row, k = 0
     for t in range(steps):
         for n in range(part.begin, min(part.end, r.alive[t0 + t])):
             if r.index != NULL:
@@ -178,7 +178,7 @@ cdef Py_ssize_t list_rows(
                 part.chunk_x[k] = row * r.cell.input.slots * r.units
             else:
                 part.chunk_x[k] = t * r.x_time + r.x_row[n]
-            part.chunk_gates[k] = t * r.gates_time + n * row_gates
+            part.chunk_gates[k] = t * r.gates_time + r.gates_row[n]
             k += 1
     return k
 
@@ -373,9 +373,9 @@ cdef void step_passing(const Run *r, const Part *part, rk_step *s) noexcept nogi
 
 cdef void run_steps(const Run *r, Part *part) noexcept nogil:
     """Steps up to T of some rows and unit blocks. After the last nobody waits for the others."""
-    cdef Py_ssize_t t, t0, steps, row_gates = r.cell.memory_slots * r.units
-    cdef Py_ssize_t begin = part.begin
-    cdef Py_ssize_t tile = r.N * r.pitch * r.item
+    cdef Py_ssize_t t, t0, steps
+    cdef Py_ssize_t begin = part.begin, from_begin = r.h_row[begin] * r.item
+    cdef char *made
     cdef Py_ssize_t ahead, block_bytes, cleared = part.step
     cdef int phase
     cdef rk_step s
@@ -383,8 +383,8 @@ cdef void run_steps(const Run *r, Part *part) noexcept nogil:
     if part.ranges != NULL:
         rk_offer(&part.ranges[part.team.mate], part.block_begin, part.block_end)
     s.hidden, s.projected = r.H, r.P
-    s.operand_row = r.h_row
-    s.gates_row = r.gates_row
+    s.operand_row = r.h_row + begin
+    s.gates_row = r.gates_row + begin
     s.gates_block = r.gates_block
     s.h_pitch = r.pitch
     s.y_row = r.y_row + begin
@@ -409,7 +409,7 @@ cdef void run_steps(const Run *r, Part *part) noexcept nogil:
                 if r.clears:
                     clear(r, part, t)
                     cleared = t + 1
-            s.gates = gates_at(r, t) + begin * row_gates * r.item
+            s.gates = gates_at(r, t)
             if r.cell.states == 2:
                 if t == 0:
                     s.c_prev = r.c0 + begin * r.units * r.item
@@ -417,23 +417,24 @@ cdef void run_steps(const Run *r, Part *part) noexcept nogil:
                     s.c_prev_block = r.N * r.units
                 else:
                     s.c_prev = gates_at(r, t - 1) + (
-                        begin * row_gates + r.cell.slots * r.units
+                        r.gates_row[begin] + r.cell.slots * r.units
                     ) * r.item
-                    s.c_prev_row = row_gates
+                    s.c_prev_row = r.cell.memory_slots * r.units
                     s.c_prev_block = r.gates_block
-            s.h_prev = r.h + (t & 1) * tile + begin * r.pitch * r.item
+            s.operand = h_at(r, t)
+            s.h_prev = h_at(r, t) + from_begin
             s.y = r.y + t * r.y_time * r.item
             if r.resets != NULL and r.resets[t]:
                 if not enter_segments(r, part, t, &s):
                     return
-            s.operand = s.h_prev
             for phase in range(r.cell.phases):
                 s.weights = r.recurrent[phase]
                 s.scale = r.recurrent_scale[phase]
                 if phase + 1 < r.cell.phases or r.projection != NULL:
-                    s.h = r.early + begin * r.pitch * r.item
+                    made = r.early
                 else:
-                    s.h = r.h + ((t + 1) & 1) * tile + begin * r.pitch * r.item
+                    made = h_at(r, t + 1)
+                s.h = made + from_begin
                 block_bytes = r.cell.recurrent[phase].slots * r.units * r.P * r.weight_item
                 s.block_end = begin_round(part)
                 while take_blocks(part, &s.block_begin, &s.block_end, &ahead):
@@ -447,10 +448,10 @@ cdef void run_steps(const Run *r, Part *part) noexcept nogil:
                 if t + 1 < r.T or phase + 1 < r.cell.phases or r.projection != NULL:
                     if not end_round(r, part, t):
                         return
-                s.operand = s.h
+                s.operand = made
             if r.projection != NULL:
                 s.weights, s.ahead = r.projection, NULL
-                s.h = r.h + ((t + 1) & 1) * tile + begin * r.pitch * r.item
+                s.h = h_at(r, t + 1)
                 s.block_begin = r.projection_columns * part.team.member // part.team.members
                 s.block_end = (
                     r.projection_columns * (part.team.member + 1) // part.team.members

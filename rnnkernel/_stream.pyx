@@ -184,6 +184,7 @@ cdef class Stream:
             # two tiles of h, what a first phase hands on, and a y that nobody reads
             array = self.zeros(4 * N * r.pitch)
             r.h = <char *><Py_ssize_t>address(array)
+            r.h_time = N * r.pitch
             r.early = r.h + 2 * N * r.pitch * r.item
             r.y = r.early + N * r.pitch * r.item
             self.h.append(array.reshape(4, N, r.pitch)[:2])

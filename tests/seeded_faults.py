@@ -247,14 +247,14 @@ FAULTS = [
     Fault(
         "forward: the final h is that of the step before",
         FORWARD,
-        "r.h + (steps & 1) * tile + n",
-        "r.h + ((steps + 1) & 1) * tile + n",
+        "h_at(r, steps) + r.h_row[n]",
+        "h_at(r, steps + 1) + r.h_row[n]",
     ),
     Fault(
         "forward: the final c is that of the step before",
         FORWARD,
-        "gates_at(r, steps - 1) + n",
-        "gates_at(r, max(0, steps - 2)) + n",
+        "gates_at(r, steps - 1) + (r",
+        "gates_at(r, max(0, steps - 2)) + (r",
     ),
     Fault(
         "wavefront: a layer is a piece ahead of the one below",

@@ -187,7 +187,7 @@ static void RK(lstm_project)(const rk_step *s)
     RK(product)(&p);
     for (ptrdiff_t row = 0; row < s->rows; row++)
         __builtin_memcpy((real *)s->y + s->y_row[row] + first,
-                         (const real *)s->h + row * s->h_pitch + first,
+                         (const real *)s->h + s->operand_row[row] + first,
                          (size_t)units * sizeof(real));
 }
 
