@@ -55,14 +55,15 @@ def test_phases_add_up(cell, threads, split, monkeypatch):
     assert backward.name == f"{layer!r}.backward()"
 
 
-def test_each_thread_has_its_share():
+def test_each_thread_has_its_phases():
+    """One of them may have come too late to find any work."""
     layer, x = layer_and_x(rk.LSTM)
     with rk.profile() as p:
         both(layer, x, 2)
     threads = 2 if compiler()[2] else 1  # the kernels may be built without any
     for record in p.records:
         assert len(record.phases["loop"]) == threads
-        assert all(seconds > 0 for seconds in record.phases["loop"])
+        assert sum(record.phases["loop"]) > 0
         assert not any(record.phases["set-up"][1:])
 
 
@@ -118,7 +119,7 @@ def test_steps_of_a_stream(threads, x_t):
         assert set(record.phases) <= {"set-up", "projection", "loop", "waiting"}
         assert_consistent(record, team)
         assert len(record.phases["loop"]) == team
-        assert all(seconds > 0 for seconds in record.phases["loop"])
+        assert sum(record.phases["loop"]) > 0
 
 
 def test_steps_on_other_threads_are_left_out():
