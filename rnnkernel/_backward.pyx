@@ -26,7 +26,7 @@ from rnnkernel._bptt cimport (
     Bptt,
     run_member,
 )
-from rnnkernel._chunks cimport all_by_units, list_all_rows
+from rnnkernel._chunks cimport SHARDS, all_by_units, list_all_rows
 from rnnkernel._clock cimport PHASES, nanoseconds
 from rnnkernel._crowd cimport is_crowded, report
 from rnnkernel._kernels cimport RK_TRANSPOSED_VECTORS
@@ -55,6 +55,12 @@ cdef Py_ssize_t ALIGNMENT = 64
 # these are large.
 cdef Py_ssize_t LARGE_WEIGHTS = 1 << 19
 
+# Batches of so many rows are in shards, where weights take no more than so many bytes: with larger
+# ones a thread does much with what it reads of another, and sums are dear. The bits of gradients
+# depend on it, so it depends on sizes alone, and not on the threads. Tests set SHARDED_ROWS.
+SHARDED_ROWS = 32
+cdef Py_ssize_t SHARDED_BYTES = 1 << 20
+
 
 # -- what the arrays are -------------------------------------------------------------------------
 
@@ -76,6 +82,7 @@ cdef int set_weights(Bptt *r, PackedWeights w, PackedGradients gradients) except
     r.peepholes, r.cell_clip = w.peepholes, w.cell_clip
     r.gradient_slots = w.gradient_slots
     r.pitch = tile_pitch(r.blocks * r.units, r.item)
+    r.shards, r.shard_bytes = gradients.shards, gradients.shard_bytes
     r.bias_gradient, r.input_gradient = gradients.bias, gradients.input
     r.recurrent_gradient = gradients.recurrent
     r.projection_transposed, r.projection_gradient = w.projection_transposed, gradients.projection
@@ -204,7 +211,7 @@ cdef void take_room(Bptt *r, Memory *m) noexcept:
     r.first, r.dgates_row = take_offsets(m, most), take_offsets(m, most)
     r.tile_chunk_row, r.group_row = take_offsets(m, most), take_offsets(m, most)
     r.dx_at, r.in_memory = take_offsets(m, most), take_offsets(m, most)
-    r.table_at = take_offsets(m, most)
+    r.table_at, r.table_dgates = take_offsets(m, most), take_offsets(m, most)
 
 
 cdef Py_ssize_t lay_out(Bptt *r, char *base, Py_ssize_t sums, int team) except -1:
@@ -215,9 +222,9 @@ cdef Py_ssize_t lay_out(Bptt *r, char *base, Py_ssize_t sums, int team) except -
     cdef int phase, room
     cdef Py_ssize_t most = r.chunk_rows, dx_rows = 0
     m.base, m.used = base, 0
-    r.flags = <rk_flag *>take(&m, (2 * team + 3) * sizeof(rk_flag))
-    r.begun, r.done, r.listed = r.flags + team, r.flags + team + 1, r.flags + team + 2
-    r.parts = r.flags + team + 3
+    r.flags = <rk_flag *>take(&m, (2 * team + 2 + SHARDS) * sizeof(rk_flag))
+    r.parts, r.begun = r.flags + team, r.flags + 2 * team
+    r.done, r.listed = r.begun + SHARDS, r.begun + SHARDS + 1
     r.zeros = take(
         &m, max(RK_TRANSPOSED_VECTORS * r.kernels.lanes, r.gradient_slots * r.units) * r.item
     )
@@ -351,6 +358,12 @@ cdef int from_tile(const Bptt *r, const char *tile, state, Py_ssize_t width) exc
 # ------------------------------------------------------------------------------------------------
 
 
+def shards_of(PackedWeights w, Py_ssize_t N):
+    """How many shards a batch of N rows is summed in."""
+    weights = w.cell.gates * w.hidden_size * (w.input_size + w.projected_size)
+    return SHARDS if N >= SHARDED_ROWS and weights * w.item <= SHARDED_BYTES else 1
+
+
 def sums_of_dgates(PackedWeights w, Py_ssize_t table_rows):
     """Zeros for the sum of dgates of each row of a table, flat."""
     return aligned_zeros(w.blocks * table_rows * w.cell.input.slots * w.units, w.dtype)
@@ -363,13 +376,14 @@ cdef int point(
     cdef Pass one = of.of
     set_weights(r, one.weights, of.gradients)
     set_inputs(r, one.x, one.h0, one.c0, one.y, one.reserve)
-    r.fresh = of.gradients.begin(one.index is not None and one.x.shape[0] == 0)
+    r.fresh = of.gradients.begin(
+        one.index is not None and (one.x.shape[0] == 0 or one.index.strides[0] == 0)
+    )
     set_arrivals(r, of.dy, limit, norm_limit, of.flow)
     set_dx(r, of.dx)
     set_rows(r, one.rows)
     set_table(r, one.x, one.index, of.dtable, of.dtable_rows, of.sums, of.finish)
     r.sharing = BY_COST if SPLIT is None else BY_ROWS if SPLIT == "rows" else BY_UNITS
-    r.chunk_rows = min(r.count, max(CHUNK_ROWS, r.N))
     return 0
 
 
@@ -379,6 +393,7 @@ cdef int prepare(Bptt *r, BackwardPass of, Scratch scratch, int team) except -1:
     cdef Py_ssize_t sums_size = 0
     if r.table_gradient == NULL and (r.dtable != NULL or r.constant):
         sums_size = r.blocks * r.table_rows * r.cell.input.slots * r.units
+    r.chunk_rows = min(r.count, max(CHUNK_ROWS * (r.shards if team > 1 else 1), r.N))
     r.dx_rows = DX_ROWS
     if r.cell.gates * r.H * r.I * r.item > LARGE_WEIGHTS:
         r.dx_rows = max(DX_ROWS, (r.chunk_rows + team - 1) // team)

@@ -5,8 +5,8 @@ from rnnkernel._team cimport rk_flag
 cdef enum:
     # Chunks that there is memory for where threads are not all at the same one.
     ROOMS = 2
-    # Rows (t, n) of a chunk: a long enough sum for the weight gradients' tiles, short enough that
-    # its dgates stay in cache.
+    # Rows (t, n) of a chunk, for each shard: a long enough sum for the weight gradients' tiles,
+    # short enough that dgates stay in cache.
     CHUNK_ROWS = 256
     # Columns of x and h side by side in a group: what a tile of the weight gradients broadcasts.
     GROUP = 8
@@ -21,16 +21,17 @@ cdef enum:
 
 
 # One layer and direction, backpropagated through time. Strides and offsets are in elements;
-# pointers are to what others own. A list "by row" has the rows (t, n) of a chunk as its sums
-# take them, by step and batch row; "by step and position" goes by list_rows.
+# pointers are to what others own. A list "by place" has the rows (t, n) of a chunk as its sums take
+# them, by shard, step and batch row; "by row" by step and batch row; "by step and position" goes by
+# list_rows.
 cdef struct Bptt:
     const rk_kernels *kernels
     const rk_cell *cell
     Py_ssize_t T, N, I, H, P, item, units, blocks
     int sharing
     rk_flag *flags                      # of the team's members
-    rk_flag *begun                      # pieces of gradients
-    rk_flag *done                       # likewise
+    rk_flag *begun                      # pieces of gradients, by shard
+    rk_flag *done                       # of all shards
     # where threads are not all at the same chunk
     bint apart
     bint full                           # whether all rows have all steps
@@ -39,12 +40,13 @@ cdef struct Bptt:
     rk_flag *listed                     # chunks whose rows are
     # chunks
     Py_ssize_t count, chunk_rows        # rows in all steps, and the most of them in a chunk
+    int shards                          # of the batch, with sums of gradients of their own
     Py_ssize_t *first                   # by step of the chunk: its first row
     Py_ssize_t *dgates_row              # by step and position: the row's place in dgates
     Py_ssize_t *tile_chunk_row          # likewise in tiles (rows of the chunk, pitch)
     Py_ssize_t *group_row               # likewise in a group
     Py_ssize_t *in_memory               # by row: its position, where rows differ
-    Py_ssize_t *dx_at                   # by row: its place in dx, from the chunk's first step on
+    Py_ssize_t *dx_at                   # by place: its place in dx, from the chunk's first step on
     # what forward had and left
     const char *x                       # x[t, n, :] at t * x_time + x_row[n], contiguous
     Py_ssize_t x_time, x_batch
@@ -81,12 +83,13 @@ cdef struct Bptt:
     Py_ssize_t gradient_slots           # of a row of dgates
     char *dgates                        # [block][rows of the chunk][gradient slots][U]
     Py_ssize_t dgates_block
-    Py_ssize_t *flat_row                # by row: its place in dgates
+    Py_ssize_t *flat_row                # by place: its offset in dgates
     char *early                         # (rows of the chunk, pitch), the second phase's operand
     char *x_groups                      # [I / GROUP][rows of the chunk][GROUP], or NULL
     char *h_groups                      # likewise h_{t-1}
     Py_ssize_t group                    # from one group to the next
-    # gradients, packed as in PackedGradients
+    # gradients, packed as in PackedGradients: of the first shard
+    Py_ssize_t shard_bytes              # from there to those of the next
     bint fresh                          # whether the sums of products are yet to be begun
     char *bias_gradient
     char *input_gradient
@@ -127,7 +130,8 @@ cdef struct Bptt:
     Py_ssize_t table_rows
     bint constant                       # whether each batch row sees one row of it
     char *table_gradient                # [block][table rows][gates][U]: sums of dgates
-    Py_ssize_t *table_at                # by row of the chunk: its place there
+    Py_ssize_t *table_at                # by place, or by row where all shards add to one: its place
+    Py_ssize_t *table_dgates            # there, and its offset in dgates
     Py_ssize_t *table_row               # by row of the table: likewise
     bint finish                         # whether the sums are complete after these steps
     char *dtable                        # (table rows, I), or NULL

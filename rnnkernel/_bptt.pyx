@@ -9,6 +9,7 @@ from libc.string cimport memset
 
 from rnnkernel._bptt cimport ROOMS, Bptt
 from rnnkernel._chunks cimport (
+    SHARDS,
     Chunk,
     Share,
     all_rows,
@@ -43,19 +44,42 @@ from rnnkernel._team cimport (
 )
 
 
+# -- pieces of gradients -------------------------------------------------------------------------
+
+
+# Those of a chunk, numbered through all chunks.
+cdef struct Pieces:
+    Py_ssize_t[SHARDS] first, past
+    Py_ssize_t all                # of all shards, with those of the chunks before
+
+
+cdef void look_at_pieces(const Bptt *r, const Chunk *c, Pieces *p) noexcept nogil:
+    """Those of a chunk, after those that stand there."""
+    cdef int shard
+    for shard in range(r.shards):
+        p.first[shard] = p.past[shard]
+        p.past[shard] += gradient_pieces(r, c, shard)
+        p.all += p.past[shard] - p.first[shard]
+
+
 cdef bint do_piece(
-    const Bptt *r, const Chunk *c, Py_ssize_t first, Py_ssize_t past, const rk_team *team,
-    Clock *clock, rk_idle *idle,
+    const Bptt *r, const Chunk *c, int shard, const Pieces *p, const rk_team *team, Clock *clock,
+    rk_idle *idle,
 ) noexcept nogil:
-    """One of the pieces first..past of a chunk's gradients; whether any was left."""
-    cdef Py_ssize_t piece = rk_next_before(r.begun, past)
+    """One of a chunk and shard; whether any was left."""
+    cdef Py_ssize_t piece = rk_next_before(&r.begun[shard], p.past[shard])
     if piece < 0:
         return False
     rk_work(idle, &r.flags[team.mate])
     charge(clock, WAITING)
-    add_gradients(r, c, piece - first, team.mate, clock)
+    add_gradients(r, c, shard, piece - p.first[shard], team.mate, clock)
     rk_count(r.done)
     return True
+
+
+cdef inline int own_shard(const Bptt *r, const rk_team *team) noexcept nogil:
+    """What a member begins with: by rows, about those that it did the steps of."""
+    return team.mate * r.shards // team.size
 
 
 # -- together, by units --------------------------------------------------------------------------
@@ -74,15 +98,18 @@ cdef bint meet_all(const Bptt *r, rk_team *team, Py_ssize_t past, Clock *clock) 
 cdef void run_together(Bptt *r, rk_team *team, Clock *clock) noexcept nogil:
     """All steps and gradients, unless this member leaves: who is there takes what is next. From
     the chunk on that is shared by rows each goes at its own pace."""
-    cdef Py_ssize_t past = r.T, first, begun = 0
+    cdef Py_ssize_t past = r.T
     cdef Chunk c
+    cdef Pieces pieces
+    cdef int i
     cdef Share s
     cdef rk_idle idle
     idle.spins = idle.since = 0
+    memset(&pieces, 0, sizeof(pieces))
     while past > 0:
         c = chunk_before(r, past)
         if r.apart and not by_units(r, &c, team.members):
-            begun = run_apart(r, &c, begun, team, clock)
+            run_apart(r, &c, &pieces, team, clock)
             break
         if r.alive != NULL:
             if team.member == 0:
@@ -97,14 +124,17 @@ cdef void run_together(Bptt *r, rk_team *team, Clock *clock) noexcept nogil:
         charge(clock, LOOP)
         if not meet_all(r, team, c.t0, clock):
             return
-        first, begun = begun, begun + gradient_pieces(r, &c)
-        while do_piece(r, &c, first, begun, team, clock, &idle):
-            pass
+        look_at_pieces(r, &c, &pieces)
+        for i in range(r.shards):
+            while do_piece(
+                r, &c, (own_shard(r, team) + i) % r.shards, &pieces, team, clock, &idle
+            ):
+                pass
         # the next chunk's dgates go where these are
         if not meet_all(r, team, c.t0, clock):
             return
         past = c.t0
-    finish_gradients(r, begun, team, clock)
+    finish_gradients(r, pieces.past[0], team, clock)
 
 
 # -- apart, by rows ------------------------------------------------------------------------------
@@ -121,7 +151,7 @@ cdef struct Progress:
     Py_ssize_t done               # chunks that are
     Chunk now, next               # the one after those, and the one after that, if it is not
     bint last                     # the last
-    Py_ssize_t first, past        # its pieces of gradients
+    Pieces *pieces                # of its gradients
     Py_ssize_t room               # chunks before which there is room for steps
 
 
@@ -129,8 +159,7 @@ cdef void look_at(const Bptt *r, Progress *p) noexcept nogil:
     p.last = p.now.t0 == 0
     if not p.last:
         p.next = chunk_before(r, p.now.t0)
-    p.first = p.past
-    p.past += gradient_pieces(r, &p.now)
+    look_at_pieces(r, &p.now, p.pieces)
     p.room = p.done + (1 if p.last else ROOMS)
 
 
@@ -140,7 +169,7 @@ cdef inline const Chunk *chunk_of(const Progress *p, Py_ssize_t k) noexcept nogi
 
 cdef bint all_done(const Bptt *r, Progress *p) noexcept nogil:
     """Looks how far all are."""
-    while rk_has_met(r.done, p.past):
+    while rk_has_met(r.done, p.pieces.all):
         if p.last:
             return True
         p.done += 1
@@ -185,6 +214,37 @@ cdef bint take_steps(
     return False
 
 
+cdef bint has_steps(
+    const Bptt *r, const Progress *p, int shard, const rk_team *team
+) noexcept nogil:
+    """Whether those of a chunk are done that a shard's gradients need."""
+    cdef int i
+    if r.alive != NULL:
+        return least_passed(r, team) > p.done
+    for i in range(team.size):
+        if (
+            part(r.N, i, team.size) < part(r.N, shard + 1, r.shards)
+            and part(r.N, i + 1, team.size) > part(r.N, shard, r.shards)
+            and rk_passed(&r.parts[i]) <= p.done
+        ):
+            return False
+    return True
+
+
+cdef bint take_piece(
+    const Bptt *r, const Progress *p, rk_team *team, Clock *clock, rk_idle *idle
+) noexcept nogil:
+    """Does a piece of a chunk's gradients; whether there was any to do."""
+    cdef int i, shard
+    for i in range(r.shards):
+        shard = (own_shard(r, team) + i) % r.shards
+        if has_steps(r, p, shard, team) and do_piece(
+            &r.rooms[p.done % ROOMS], &p.now, shard, p.pieces, team, clock, idle
+        ):
+            return True
+    return False
+
+
 cdef bint take_list(const Bptt *r, const Progress *p) noexcept nogil:
     """Lists where the rows of a chunk lie; whether there was one to list."""
     cdef Py_ssize_t k
@@ -198,16 +258,15 @@ cdef bint take_list(const Bptt *r, const Progress *p) noexcept nogil:
     return True
 
 
-cdef Py_ssize_t run_apart(
-    Bptt *r, const Chunk *c, Py_ssize_t begun, rk_team *team, Clock *clock
+cdef void run_apart(
+    Bptt *r, const Chunk *c, Pieces *pieces, rk_team *team, Clock *clock
 ) noexcept nogil:
-    """All steps and gradients from a chunk on, after so many pieces of gradients; how many it are
-    then."""
+    """All steps and gradients from a chunk on, after those pieces of gradients."""
     cdef Progress p
     cdef rk_idle idle
     cdef bint steps_first
     idle.spins = idle.since = 0
-    p.done, p.now, p.past = 0, c[0], begun
+    p.done, p.now, p.pieces = 0, c[0], pieces
     look_at(r, &p)
     if team.mate == 0 and r.full:
         r.even = r.N >= team.size
@@ -217,15 +276,12 @@ cdef Py_ssize_t run_apart(
         steps_first = not r.full or p.last or p.next.t0 == 0
         if take_list(r, &p) or steps_first and take_steps(r, &p, team, 1, clock, &idle):
             continue
-        if least_passed(r, team) > p.done and do_piece(
-            &r.rooms[p.done % ROOMS], &p.now, p.first, p.past, team, clock, &idle
-        ):
+        if take_piece(r, &p, team, clock, &idle):
             continue
         if not take_steps(r, &p, team, team.size, clock, &idle):
             rk_wait(&idle)
     rk_work(&idle, &r.flags[team.mate])
     charge(clock, WAITING)
-    return p.past
 
 
 # ------------------------------------------------------------------------------------------------

@@ -2,9 +2,15 @@ from rnnkernel._bptt cimport Bptt
 from rnnkernel._clock cimport Clock
 from rnnkernel._team cimport rk_team
 
+cdef enum:
+    # Most parts of a batch whose gradients are summed each by itself, and added in the end.
+    SHARDS = 2
+
 
 cdef struct Chunk:
     Py_ssize_t t0, steps, rows
+    Py_ssize_t[SHARDS] place            # of the first row of each shard
+    Py_ssize_t[SHARDS] shard_rows       # how many it has
     bint first                          # whose sums nothing was added to yet
 
 

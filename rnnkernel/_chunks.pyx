@@ -6,6 +6,8 @@ meets the others before the product, which is over all units. `by_units` decides
 on it, nor on the length of a chunk.
 """
 
+from libc.string cimport memset
+
 from rnnkernel._bptt cimport BY_COST, BY_UNITS, GROUP, Bptt, vectors_of
 from rnnkernel._clock cimport Clock
 
@@ -19,39 +21,69 @@ cdef double L2_BYTES = 1 << 20
 
 
 cdef void list_rows(const Bptt *r, const Chunk *c) noexcept nogil:
-    """Where the rows of a chunk lie, in the order that the weight gradients sum them in: by step
-    and batch row, so that a ragged batch sums as the padded one does."""
-    cdef Py_ssize_t t, n, p, at, row, k = 0
+    """Where the rows of a chunk lie, in the order that the weight gradients sum them in: by shard,
+    step and batch row, so that a ragged batch sums as the padded one does."""
+    cdef bint one_hot = r.table_gradient == r.input_gradient
+    cdef Py_ssize_t t, n, p, at, row, k, listed = 0
+    cdef Py_ssize_t[SHARDS] place
+    cdef int shard
+    for shard in range(SHARDS):
+        place[shard] = c.place[shard]
     for t in range(c.steps):
-        r.first[t] = k
-        at = k
-        for n in range(r.N):
-            p = n
-            if r.alive != NULL:
-                p = r.position[n]
-                if p >= r.alive[c.t0 + t]:
-                    continue
-                r.in_memory[k] = p
-            r.dgates_row[at + p] = r.flat_row[k]
-            r.tile_chunk_row[at + p] = k * r.pitch
-            r.group_row[at + p] = k * GROUP
-            r.dx_at[k] = t * r.dx_time
-            r.dx_at[k] += n * r.dx_batch if r.alive == NULL else r.dx_from[p]
-            if r.index != NULL:
-                row = r.index[(c.t0 + t) * r.index_time + r.index_row[p]]
-                r.table_at[k] = row * r.cell.input.slots * r.units
-            k += 1
+        r.first[t] = at = listed
+        for shard in range(r.shards):
+            for n in range(part(r.N, shard, r.shards), part(r.N, shard + 1, r.shards)):
+                p = n
+                if r.alive != NULL:
+                    p = r.position[n]
+                    if p >= r.alive[c.t0 + t]:
+                        continue
+                    r.in_memory[listed] = p
+                k = place[shard]
+                r.dgates_row[at + p] = r.flat_row[k]
+                r.tile_chunk_row[at + p] = k * r.pitch
+                r.group_row[at + p] = k * GROUP
+                r.dx_at[k] = t * r.dx_time
+                r.dx_at[k] += n * r.dx_batch if r.alive == NULL else r.dx_from[p]
+                if r.index != NULL:
+                    row = r.index[(c.t0 + t) * r.index_time + r.index_row[p]]
+                    r.table_at[k if one_hot else listed] = row * r.cell.input.slots * r.units
+                    r.table_dgates[k if one_hot else listed] = r.flat_row[k]
+                place[shard] += 1
+                listed += 1
 
 
 cdef void list_all_rows(const Bptt *r) noexcept nogil:
-    cdef Chunk c
-    c.t0, c.steps = 0, r.chunk_rows // r.N
+    cdef Chunk c = chunk_before(r, min(r.T, r.chunk_rows // r.N))
     list_rows(r, &c)
+
+
+cdef void find_shards(const Bptt *r, Chunk *c) noexcept nogil:
+    """Where the rows of each shard are, and how many."""
+    cdef Py_ssize_t t, i, size, place = 0
+    cdef int shard
+    for shard in range(r.shards):
+        size = part(r.N, shard + 1, r.shards) - part(r.N, shard, r.shards)
+        c.place[shard], c.shard_rows[shard] = place, c.steps * size
+        place += r.chunk_rows // r.N * size  # also where a chunk has fewer steps
+    if r.alive == NULL:
+        return
+    for shard in range(r.shards):
+        c.shard_rows[shard] = 0 if r.shards > 1 else c.rows
+    for t in range(c.t0, c.t0 + c.steps if r.shards > 1 else 0):
+        for i in range(r.alive[t]):
+            shard = 0
+            while r.order[i] >= part(r.N, shard + 1, r.shards):
+                shard += 1
+            c.shard_rows[shard] += 1
+    for shard in range(1, r.shards):
+        c.place[shard] = c.place[shard - 1] + c.shard_rows[shard - 1]
 
 
 cdef Chunk chunk_before(const Bptt *r, Py_ssize_t past) noexcept nogil:
     """The chunk that ends with the step before `past`."""
     cdef Chunk c
+    memset(&c, 0, sizeof(c))
     c.t0 = past - 1
     if r.alive == NULL:
         c.t0 = max(0, past - r.chunk_rows // r.N)
@@ -63,6 +95,7 @@ cdef Chunk chunk_before(const Bptt *r, Py_ssize_t past) noexcept nogil:
             c.rows += r.alive[c.t0]
     c.steps = past - c.t0
     c.first = r.fresh and past == r.T
+    find_shards(r, &c)
     return c
 
 

@@ -3,11 +3,11 @@ from rnnkernel._chunks cimport Chunk
 from rnnkernel._clock cimport Clock
 from rnnkernel._team cimport rk_team
 
-# What follows the steps of a chunk goes in so many pieces, in any order, after those of the chunk
-# before.
-cdef Py_ssize_t gradient_pieces(const Bptt *r, const Chunk *c) noexcept nogil
+# What follows the steps of a chunk goes, for each shard, in so many pieces, in any order, after
+# those of the chunk before.
+cdef Py_ssize_t gradient_pieces(const Bptt *r, const Chunk *c, int shard) noexcept nogil
 cdef void add_gradients(
-    const Bptt *r, const Chunk *c, Py_ssize_t piece, int member, Clock *clock
+    const Bptt *r, const Chunk *c, int shard, Py_ssize_t piece, int member, Clock *clock
 ) noexcept nogil
 # One member's pieces of what follows the last chunk, where so many have been begun before.
 cdef void finish_gradients(

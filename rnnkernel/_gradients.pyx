@@ -3,6 +3,10 @@
 While the dgates of a chunk are in cache, its share of the weight gradients are long products over
 all its rows, from the last step and row to the first, and dx are products with W_ih. Threads take
 these piece by piece, by what they write, so that no sum depends on their number.
+
+A batch of many rows is in shards, some rows each, whatever the number of threads. Those of a shard
+are summed by themselves, and the sums of all added at the end: so a thread can read what it has
+written, and not what others have.
 """
 
 from libc.string cimport memcpy
@@ -25,14 +29,16 @@ from rnnkernel._team cimport rk_next_before, rk_team
 
 
 cdef void add_outer(
-    const Bptt *r, const Chunk *c, rk_product *p, const char *a, Py_ssize_t a_row, const char *b
+    const Bptt *r, const Chunk *c, int shard, rk_product *p, const char *a, Py_ssize_t a_row,
+    const char *b, Py_ssize_t b_row,
 ) noexcept nogil:
-    """C += A' B over all rows of the chunk, last first; A's lie `a_row` apart. The first chunk
+    """C += A' B over all rows of a shard, last first; A's and B's lie so far apart. The first chunk
     begins with zeros."""
-    cdef Py_ssize_t b_row = r.gradient_slots * r.units
-    p.a = a + (c.rows - 1) * a_row * r.item
-    p.b = b + (c.rows - 1) * b_row * r.item
-    p.outer, p.inner = 1, c.rows
+    cdef Py_ssize_t last = c.place[shard] + c.shard_rows[shard] - 1
+    p.a = a + last * a_row * r.item
+    p.b = b + last * b_row * r.item
+    p.c = <char *>p.c + shard * r.shard_bytes
+    p.outer, p.inner = 1, c.shard_rows[shard]
     p.a_outer = p.b_outer = 0
     p.a_inner, p.b_inner = -a_row, -b_row
     p.init, p.init_block = r.zeros if c.first else NULL, 0
@@ -53,119 +59,136 @@ cdef rk_product block_gradient(
 
 
 cdef void add_recurrent_gradient(
-    const Bptt *r, const Chunk *c, int phase, Py_ssize_t block
+    const Bptt *r, const Chunk *c, int shard, int phase, Py_ssize_t block
 ) noexcept nogil:
-    """A chunk's share of dW_hh of one phase and unit block."""
+    """A shard's part of dW_hh of one phase and unit block."""
     cdef const rk_window *window = &r.cell.recurrent[phase]
+    cdef Py_ssize_t b_row = r.gradient_slots * r.units
     cdef rk_product p = block_gradient(r, window, r.recurrent_gradient[phase], block, r.P)
     cdef const char *dgates = r.dgates + (block * r.dgates_block + window.slot * r.units) * r.item
     p.c_row = r.hidden_c[phase]
     if phase > 0:
         p.a_row = r.flat_a
-        add_outer(r, c, &p, r.early, r.pitch, dgates)
+        add_outer(r, c, shard, &p, r.early, r.pitch, dgates, b_row)
     else:
         p.a_row = r.group_a
-        add_outer(r, c, &p, r.h_groups, GROUP, dgates)
+        add_outer(r, c, shard, &p, r.h_groups, GROUP, dgates, b_row)
 
 
-cdef void add_input_gradients(const Bptt *r, const Chunk *c, Py_ssize_t block) noexcept nogil:
-    """A chunk's share of one unit block of dW_ih, or of the sums by rows of a table, and of the
-    bias gradients."""
+cdef void add_table_gradient(
+    const Bptt *r, const Chunk *c, int shard, Py_ssize_t block
+) noexcept nogil:
+    """One unit block of the sums of dgates by rows of a table. Where they are dW_ih each shard has
+    its own, else the first one's are those of all."""
+    cdef const rk_window *window = &r.cell.input
+    cdef rk_lookup look
+    cdef Py_ssize_t width = window.slots * r.units, first = 0
+    if r.table_gradient == r.input_gradient:
+        look.rows, first = c.shard_rows[shard], c.place[shard]
+        look.table = r.table_gradient + shard * r.shard_bytes
+    elif r.table_gradient != NULL and shard == 0:
+        look.rows, look.table = c.rows, r.table_gradient
+    else:
+        return
+    look.blocks = 1
+    look.vectors = look.last_vectors = window.slots * r.cell.unit_vectors
+    look.table = <char *>look.table + block * r.table_rows * width * r.item
+    look.table_row = r.table_at + first
+    look.c = r.dgates + (block * r.dgates_block + window.slot * r.units) * r.item
+    look.c_row = r.table_dgates + first
+    look.table_block = look.c_block = look.init_block = 0
+    look.init = NULL
+    r.kernels.scatter(&look)
+
+
+cdef void add_input_gradients(
+    const Bptt *r, const Chunk *c, int shard, Py_ssize_t block
+) noexcept nogil:
+    """A shard's part of one unit block of dW_ih, of the sums by rows of a table, and of the bias
+    gradients."""
     cdef const rk_window *window = &r.cell.input
     cdef rk_product p = block_gradient(r, window, r.input_gradient, block, r.I)
-    cdef rk_lookup look
     cdef rk_row_sums sums
-    cdef Py_ssize_t width = window.slots * r.units, b_row = r.gradient_slots * r.units
+    cdef Py_ssize_t b_row = r.gradient_slots * r.units
     cdef char *dgates = r.dgates + block * r.dgates_block * r.item
     if r.x_groups != NULL:
         p.a_row, p.c_row = r.group_a, r.input_c
-        add_outer(r, c, &p, r.x_groups, GROUP, dgates + window.slot * r.units * r.item)
+        add_outer(
+            r, c, shard, &p, r.x_groups, GROUP, dgates + window.slot * r.units * r.item, b_row
+        )
 
-    if r.table_gradient != NULL:
-        look.rows, look.blocks = c.rows, 1
-        look.vectors = look.last_vectors = p.vectors
-        look.table = r.table_gradient + block * r.table_rows * width * r.item
-        look.table_row = r.table_at
-        look.c = dgates + window.slot * r.units * r.item
-        look.c_row = r.flat_row
-        look.table_block = look.c_block = look.init_block = 0
-        look.init = NULL
-        r.kernels.scatter(&look)
-
-    sums.rows = c.rows
+    add_table_gradient(r, c, shard, block)
+    sums.rows = c.shard_rows[shard]
     sums.vectors = r.gradient_slots * r.cell.unit_vectors
     sums.block_begin, sums.block_end = 0, 1
-    sums.dgates = dgates + (c.rows - 1) * b_row * r.item
+    sums.dgates = dgates + (c.place[shard] + c.shard_rows[shard] - 1) * b_row * r.item
     sums.row_stride, sums.dgates_block = -b_row, 0
-    sums.sums = r.bias_gradient + block * b_row * r.item
+    sums.sums = r.bias_gradient + shard * r.shard_bytes + block * b_row * r.item
     r.kernels.row_sums(&sums)
 
 
 cdef void add_projection_gradient(
-    const Bptt *r, const Chunk *c, Py_ssize_t column
+    const Bptt *r, const Chunk *c, int shard, Py_ssize_t column
 ) noexcept nogil:
-    """A chunk's share of one column block of dW_hr."""
+    """A shard's part of one column block of dW_hr."""
     cdef rk_product p
-    cdef Py_ssize_t width = RK_TRANSPOSED_VECTORS * r.kernels.lanes, last = (c.rows - 1) * r.pitch
+    cdef Py_ssize_t width = RK_TRANSPOSED_VECTORS * r.kernels.lanes
     p.rows, p.blocks = r.P, 1
     p.ahead = NULL
     p.vectors = min(RK_TRANSPOSED_VECTORS, vectors_of(r, r.H) - column * RK_TRANSPOSED_VECTORS)
     p.last_vectors = p.vectors
-    p.outer, p.inner = 1, c.rows
-    p.a = r.projected_dh + last * r.item
     p.a_row = r.flat_a
-    p.b = r.early + (last + column * width) * r.item
-    p.a_outer = p.b_outer = p.b_block = p.c_block = 0
-    p.a_inner = p.b_inner = -r.pitch
+    p.b_block = p.c_block = 0
     p.c = r.projection_gradient + column * r.P * width * r.item
     p.c_row = r.projection_c
-    p.init, p.init_block = r.zeros if c.first else NULL, 0
-    r.kernels.product(&p)
+    add_outer(
+        r, c, shard, &p, r.projected_dh, r.pitch, r.early + column * width * r.item, r.pitch
+    )
 
 
 cdef void input_gradient(
-    const Bptt *r, const Chunk *c, Py_ssize_t begin, int member
+    const Bptt *r, const Chunk *c, int shard, Py_ssize_t begin, int member
 ) noexcept nogil:
-    """dx of some rows of a chunk."""
+    """dx of some rows of a shard, from one on."""
     cdef char *tile = r.dx_tile + member * max(r.dx_rows, DX_ROWS) * r.dx_pitch * r.item
     cdef rk_product p = through(r, &r.cell.input, r.input_transposed)
-    cdef Py_ssize_t row
-    p.rows = min(r.dx_rows, c.rows - begin)
-    p.a_row = r.flat_row + begin
+    cdef Py_ssize_t row, place = c.place[shard] + begin
+    p.rows = min(r.dx_rows, c.shard_rows[shard] - begin)
+    p.a_row = r.flat_row + place
     p.c, p.c_row = tile, r.dx_row
     through_columns(r, &r.cell.input, &p, 0, vectors_of(r, r.I))
-    for row in range(min(r.dx_rows, c.rows - begin)):
+    for row in range(p.rows):
         memcpy(
-            r.dx + (c.t0 * r.dx_time + r.dx_at[begin + row]) * r.item,
+            r.dx + (c.t0 * r.dx_time + r.dx_at[place + row]) * r.item,
             tile + row * r.dx_pitch * r.item,
             r.I * r.item,
         )
 
 
-cdef inline Py_ssize_t pieces_of_dx(const Bptt *r, const Chunk *c) noexcept nogil:
-    return 0 if r.dx == NULL else (c.rows + r.dx_rows - 1) // r.dx_rows
+cdef inline Py_ssize_t pieces_of_dx(const Bptt *r, const Chunk *c, int shard) noexcept nogil:
+    return 0 if r.dx == NULL else (c.shard_rows[shard] + r.dx_rows - 1) // r.dx_rows
 
 
-cdef Py_ssize_t gradient_pieces(const Bptt *r, const Chunk *c) noexcept nogil:
-    return pieces_of_dx(r, c) + r.blocks * (1 + r.cell.phases) + r.cell_columns
+cdef Py_ssize_t gradient_pieces(const Bptt *r, const Chunk *c, int shard) noexcept nogil:
+    return pieces_of_dx(r, c, shard) + r.blocks * (1 + r.cell.phases) + r.cell_columns
 
 
 cdef void add_gradients(
-    const Bptt *r, const Chunk *c, Py_ssize_t piece, int member, Clock *clock
+    const Bptt *r, const Chunk *c, int shard, Py_ssize_t piece, int member, Clock *clock
 ) noexcept nogil:
     # The same operand stays in cache from one unit block to the next.
-    cdef Py_ssize_t pieces = pieces_of_dx(r, c)
+    cdef Py_ssize_t pieces = pieces_of_dx(r, c, shard)
     if piece < pieces:
-        input_gradient(r, c, piece * r.dx_rows, member)
+        input_gradient(r, c, shard, piece * r.dx_rows, member)
         charge(clock, INPUT_GRADIENT)
         return
     piece -= pieces
     if piece < r.blocks:
-        add_input_gradients(r, c, piece)
+        add_input_gradients(r, c, shard, piece)
     elif piece < r.blocks * (1 + r.cell.phases):
-        add_recurrent_gradient(r, c, piece // r.blocks - 1, piece % r.blocks)
+        add_recurrent_gradient(r, c, shard, piece // r.blocks - 1, piece % r.blocks)
     else:
-        add_projection_gradient(r, c, piece - r.blocks * (1 + r.cell.phases))
+        add_projection_gradient(r, c, shard, piece - r.blocks * (1 + r.cell.phases))
     charge(clock, WEIGHT_GRADIENTS)
 
 
@@ -217,7 +240,7 @@ cdef void finish_gradients(
     elif r.finish and r.constant:
         tasks = r.blocks
     while True:
-        task = rk_next_before(r.begun, counted + tasks) - counted
+        task = rk_next_before(&r.begun[0], counted + tasks) - counted
         if task < 0:
             break
         if r.constant:

@@ -81,7 +81,10 @@ cdef class PackedGradients:
     cdef char *recurrent[2]                   # [block][P][slots][U]
     cdef char *projection                     # [columns of H][P][4 vectors], or NULL
     cdef char *end
+    cdef int shards                           # the pointers are to sums of the first,
+    cdef Py_ssize_t shard_bytes               # and so far behind are those of the next
     cdef bint fresh                           # whether nothing was summed yet
 
     cdef bint begin(self, bint scattered) noexcept
+    cdef void add_shards(self) noexcept
     cdef void unpack_projection(self, weight_hr) noexcept

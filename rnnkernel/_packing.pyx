@@ -467,20 +467,27 @@ cdef class PackedWeights:
         return (columns + self.kernels.lanes - 1) // self.kernels.lanes
 
 
+cdef void add(real *sums, const real *others, Py_ssize_t count) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(count):
+        sums[i] += others[i]
+
+
 cdef class PackedGradients:
     """Gradients of one layer and direction's weights, summed in the packed layout.
 
     Of all but the biases the first sums are written, not added: zeros beforehand would be one more
-    pass over memory.
+    pass over memory. A batch may be in shards, with sums of their own that are added in the end.
     """
 
-    def __init__(self, PackedWeights weights):
-        cdef int phase, sized
+    def __init__(self, PackedWeights weights, int shards=1):
+        cdef int phase, sized, shard
         cdef Py_ssize_t place = 0, row = weights.blocks * weights.units * weights.item
-        self.weights = weights
+        self.weights, self.shards = weights, shards
         for sized in range(2):  # first how much it is, then where
             if sized:
-                self.memory = new_memory(place)
+                self.shard_bytes = place
+                self.memory = new_memory(shards * place)
                 place = aligned(address(self.memory))
             self.bias = carve(&place, weights.gradient_slots * row)
             self.input = carve(&place, weights.input_size * weights.cell.input.slots * row)
@@ -496,16 +503,30 @@ cdef class PackedGradients:
                 )
         self.end = <char *>place
         self.fresh = True
-        memset(self.bias, 0, weights.gradient_slots * row)
+        for shard in range(shards):
+            memset(self.bias + shard * self.shard_bytes, 0, weights.gradient_slots * row)
 
     cdef bint begin(self, bint scattered) noexcept:
         """Whether the sums are yet to be begun, as the caller then does; where W_ih's are
-        `scattered`, zeros stand there."""
+        `scattered` or made at once, zeros stand there."""
         cdef bint fresh = self.fresh
+        cdef int shard
         self.fresh = False
-        if fresh and scattered:
-            memset(self.input, 0, self.recurrent[0] - self.input)
+        for shard in range(self.shards if fresh and scattered else 0):
+            memset(self.input + shard * self.shard_bytes, 0, self.recurrent[0] - self.input)
         return fresh
+
+    cdef void add_shards(self) noexcept:
+        """Those of all shards into those of the first."""
+        cdef Py_ssize_t size = self.end - self.bias
+        cdef char *others = self.bias
+        cdef int _shard
+        for _shard in range(1, self.shards):
+            others += self.shard_bytes
+            if self.weights.item == 4:
+                add(<float *>self.bias, <float *>others, size // 4)
+            else:
+                add(<double *>self.bias, <double *>others, size // 8)
 
     def unpack(
         self,
@@ -527,6 +548,8 @@ cdef class PackedGradients:
         cdef long long began = nanoseconds()
         if self.begin(False):  # there were no steps
             memset(self.input, 0, self.end - self.input)
+        else:
+            self.add_shards()
         if w.cell.input.slots < w.cell.gates:  # a gate whose weights have no effect
             for array in (weight_ih, weight_hh, bias_ih, bias_hh, weight_ch):
                 if array is not None:

@@ -401,9 +401,44 @@ FAULTS = [
     Fault(
         "threads apart: gradients begin before all have done the steps",
         BPTT,
-        "if least_passed(r, team) > p.done and do_piece(",
-        "if rk_passed(&r.parts[team.mate]) > p.done and do_piece(",
+        "return least_passed(r, team) > p.done",
+        "return rk_passed(&r.parts[team.mate]) > p.done",
         **only("split_backward", "apart"),
+    ),
+    Fault(
+        "threads apart: a shard's gradients begin before the last of its steps is done",
+        BPTT,
+        "and rk_passed(&r.parts[i]) <= p.done",
+        "and rk_passed(&r.parts[i]) < p.done",
+        **only("split_backward", "apart"),
+    ),
+    Fault(
+        "shards: those of a shorter chunk begin elsewhere",
+        CHUNKS,
+        "place += r.chunk_rows // r.N * size",
+        "place += c.steps * size",
+        **only("shards", "values"),
+    ),
+    Fault(
+        "shards: dx of the second is that of the first",
+        GRADIENTS,
+        "place = c.place[shard] + begin",
+        "place = begin",
+        **only("shards", "values"),
+    ),
+    Fault(
+        "shards: sums of the second are left out",
+        PACKING,
+        "for _shard in range(1, self.shards):",
+        "for _shard in range(1, 1):",
+        **only("shards", "values"),
+    ),
+    Fault(
+        "shards: rows of a table are summed by shard, but into one sum",
+        GRADIENTS,
+        "look.table = r.table_gradient + shard * r.shard_bytes",
+        "look.table = r.table_gradient",
+        **only("shards", "one_hot"),
     ),
     Fault(
         "threads apart: steps go where gradients are yet to be made",
@@ -415,8 +450,8 @@ FAULTS = [
     Fault(
         "threads apart: gradients of a chunk begin before those of the last are done",
         BPTT,
-        "while rk_has_met(r.done, p.past):",
-        "while rk_has_met(r.done, p.past - 1):",
+        "while rk_has_met(r.done, p.pieces.all):",
+        "while rk_has_met(r.done, p.pieces.all - 1):",
         **only("split_backward", "apart"),
     ),
     Fault(

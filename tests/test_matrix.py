@@ -15,6 +15,7 @@ import rnnkernel as rk
 from drawn import tape_distance_to_kink
 from helpers import assert_same_bits, unchanged
 from reference import CASES, Case, dropout, lstm_case, stack
+from rnnkernel import _backward
 from tolerances import assert_output_close
 
 EXAMPLES = 300
@@ -48,6 +49,7 @@ class Combination:
     out: bool  # whether y goes where the caller says
     input_grad: bool
     num_threads: int
+    sharded: int  # from how many rows on the gradients of a batch are summed in shards
     seed: int
 
 
@@ -78,6 +80,7 @@ def combinations(cases):
         out=st.booleans(),
         input_grad=st.booleans(),
         num_threads=st.integers(1, 3),
+        sharded=st.sampled_from((2, 32)),
         seed=st.integers(0, 2**32 - 1),
     ).filter(lambda c: c.case.options.get("proj_size", 0) < c.H)
 
@@ -366,4 +369,7 @@ FAMILIES |= {"lstm_options": LSTM_OPTIONS, "more_lstm_options": LSTM_OPTIONS}
     suppress_health_check=list(HealthCheck),
 )
 def test_random_combinations(family, data):
-    check(data.draw(combinations(FAMILIES[family])))
+    c = data.draw(combinations(FAMILIES[family]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_backward, "SHARDED_ROWS", c.sharded)
+        check(c)
