@@ -480,7 +480,7 @@ cdef class PackedGradients:
     pass over memory. A batch may be in shards, with sums of their own that are added in the end.
     """
 
-    def __init__(self, PackedWeights weights, int shards=1):
+    def __init__(self, PackedWeights weights, int shards):
         cdef int phase, sized, shard
         cdef Py_ssize_t place = 0, row = weights.blocks * weights.units * weights.item
         self.weights, self.shards = weights, shards
