@@ -140,10 +140,11 @@ cdef void run_together(Bptt *r, rk_team *team, Clock *clock) noexcept nogil:
 # -- apart, by rows ------------------------------------------------------------------------------
 #
 # A chunk's rows are in parts, each done by its member, or by another that has nothing else to do:
-# what no thread has begun waits for none. Its gradients begin when all parts have done their
-# steps, and go in pieces, after those of the chunk before. Steps may be ahead of them by as many
-# chunks as there are rooms. Where all rows have all steps a part is of the same rows in each chunk,
-# and goes on by itself; else it waits for what the others have done of the chunk before.
+# what no thread has begun waits for none. The gradients of a shard begin when all parts that have
+# rows of it have done their steps, and go in pieces, after those of the chunk before. Steps may be
+# ahead of them by as many chunks as there are rooms. Where all rows have all steps a part is of the
+# same rows in each chunk, and goes on by itself; else it waits for what the others have done of the
+# chunk before.
 
 
 # What a member sees of how far all are. Chunks count from the first that is shared by rows.

@@ -119,7 +119,7 @@ def test_steps_of_a_stream(threads, x_t):
         assert set(record.phases) <= {"set-up", "projection", "loop", "waiting"}
         assert_consistent(record, team)
         assert len(record.phases["loop"]) == team
-        assert sum(record.phases["loop"]) > 0
+        assert all(seconds > 0 for seconds in record.phases["loop"])
 
 
 def test_steps_on_other_threads_are_left_out():
