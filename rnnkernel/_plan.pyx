@@ -40,6 +40,23 @@ LATE = None
 # comes back to them: what else a step touches is there too.
 cdef double L2_BYTES = 768e3
 
+# Of this machine, for a choice between two ways; that of a usual core where it is not told.
+cdef extern from *:
+    """
+    #include <unistd.h>
+    static double rk_l2_size(void) {
+    #ifdef _SC_LEVEL2_CACHE_SIZE
+        const long size = sysconf(_SC_LEVEL2_CACHE_SIZE);
+        if (size > 0)
+            return (double)size;
+    #endif
+        return 1 << 20;
+    }
+    """
+    double rk_l2_size()
+
+cdef double L2_SIZE = rk_l2_size()
+
 
 # -- the time that it takes ----------------------------------------------------------------------
 
@@ -63,16 +80,28 @@ def team_size(double flops, Py_ssize_t tiles, int threads):
     return max(1, min(usable_threads(threads), tiles))
 
 
-cdef double step_time(
-    Py_ssize_t rows, Py_ssize_t blocks, Py_ssize_t weight_bytes
-) noexcept:
+cdef Py_ssize_t weights_of_block(const Run *r) noexcept:
+    """How many of W_hh a block has."""
+    cdef int phase
+    cdef Py_ssize_t slots = 0
+    for phase in range(r.cell.phases):
+        slots += r.cell.recurrent[phase].slots
+    return slots * r.units * r.P
+
+
+cdef double step_time(const Run *r, Py_ssize_t rows, Py_ssize_t blocks) noexcept:
     """Microseconds that a thread takes for a step of some rows of some blocks, roughly.
 
-    It takes 0.3 us by itself. The products of a row take 5 ns a KiB of weights; these come once,
-    at 60 GB/s where a core's L2 holds those of all its blocks and at 20 GB/s from beyond.
+    It takes 0.3 us by itself. The products of a row take 5 ns for 256 weights in float32, or the
+    time that the weights take to arrive, once: at 80 GB/s where a core's L2 holds those of all its
+    blocks. From beyond they come at 20 GB/s, which delays products, too.
     """
-    cdef double weights = <double>blocks * weight_bytes
-    return 0.3 + rows * weights * 5e-6 + weights / (60e3 if weights < L2_BYTES else 20e3)
+    cdef double weights = <double>blocks * weights_of_block(r)
+    cdef double products = rows * weights * r.item * 5e-6, arrival = weights * r.weight_item / 80e3
+    if weights * r.weight_item < 0.75 * L2_SIZE:
+        return 0.3 + max(products, arrival)
+    arrival *= 4
+    return 0.3 + max(products, arrival) + 0.15 * arrival
 
 
 cdef double shared_step(const Run *r, Py_ssize_t rows, int team, bint units) noexcept:
@@ -81,14 +110,9 @@ cdef double shared_step(const Run *r, Py_ssize_t rows, int team, bint units) noe
     Of units each thread streams only its own weights, which several threads' L2 may hold together;
     for that all meet, in 1 us, and read what the others have written of h.
     """
-    cdef int phase
-    cdef Py_ssize_t slots = 0, weight_bytes
-    for phase in range(r.cell.phases):
-        slots += r.cell.recurrent[phase].slots
-    weight_bytes = slots * r.units * r.P * r.item
     if not units:
-        return step_time((rows + team - 1) // team, r.blocks, weight_bytes)
-    return step_time(rows, (r.blocks + team - 1) // team, weight_bytes) + (
+        return step_time(r, (rows + team - 1) // team, r.blocks)
+    return step_time(r, rows, (r.blocks + team - 1) // team) + (
         r.cell.phases * (1.0 + rows * r.P * r.item * 150e-6)
     )
 
@@ -102,10 +126,7 @@ cdef bint splits_units(const Run *r, Py_ssize_t rows, int team) except -1:
 
 cdef bint overflows(const Run *r, Py_ssize_t steps, int team) noexcept:
     """Whether the weights that a thread goes through leave its L2 until it comes back to them."""
-    cdef int phase
-    cdef double weights = 0
-    for phase in range(r.cell.phases):
-        weights += <double>r.cell.recurrent[phase].slots * r.P * r.units * r.blocks * r.weight_item
+    cdef double weights = <double>weights_of_block(r) * r.blocks * r.weight_item
     return steps > 1 and L2_BYTES * team < weights and weights < 4 * L2_BYTES * team
 
 
