@@ -18,7 +18,7 @@ cdef int type_of(layer) except -1
 cdef bint plain_steps(layer, x, int type_number, Steps *steps) except -1
 # Lengths (N,) as contiguous intp, and the Rows of each direction, or (None, None) where all rows
 # have all steps; None where they are not plain.
-cdef tuple plain_rows(lengths, const Steps *steps, int directions)
+cdef tuple plain_rows(lengths, const Steps *steps, int directions, int sections)
 # What a caller gives for states, or their gradients, as a list by state of arrays (L*D, N, units),
 # without N where there is no batch, or None; None where they are not plain.
 cdef list plain_states(layer, state, Py_ssize_t N, bint batched, int type_number)

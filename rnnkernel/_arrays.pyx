@@ -68,14 +68,14 @@ cdef bint plain_steps(layer, x, int type_number, Steps *steps) except -1:
     )
 
 
-cdef tuple plain_rows(lengths, const Steps *steps, int directions):
+cdef tuple plain_rows(lengths, const Steps *steps, int directions, int sections):
     if lengths is None:
         return None, None
     if steps.batched:
         lengths = plain_lengths(lengths, steps.T, steps.N)
         if lengths is not None and all_have(lengths, steps.T):
             return None, None
-        rows = None if lengths is None else rows_of(lengths, steps.T, directions)
+        rows = None if lengths is None else rows_of(lengths, steps.T, directions, sections)
         if rows is not None:
             return lengths, rows
     return None

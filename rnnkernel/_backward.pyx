@@ -133,22 +133,24 @@ cdef int set_dx(Bptt *r, dx) except -1:
 
 cdef int set_rows(Bptt *r, rows) except -1:
     """Which rows have which steps; `rows` is a Rows or None."""
-    cdef Py_ssize_t t
-    r.alive = NULL
+    cdef Py_ssize_t n
+    r.alive, r.sections = NULL, 1
+    r.section[0], r.section[1] = 0, r.N
     r.reset = r.resets = NULL
     r.steps_of_x, r.clears = r.T, False
     r.count = r.T * r.N
     if rows is None:
         return 0
-    r.T, r.clears = len(rows.alive), rows.whole
+    r.T, r.sections, r.clears = rows.longest, len(rows.section) - 1, rows.whole
+    memcpy(r.section, start(rows.section), (r.sections + 1) * sizeof(Py_ssize_t))
     r.alive = <Py_ssize_t *>start(rows.alive)
     r.order, r.start = <Py_ssize_t *>start(rows.order), <Py_ssize_t *>start(rows.start)
     r.length = <Py_ssize_t *>start(rows.lengths)
     if rows.reset is not None:
         r.reset, r.resets = <unsigned char *>start(rows.reset), <unsigned char *>start(rows.resets)
     r.count = 0
-    for t in range(r.T):
-        r.count += r.alive[t]
+    for n in range(r.N):
+        r.count += r.length[n]
     return 0
 
 
@@ -208,7 +210,7 @@ cdef void take_room(Bptt *r, Memory *m) noexcept:
     if r.table_gradient != r.input_gradient and not r.constant:
         r.x_groups = take(m, (r.I + GROUP - 1) // GROUP * r.group * r.item)
     r.h_groups = take(m, (r.P + GROUP - 1) // GROUP * r.group * r.item)
-    r.first, r.dgates_row = take_offsets(m, most), take_offsets(m, most)
+    r.first, r.dgates_row = take_offsets(m, most * r.sections), take_offsets(m, most)
     r.tile_chunk_row, r.group_row = take_offsets(m, most), take_offsets(m, most)
     r.dx_at, r.in_memory = take_offsets(m, most), take_offsets(m, most)
     r.table_at, r.table_dgates = take_offsets(m, most), take_offsets(m, most)
@@ -262,6 +264,7 @@ cdef Py_ssize_t lay_out(Bptt *r, char *base, Py_ssize_t sums, int team) except -
         r.hidden_c[phase] = take_offsets(&m, r.P)
     r.projection_c = take_offsets(&m, r.P)
     r.table_row = take_offsets(&m, r.table_rows)
+    r.bounds = take_offsets(&m, team * (team + 1))
     if r.apart:
         r.rooms = <Bptt *>take(&m, ROOMS * sizeof(Bptt))
         other = r[0]
@@ -398,7 +401,6 @@ cdef int prepare(Bptt *r, BackwardPass of, Scratch scratch, int team) except -1:
     if r.cell.gates * r.H * r.I * r.item > LARGE_WEIGHTS:
         r.dx_rows = max(DX_ROWS, (r.chunk_rows + team - 1) // team)
     r.apart = team > 1 and not all_by_units(r, team)
-    r.full = r.alive == NULL or r.alive[r.T - 1] == r.N
     lay_out(r, scratch.take(lay_out(r, NULL, sums_size, team)), sums_size, team)
     clear_memory(r)
     set_offsets(r)
@@ -520,7 +522,7 @@ cdef bint has_no_steps(Pass one) except -1:
     cdef cnp.ndarray y = one.y
     if cnp.PyArray_DIM(y, 0) == 0 or cnp.PyArray_DIM(y, 1) == 0:
         return True
-    return one.rows is not None and len(one.rows.alive) == 0
+    return one.rows is not None and one.rows.longest == 0
 
 
 cdef no_steps(BackwardPass of):

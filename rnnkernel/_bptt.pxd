@@ -1,5 +1,5 @@
 from rnnkernel._kernels cimport rk_cell, rk_kernels
-from rnnkernel._rows cimport clear_step
+from rnnkernel._rows cimport SECTIONS, clear_step
 from rnnkernel._team cimport rk_flag
 
 cdef enum:
@@ -34,14 +34,14 @@ cdef struct Bptt:
     rk_flag *done                       # of all shards
     # where threads are not all at the same chunk
     bint apart
-    bint full                           # whether all rows have all steps
     Bptt *rooms                         # ROOMS of these: memory of its own for what a chunk keeps
     rk_flag *parts                      # of the rows, as many as the team has members
+    Py_ssize_t *bounds                  # room for theirs, for each member
     rk_flag *listed                     # chunks whose rows are
     # chunks
     Py_ssize_t count, chunk_rows        # rows in all steps, and the most of them in a chunk
     int shards                          # of the batch, with sums of gradients of their own
-    Py_ssize_t *first                   # by step of the chunk: its first row
+    Py_ssize_t *first                   # by step of the chunk and section: the row of position 0
     Py_ssize_t *dgates_row              # by step and position: the row's place in dgates
     Py_ssize_t *tile_chunk_row          # likewise in tiles (rows of the chunk, pitch)
     Py_ssize_t *group_row               # likewise in a group
@@ -111,7 +111,9 @@ cdef struct Bptt:
     char *dx_tile                       # (dx_rows, dx_pitch) for each member of the team
     Py_ssize_t *dx_row
     # rows that differ, or NULL
-    const Py_ssize_t *alive             # (T): how many rows have each step, the first ones
+    int sections                        # of positions, each with the longest row first
+    Py_ssize_t[SECTIONS + 1] section    # their bounds
+    const Py_ssize_t *alive             # (sections, T): the position after those that have a step
     const Py_ssize_t *order             # by position: the batch row
     const Py_ssize_t *start             # and its first step
     const Py_ssize_t *length
@@ -141,6 +143,11 @@ cdef struct Bptt:
     long long *spent                    # by thread and phase (_clock.pxd), or NULL
     long long end                       # when the caller's thread had done its part
     bint even                           # whether a chunk had no share more than twice another
+
+
+cdef inline Py_ssize_t alive_in(const Bptt *r, int section, Py_ssize_t t) noexcept nogil:
+    """How many rows of a section have a step."""
+    return r.alive[section * r.T + t] - r.section[section]
 
 
 cdef inline void clear_dx(

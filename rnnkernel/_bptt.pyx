@@ -13,10 +13,10 @@ from rnnkernel._chunks cimport (
     Chunk,
     Share,
     all_rows,
+    bound_parts,
     by_units,
     chunk_before,
     list_rows,
-    part,
     share_rows,
 )
 from rnnkernel._clock cimport LOOP, WAITING, Clock, charge, start_clock
@@ -26,6 +26,7 @@ from rnnkernel._gradients cimport (
     gradient_pieces,
 )
 from rnnkernel._kernels cimport fp_enter, fp_leave
+from rnnkernel._rows cimport part
 from rnnkernel._steps_back cimport steps_back
 from rnnkernel._team cimport (
     rk_claim,
@@ -142,9 +143,8 @@ cdef void run_together(Bptt *r, rk_team *team, Clock *clock) noexcept nogil:
 # A chunk's rows are in parts, each done by its member, or by another that has nothing else to do:
 # what no thread has begun waits for none. The gradients of a shard begin when all parts that have
 # rows of it have done their steps, and go in pieces, after those of the chunk before. Steps may be
-# ahead of them by as many chunks as there are rooms. Where all rows have all steps a part is of the
-# same rows in each chunk, and goes on by itself; else it waits for what the others have done of the
-# chunk before.
+# ahead of them by as many chunks as there are rooms. A part is of the same rows in each chunk, and
+# goes on by itself.
 
 
 # What a member sees of how far all are. Chunks count from the first that is shared by rows.
@@ -153,6 +153,7 @@ cdef struct Progress:
     Chunk now, next               # the one after those, and the one after that, if it is not
     bint last                     # the last
     Pieces *pieces                # of its gradients
+    const Py_ssize_t *bounds      # of the parts of the rows
     Py_ssize_t room               # chunks before which there is room for steps
 
 
@@ -179,15 +180,6 @@ cdef bint all_done(const Bptt *r, Progress *p) noexcept nogil:
     return False
 
 
-cdef Py_ssize_t least_passed(const Bptt *r, const rk_team *team) noexcept nogil:
-    """Of how many chunks all parts have done the steps."""
-    cdef Py_ssize_t passed = rk_passed(r.parts)
-    cdef int i
-    for i in range(1, team.size):
-        passed = min(passed, rk_passed(&r.parts[i]))
-    return passed
-
-
 cdef bint take_steps(
     const Bptt *r, const Progress *p, rk_team *team, int candidates, Clock *clock, rk_idle *idle
 ) noexcept nogil:
@@ -198,8 +190,6 @@ cdef bint take_steps(
     cdef int m, i
     if r.alive != NULL:
         past = min(past, rk_passed(r.listed))
-    if not r.full:
-        past = min(past, least_passed(r, team) + 1)
     for m in range(candidates):
         i = (team.mate + m) % team.size
         k = rk_claim(&r.parts[i], past)
@@ -207,7 +197,7 @@ cdef bint take_steps(
             continue
         rk_work(idle, &r.flags[team.mate])
         charge(clock, WAITING)
-        s = share_rows(r, chunk_of(p, k), i, team, clock)
+        s = share_rows(r, p.bounds, i, team, clock)
         steps_back(&r.rooms[k % ROOMS], &s, chunk_of(p, k))
         charge(clock, LOOP)
         rk_raise(&r.parts[i], 2 * (k + 1))
@@ -219,15 +209,18 @@ cdef bint has_steps(
     const Bptt *r, const Progress *p, int shard, const rk_team *team
 ) noexcept nogil:
     """Whether those of a chunk are done that a shard's gradients need."""
-    cdef int i
-    if r.alive != NULL:
-        return least_passed(r, team) > p.done
+    cdef Py_ssize_t first = part(r.N, shard, r.shards), past = part(r.N, shard + 1, r.shards)
+    cdef Py_ssize_t begin, end
+    cdef int i, section = 0
+    if r.index != NULL:  # shards may share the sums of a table
+        first, past = 0, r.N
     for i in range(team.size):
-        if (
-            part(r.N, i, team.size) < part(r.N, shard + 1, r.shards)
-            and part(r.N, i + 1, team.size) > part(r.N, shard, r.shards)
-            and rk_passed(&r.parts[i]) <= p.done
-        ):
+        begin, end = p.bounds[i], p.bounds[i + 1]
+        if r.alive != NULL:  # any rows of its sections
+            while begin >= r.section[section + 1] and section + 1 < r.sections:
+                section += 1
+            begin, end = r.section[section], max(end, r.section[section + 1])
+        if begin < past and end > first and rk_passed(&r.parts[i]) <= p.done:
             return False
     return True
 
@@ -265,16 +258,19 @@ cdef void run_apart(
     """All steps and gradients from a chunk on, after those pieces of gradients."""
     cdef Progress p
     cdef rk_idle idle
-    cdef bint steps_first
+    cdef bint steps_first, even
+    cdef Py_ssize_t *bounds = r.bounds + team.mate * (team.size + 1)
     idle.spins = idle.since = 0
-    p.done, p.now, p.pieces = 0, c[0], pieces
+    p.done, p.now, p.pieces, p.bounds = 0, c[0], pieces, bounds
     look_at(r, &p)
-    if team.mate == 0 and r.full:
-        r.even = r.N >= team.size
+    even = bound_parts(r, c.t0 + c.steps, team.size, bounds)
+    if team.mate == 0:
+        r.even = even
     while not all_done(r, &p):
         # Pieces of gradients go first, while what they read is in cache. But they can fill the time
-        # that others take for steps: where these wait for one another, and at the end.
-        steps_first = not r.full or p.last or p.next.t0 == 0
+        # that others take for steps: where parts have more of some chunks than of others, and at
+        # the end.
+        steps_first = r.alive != NULL or p.last or p.next.t0 == 0
         if take_list(r, &p) or steps_first and take_steps(r, &p, team, 1, clock, &idle):
             continue
         if take_piece(r, &p, team, clock, &idle):

@@ -90,7 +90,7 @@ def backward(given: BackwardPass, limit: float, norm_limit: float, threads: int)
 
 def _segments(one: Any) -> Iterator[tuple[slice, Any]]:
     """The steps of each segment, in order, and its Rows, or None."""
-    steps = len(one.y) if one.rows is None else len(one.rows.alive)
+    steps = len(one.y) if one.rows is None else one.rows.longest
     for begin in range(0, max(steps, 1), one.checkpoints.every):
         part = slice(begin, min(begin + one.checkpoints.every, steps))
         yield part, None if one.rows is None else one.rows.segment(part)

@@ -8,8 +8,9 @@ on it, nor on the length of a chunk.
 
 from libc.string cimport memset
 
-from rnnkernel._bptt cimport BY_COST, BY_UNITS, GROUP, Bptt, vectors_of
+from rnnkernel._bptt cimport BY_COST, BY_UNITS, GROUP, Bptt, alive_in, vectors_of
 from rnnkernel._clock cimport Clock
+from rnnkernel._rows cimport bound_by_length, part
 
 # Of a usual core, all of it: here it only makes an estimate dearer. Forward (_plan.pyx) has less,
 # since it sweeps weights that do not stay in L2 beside what else a step touches. No result depends
@@ -26,17 +27,21 @@ cdef void list_rows(const Bptt *r, const Chunk *c) noexcept nogil:
     cdef bint one_hot = r.table_gradient == r.input_gradient
     cdef Py_ssize_t t, n, p, at, row, k, listed = 0
     cdef Py_ssize_t[SHARDS] place
-    cdef int shard
+    cdef int shard, section
     for shard in range(SHARDS):
         place[shard] = c.place[shard]
     for t in range(c.steps):
-        r.first[t] = at = listed
+        section = -1
         for shard in range(r.shards):
             for n in range(part(r.N, shard, r.shards), part(r.N, shard + 1, r.shards)):
+                while n >= r.section[section + 1]:
+                    section += 1
+                    at = listed - r.section[section]
+                    r.first[t * r.sections + section] = at
                 p = n
                 if r.alive != NULL:
                     p = r.position[n]
-                    if p >= r.alive[c.t0 + t]:
+                    if p >= r.alive[section * r.T + c.t0 + t]:
                         continue
                     r.in_memory[listed] = p
                 k = place[shard]
@@ -61,7 +66,7 @@ cdef void list_all_rows(const Bptt *r) noexcept nogil:
 cdef void find_shards(const Bptt *r, Chunk *c) noexcept nogil:
     """Where the rows of each shard are, and how many."""
     cdef Py_ssize_t t, i, size, place = 0
-    cdef int shard
+    cdef int shard, section
     for shard in range(r.shards):
         size = part(r.N, shard + 1, r.shards) - part(r.N, shard, r.shards)
         c.place[shard], c.shard_rows[shard] = place, c.steps * size
@@ -71,13 +76,22 @@ cdef void find_shards(const Bptt *r, Chunk *c) noexcept nogil:
     for shard in range(r.shards):
         c.shard_rows[shard] = 0 if r.shards > 1 else c.rows
     for t in range(c.t0, c.t0 + c.steps if r.shards > 1 else 0):
-        for i in range(r.alive[t]):
-            shard = 0
-            while r.order[i] >= part(r.N, shard + 1, r.shards):
-                shard += 1
-            c.shard_rows[shard] += 1
+        for section in range(r.sections):
+            for i in range(r.section[section], r.alive[section * r.T + t]):
+                shard = 0
+                while r.order[i] >= part(r.N, shard + 1, r.shards):
+                    shard += 1
+                c.shard_rows[shard] += 1
     for shard in range(1, r.shards):
         c.place[shard] = c.place[shard - 1] + c.shard_rows[shard - 1]
+
+
+cdef inline Py_ssize_t alive_at(const Bptt *r, Py_ssize_t t) noexcept nogil:
+    cdef Py_ssize_t rows = 0
+    cdef int section
+    for section in range(r.sections):
+        rows += alive_in(r, section, t)
+    return rows
 
 
 cdef Chunk chunk_before(const Bptt *r, Py_ssize_t past) noexcept nogil:
@@ -89,10 +103,10 @@ cdef Chunk chunk_before(const Bptt *r, Py_ssize_t past) noexcept nogil:
         c.t0 = max(0, past - r.chunk_rows // r.N)
         c.rows = (past - c.t0) * r.N
     else:
-        c.rows = r.alive[c.t0]
-        while c.t0 > 0 and c.rows + r.alive[c.t0 - 1] <= r.chunk_rows:
+        c.rows = alive_at(r, c.t0)
+        while c.t0 > 0 and c.rows + alive_at(r, c.t0 - 1) <= r.chunk_rows:
             c.t0 -= 1
-            c.rows += r.alive[c.t0]
+            c.rows += alive_at(r, c.t0)
     c.steps = past - c.t0
     c.first = r.fresh and past == r.T
     find_shards(r, &c)
@@ -113,25 +127,6 @@ cdef inline Py_ssize_t vector_part(
     if whole >= 4 * parts:
         grain = max(grain, 2)
     return min(whole, (2 * whole * i + parts * grain) // (2 * parts * grain) * grain)
-
-
-cdef Py_ssize_t row_part(const Bptt *r, const Chunk *c, int i, int parts) noexcept nogil:
-    """The same of batch rows, by how many steps of the chunk they have."""
-    cdef Py_ssize_t n = 0, past = c.t0 + c.steps, rows = 0
-    if r.alive == NULL:
-        return part(r.N, i, parts)
-    if i == parts:
-        return r.alive[c.t0]
-    while True:
-        while r.alive[past - 1] <= n:
-            past -= 1
-            if past == c.t0:
-                return n
-        # a row goes to the part that has more of it
-        if (rows + 0.5 * (past - c.t0)) * parts > <double>c.rows * i:
-            return n
-        rows += past - c.t0
-        n += 1
 
 
 cdef double step_cycles(const Bptt *r, Py_ssize_t rows, Py_ssize_t vectors) noexcept nogil:
@@ -185,22 +180,31 @@ cdef Share all_rows(const Bptt *r, rk_team *team, Clock *clock) noexcept nogil:
     return s
 
 
+cdef bint bound_parts(
+    const Bptt *r, Py_ssize_t past, int parts, Py_ssize_t *bounds
+) noexcept nogil:
+    cdef int i
+    if r.alive != NULL:
+        return bound_by_length(r.length, r.section, r.sections, past, parts, bounds)
+    for i in range(parts + 1):
+        bounds[i] = part(r.N, i, parts)
+    return r.N >= parts
+
+
 cdef Share share_rows(
-    const Bptt *r, const Chunk *c, int i, rk_team *team, Clock *clock
+    const Bptt *r, const Py_ssize_t *bounds, int i, rk_team *team, Clock *clock
 ) noexcept nogil:
     cdef Share s
     s.team, s.clock = team, clock
-    s.begin = row_part(r, c, i, team.size)
-    s.end = row_part(r, c, i + 1, team.size)
+    s.begin, s.end = bounds[i], bounds[i + 1]
     share_units(r, &s, 1, 0)
-    s.clears, s.clear = team.size, i
     return s
 
 
 cdef void share_units(const Bptt *r, Share *s, int members, int member) noexcept nogil:
     cdef Py_ssize_t vectors = vectors_of(r, r.P), units = vectors_of(r, r.H)
     cdef Py_ssize_t x_groups = (r.I + GROUP - 1) // GROUP, h_groups = (r.P + GROUP - 1) // GROUP
-    s.members, s.member = s.clears, s.clear = members, member
+    s.members, s.member = members, member
     s.first = vector_part(r, vectors, member, members)
     s.past = vector_part(r, vectors, member + 1, members)
     s.first_unit = vector_part(r, units, member, members)

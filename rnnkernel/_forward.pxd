@@ -16,6 +16,6 @@ cdef struct Pass:
 cdef void set_weights(Run *r, PackedWeights w, Py_ssize_t N) noexcept
 cdef int set_rows(Run *r, rows) except -1
 cdef int set_arrays(Pass *one, _tape.Pass of, h_n, c_n) except -1
-cdef int lay_out(Pass *one, Scratch scratch, rows, index) except -1
+cdef int lay_out(Pass *one, Scratch scratch, index) except -1
 cdef void take_states(const Pass *one, PackedWeights w) noexcept
 cdef void keep_states(const Pass *one, PackedWeights w) noexcept

@@ -5,6 +5,8 @@ pointed at its weights, arrays and rows; once it is divided it gets its memory, 
 step the final states are taken from it.
 """
 
+from libc.string cimport memcpy
+
 cimport numpy as cnp
 
 cdef extern from *:
@@ -48,6 +50,7 @@ cdef void set_weights(Run *r, PackedWeights w, Py_ssize_t N) noexcept:
     r.pitch = tile_pitch(r.blocks * r.units, r.item)
     # rows are alike; forward changes it
     r.alive = r.order = NULL
+    r.sections, r.section[0], r.section[1] = 1, 0, N
     r.clears = False
     r.reset = r.resets = NULL
     r.index = NULL
@@ -69,15 +72,18 @@ cdef Matrix matrix(cnp.ndarray array) noexcept:
 
 cdef int set_rows(Run *r, rows) except -1:
     """Which rows have which of its steps."""
-    cdef Py_ssize_t t
-    r.y_steps, r.T = r.T, len(rows.alive)
-    r.longest = r.T
+    cdef Py_ssize_t n
+    r.y_steps, r.T = r.T, rows.longest
+    r.longest, r.sections = r.T, len(rows.section) - 1
+    memcpy(r.section, cnp.PyArray_DATA(rows.section), (r.sections + 1) * sizeof(Py_ssize_t))
     r.clears = rows.whole
     r.alive = <Py_ssize_t *><Py_ssize_t>address(rows.alive)
-    r.count = 0
-    for t in range(r.T):
-        r.count += r.alive[t]
     r.order = <Py_ssize_t *><Py_ssize_t>address(rows.order)
+    r.start = <Py_ssize_t *><Py_ssize_t>address(rows.start)
+    r.length = <Py_ssize_t *><Py_ssize_t>address(rows.lengths)
+    r.count = 0
+    for n in range(r.N):
+        r.count += r.length[n]
     if rows.reset is not None:
         r.reset = <unsigned char *><Py_ssize_t>address(rows.reset)
         r.resets = <unsigned char *><Py_ssize_t>address(rows.resets)
@@ -119,7 +125,7 @@ cdef int set_arrays(Pass *one, _tape.Pass of, h_n, c_n) except -1:
 # -- memory --------------------------------------------------------------------------------------
 
 
-cdef int lay_out(Pass *one, Scratch scratch, rows, index) except -1:
+cdef int lay_out(Pass *one, Scratch scratch, index) except -1:
     """Gives a pass that is divided its memory."""
     cdef Run *r = &one.run
     cdef Plan *plan = &one.plan
@@ -135,7 +141,7 @@ cdef int lay_out(Pass *one, Scratch scratch, rows, index) except -1:
         r.gates_block = tile_rows * r.cell.memory_slots * r.units
         r.gates_time = r.blocks * r.gates_block
         r.gates = scratch.take(plan.tiles * r.chunk * r.gates_time * r.item)
-    find_rows(r, plan, scratch, rows, one.reserve == NULL)
+    find_rows(r, plan, scratch, one.reserve == NULL)
     lay_out_states(r, plan, scratch, &one.h0)
     if r.index != NULL:
         find_table(r, scratch, index)
@@ -157,7 +163,7 @@ cdef int lay_out_states(Run *r, const Plan *plan, Scratch scratch, const Matrix 
     return 0
 
 
-cdef int find_rows(Run *r, const Plan *plan, Scratch scratch, rows, bint apart) except -1:
+cdef int find_rows(Run *r, const Plan *plan, Scratch scratch, bint apart) except -1:
     """The offsets of all rows, those of a tile beside one another. Tiles of h lie apart, and of
     gates where that is asked for: a processor reads ahead, and takes from another core the lines
     that this one is about to write."""
@@ -170,11 +176,8 @@ cdef int find_rows(Run *r, const Plan *plan, Scratch scratch, rows, bint apart) 
     cdef Py_ssize_t *x_row = offsets + 3 * r.N
     cdef const Py_ssize_t *order = r.order
     r.y_row, r.gates_row, r.h_row, r.x_row = y_row, gates_row, h_row, x_row
-    if rows is not None:
-        r.start = <Py_ssize_t *><Py_ssize_t>address(rows.start)
-        r.length = <Py_ssize_t *><Py_ssize_t>address(rows.lengths)
-        if plan.by_units:
-            lists *= plan.team
+    if r.alive != NULL and plan.by_units:
+        lists *= plan.team
     for n in range(r.N):
         gates_row[n] = n * row_gates
         row = n if order == NULL else order[n]

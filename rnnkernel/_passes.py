@@ -19,7 +19,7 @@ from rnnkernel._packing import PackedWeights
 from rnnkernel._rows import kept_x
 from rnnkernel._sequence import Sequence, constant
 from rnnkernel._tape import Pass, Tape
-from rnnkernel._unroll import unroll
+from rnnkernel._unroll import sections_of, unroll
 from rnnkernel.results import Output
 from rnnkernel.trace import Trace
 
@@ -74,7 +74,8 @@ def forward(
         table = constant(x)
     rows = None
     if T > 0 and N > 0 and (lengths is not None or reset is not None or table is not None):
-        sequence = Sequence(T, N, lengths, reset)
+        sections = sections_of(layer, N, threads) if training else 1
+        sequence = Sequence(T, N, lengths, reset, sections)
         rows = [sequence.rows(d == 1) for d in range(layer._directions)]
     count, L = layer.num_layers * layer._directions, layer.num_layers
     out_time_first = None

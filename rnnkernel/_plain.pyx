@@ -72,7 +72,7 @@ def infer(called, x, state, int threads, lengths=None):
     initial = plain_states(layer, state, N, steps.batched, type_number)
     if initial is None:
         return None
-    found = plain_rows(lengths, &steps, <int>D)
+    found = plain_rows(lengths, &steps, <int>D, 1)
     if found is None:
         return None
     rows = found[1]
@@ -144,7 +144,7 @@ def infer(called, x, state, int threads, lengths=None):
                 r.c0 = scratch.take(w.blocks * N * w.units * item)
                 pack_cell_states(w, &first_c, N, order, <char *>r.c0)
         layer_x, x_time, x_batch, x_unit = layer_y, y_time, y_batch, 1
-    run_stack(passes, L, D, weights, scratch, rows, None, threads)
+    run_stack(passes, L, D, weights, scratch, None, threads)
     if ticket >= 0:
         kept.keep(weights, ticket)
     return y, (h_n if states == 1 else (h_n, c_n))

@@ -5,8 +5,8 @@ the same with any.
 """
 
 from rnnkernel._kernels cimport usable_threads
-from rnnkernel._packing cimport address
 from rnnkernel._recurrence cimport BOTH, TABLE_ROWS, Plan, Run, panel_bytes
+from rnnkernel._rows cimport bound_by_length
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._team cimport rk_begin_parts, rk_expel, rk_flag, rk_handover, rk_range
 
@@ -150,34 +150,6 @@ cdef void bound_tiles(
         bounds[i] = min(N, unit * (units * i // tiles))
 
 
-cdef bint bound_ragged_tiles(
-    const Py_ssize_t *lengths, Py_ssize_t N, Py_ssize_t tiles, Py_ssize_t *bounds
-) noexcept nogil:
-    """Bounds of tiles of rows with nearly equal sums of lengths; whether none is more than twice
-    another."""
-    cdef Py_ssize_t n, tile = 1
-    cdef double count = 0, steps = 0, least, most
-    for n in range(N):
-        count += lengths[n]
-    bounds[0] = 0
-    for n in range(N):
-        # a row goes to the tile that has more of it
-        while tile < tiles and (steps + 0.5 * lengths[n]) * tiles >= count * tile:
-            bounds[tile] = n
-            tile += 1
-        steps += lengths[n]
-    while tile <= tiles:
-        bounds[tile] = N
-        tile += 1
-    least, most = count, 0
-    for tile in range(tiles):
-        steps = 0
-        for n in range(bounds[tile], bounds[tile + 1]):
-            steps += lengths[n]
-        least, most = min(least, steps), max(most, steps)
-    return most <= 2 * least
-
-
 cdef int plan_team(
     Plan *plan, const Run *r, Scratch scratch, Py_ssize_t steps, Py_ssize_t rows, int team
 ) except -1:
@@ -204,9 +176,7 @@ cdef int plan_team(
     return 0
 
 
-cdef int divide(
-    Run *r, Plan *plan, Scratch scratch, rows, int team, Py_ssize_t piece
-) except -1:
+cdef int divide(Run *r, Plan *plan, Scratch scratch, int team, Py_ssize_t piece) except -1:
     """How up to `team` threads share a pass whose weights and arrays are set; they project up to
     `piece` steps at once."""
     cdef Py_ssize_t i
@@ -214,13 +184,13 @@ cdef int divide(
     if r.index != NULL and not r.one_hot:
         plan.pieces = (r.table_rows + TABLE_ROWS - 1) // TABLE_ROWS
     plan_team(plan, r, scratch, r.T, r.count // r.T, team)
-    if rows is not None:
-        plan.even = plan.even and bound_ragged_tiles(
-            <Py_ssize_t *><Py_ssize_t>address(rows.lengths), r.N, plan.tiles, plan.bounds
+    if r.alive != NULL:
+        plan.even = plan.even and bound_by_length(
+            r.length, r.section, r.sections, r.T, plan.tiles, plan.bounds
         )
     if plan.to_first:
         for i in range(1, plan.tiles):
-            plan.bounds[i] = r.N
+            plan.bounds[i] = r.section[min(i, r.sections)]
     r.chunk = PROJECTED_ROWS * (plan.team if plan.by_units else plan.tiles) * r.T // r.count
     r.chunk = min(piece, max(1, r.chunk))
     if r.panels != NULL and r.chunk == r.T and (plan.by_units or plan.tiles == 1):

@@ -1,5 +1,6 @@
 from rnnkernel._kernels cimport rk_cell, rk_kernels, rk_packing
 from rnnkernel._packing cimport Panel
+from rnnkernel._rows cimport SECTIONS
 from rnnkernel._team cimport rk_flag, rk_handover, rk_range
 
 cdef enum:
@@ -52,7 +53,9 @@ cdef struct Run:
     Py_ssize_t *chunk_x           # per tile or thread [t][n]: rows of a chunk, in x
     Py_ssize_t *chunk_gates       # and in gates
     # rows that differ, or NULL
-    const Py_ssize_t *alive       # (T): how many rows have each step, the first ones
+    int sections                  # of positions, each with the longest row first
+    Py_ssize_t[SECTIONS + 1] section  # their bounds
+    const Py_ssize_t *alive       # (sections, longest): the position after those that have a step
     const Py_ssize_t *order       # by position: the batch row
     const Py_ssize_t *x_row
     const Py_ssize_t *start       # steps of y before a row's first

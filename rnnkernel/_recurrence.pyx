@@ -39,9 +39,11 @@ from rnnkernel._team cimport (
 )
 
 
-# What one thread does: some batch rows (by position where they differ) of some unit blocks.
+# What one thread does: some batch rows (by position where they differ, of one section) of some unit
+# blocks.
 cdef struct Part:
     Py_ssize_t begin, end
+    const Py_ssize_t *alive       # of its section, or NULL
     Py_ssize_t block_begin, block_end
     Py_ssize_t *chunk_x           # [t][n]: rows of a chunk, in x or its table
     Py_ssize_t *chunk_gates       # and in the gates
@@ -55,6 +57,18 @@ cdef struct Part:
     Py_ssize_t grain              # of a sweep to and fro: blocks at once; 0 where nobody sweeps
     char *panel                   # for a block of a passing panel
     Clock *clock
+
+
+cdef void set_bounds(
+    const Run *r, Part *part, Py_ssize_t begin, Py_ssize_t end
+) noexcept nogil:
+    """Which rows it has."""
+    cdef int section = 0
+    part.begin, part.end, part.alive = begin, end, NULL
+    if r.alive != NULL:
+        while section + 1 < r.sections and begin >= r.section[section + 1]:
+            section += 1
+        part.alive = r.alive + section * r.longest
 
 
 cdef void share_blocks(const Run *r, Part *part) noexcept nogil:
@@ -144,7 +158,7 @@ cdef Py_ssize_t half_of_rows(const Run *r, const Part *part, Py_ssize_t t) noexc
     cdef Py_ssize_t n, middle = part.begin, steps = 0, half = 0
     if r.alive == NULL:
         return (part.begin + part.end + 1) // 2
-    for n in range(part.begin, min(part.end, r.alive[t])):
+    for n in range(part.begin, min(part.end, part.alive[t])):
         steps += r.length[n] - t
     while 2 * half < steps:
         half += r.length[middle] - t
@@ -156,7 +170,7 @@ cdef void hand_over(const Run *r, Part *part, Py_ssize_t t) noexcept nogil:
     """Leaves half of the rows to who has done its own, from step t on, if that is worth it."""
     cdef Py_ssize_t rows = part.end - part.begin, middle
     if r.alive != NULL:
-        rows = min(part.end, r.alive[t]) - part.begin
+        rows = min(part.end, part.alive[t]) - part.begin
     if rows < 2 * r.kernels.full_rows or r.T - t < 2 * r.chunk:
         return
     middle = half_of_rows(r, part, t)
@@ -172,7 +186,7 @@ cdef Py_ssize_t list_rows(
     many."""
     cdef Py_ssize_t t, n, row, k = 0
     for t in range(steps):
-        for n in range(part.begin, min(part.end, r.alive[t0 + t])):
+        for n in range(part.begin, min(part.end, part.alive[t0 + t])):
             if r.index != NULL:
                 row = r.index[(t0 + t) * r.index_time + r.index_row[n]]
                 part.chunk_x[k] = row * r.cell.input.slots * r.units
@@ -354,7 +368,7 @@ cdef void clear(const Run *r, const Part *part, Py_ssize_t t) noexcept nogil:
     """y at a step, of the rows that do not have it."""
     cdef Py_ssize_t begin = part.begin
     if t < r.longest:
-        begin = max(begin, r.alive[t])
+        begin = max(begin, part.alive[t])
     clear_step(
         r.y, r.y_time, r.y_row, r.item, r.P, r.start, r.length, t, begin, part.end,
         part.team.members, part.team.member,
@@ -371,8 +385,9 @@ cdef void step_passing(const Run *r, const Part *part, rk_step *s) noexcept nogi
         s.block_begin = s.block_end
 
 
-cdef void run_steps(const Run *r, Part *part) noexcept nogil:
-    """Steps up to T of some rows and unit blocks. After the last nobody waits for the others."""
+cdef bint run_steps(const Run *r, Part *part) noexcept nogil:
+    """Steps up to T of some rows and unit blocks; whether this member stays. After the last nobody
+    waits for the others."""
     cdef Py_ssize_t t, t0, steps
     cdef Py_ssize_t begin = part.begin, from_begin = r.h_row[begin] * r.item
     cdef char *made
@@ -394,16 +409,16 @@ cdef void run_steps(const Run *r, Part *part) noexcept nogil:
     s.cell_clip = r.cell_clip
     s.storage = r.storage
     t0 = part.step
-    while t0 < r.T and (r.alive == NULL or r.alive[t0] > begin):
+    while t0 < r.T and (r.alive == NULL or part.alive[t0] > begin):
         if part.handover != NULL and rk_wanted(part.handover):
             hand_over(r, part, t0)
         s.rows = part.end - begin
         steps = min(r.chunk, r.T - t0)
         if not project(r, part, t0, steps):
-            return
+            return False
         for t in range(t0, t0 + steps):
             if r.alive != NULL:
-                s.rows = min(part.end, r.alive[t]) - begin
+                s.rows = min(part.end, part.alive[t]) - begin
                 if s.rows <= 0:
                     break
                 if r.clears:
@@ -426,7 +441,7 @@ cdef void run_steps(const Run *r, Part *part) noexcept nogil:
             s.y = r.y + t * r.y_time * r.item
             if r.resets != NULL and r.resets[t]:
                 if not enter_segments(r, part, t, &s):
-                    return
+                    return False
             for phase in range(r.cell.phases):
                 s.weights = r.recurrent[phase]
                 s.scale = r.recurrent_scale[phase]
@@ -447,7 +462,7 @@ cdef void run_steps(const Run *r, Part *part) noexcept nogil:
                         r.cell.forward[phase](&s)
                 if t + 1 < r.T or phase + 1 < r.cell.phases or r.projection != NULL:
                     if not end_round(r, part, t):
-                        return
+                        return False
                 s.operand = made
             if r.projection != NULL:
                 s.weights, s.ahead = r.projection, NULL
@@ -459,7 +474,7 @@ cdef void run_steps(const Run *r, Part *part) noexcept nogil:
                 if s.block_begin < s.block_end:
                     r.cell.project(&s)
                 if not meet(r, part, t):
-                    return
+                    return False
         charge(part.clock, LOOP)
         t0 += steps
     if part.ranges != NULL:  # what was offered for a round that does not come
@@ -467,13 +482,28 @@ cdef void run_steps(const Run *r, Part *part) noexcept nogil:
         rk_offer(&part.ranges[part.turn * part.team.size + part.team.mate], 0, 0)
     for t in range(cleared, r.y_steps if r.clears else 0):
         clear(r, part, t)
+    return True
 
 
-cdef void run_part(const Run *r, Part *part) noexcept nogil:
+cdef bint run_part(const Run *r, Part *part) noexcept nogil:
     cdef unsigned long long saved = fp_enter()
-    run_steps(r, part)
+    cdef bint stays = run_steps(r, part)
     fp_leave(saved)
     charge(part.clock, LOOP)
+    return stays
+
+
+cdef void run_units(const Run *r, Part *part) noexcept nogil:
+    """Some blocks of all rows, section by section."""
+    cdef int section
+    for section in range(r.sections):
+        part.step = r.first
+        set_bounds(r, part, r.section[section], r.section[section + 1])
+        # nobody takes blocks of one section while others are at the one before
+        if section > 0 and not meet(r, part, r.T):
+            return
+        if not run_part(r, part):
+            return
 
 
 cdef void run_rows(const Run *r, Part *part) noexcept nogil:
@@ -520,7 +550,6 @@ cdef void run_team(const Run *r, const Plan *plan, int members, int member) noex
     part.step, part.handover = r.first, plan.handover
     part.block_begin, part.block_end = 0, r.blocks
     if plan.by_units:
-        part.begin, part.end = 0, r.N
         share_blocks(r, &part)
         if plan.to_first:
             part.block_begin = 0 if member == 0 else r.blocks
@@ -530,17 +559,18 @@ cdef void run_team(const Run *r, const Plan *plan, int members, int member) noex
         if r.alive != NULL:  # each lists them as it goes
             part.chunk_x += member * r.N * r.chunk
             part.chunk_gates += member * r.N * r.chunk
-        run_part(r, &part)
+        run_units(r, &part)
         return
     i = member
     while i < plan.tiles:
-        part.begin, part.end = plan.bounds[i], plan.bounds[i + 1]
+        set_bounds(r, &part, plan.bounds[i], plan.bounds[i + 1])
         run_rows(r, &part)
         i += members
     while part.handover != NULL and rk_take_over(
         part.handover, &plan.flags[member], &part.begin, &part.end, &part.step
     ):
         charge(&clock, WAITING)
+        set_bounds(r, &part, part.begin, part.end)
         list_chunk(r, part.begin, part.end)
         run_rows(r, &part)
     charge(&clock, WAITING)

@@ -1,16 +1,26 @@
 """What both time loops do to batch rows of unequal lengths and with resets inside.
 
-Rows stand by position, the longest first, and steps count from a row's own first one; see
-rnnkernel/_sequence.py.
+Rows stand by position, the longest of a section first, and steps count from a row's own first one;
+see rnnkernel/_sequence.py.
 """
 
 from libc.string cimport memcpy, memset
 
 
+cdef enum:
+    SECTIONS = 2  # at most
+
+
 cdef class Rows:
     cdef readonly Py_ssize_t T
-    cdef readonly object order, lengths, start, alive, reset, resets
+    cdef readonly object order, lengths, start, alive, section, reset, resets
+    cdef readonly Py_ssize_t longest
     cdef readonly bint whole
+
+
+cdef inline Py_ssize_t part(Py_ssize_t whole, Py_ssize_t i, Py_ssize_t parts) noexcept nogil:
+    """Where part `i` of so many begins."""
+    return whole * i // parts
 
 
 cdef inline bint any_set(const unsigned char *flags, Py_ssize_t rows) noexcept nogil:
@@ -64,3 +74,11 @@ cdef inline void cells_after_reset(
                     c + block * c_block + row * c_row,
                     bytes_of_row,
                 )
+
+
+# Bounds of parts of the rows, of one section each, with nearly equal sums of the steps before
+# `past`; whether none is more than twice another.
+cdef bint bound_by_length(
+    const Py_ssize_t *lengths, const Py_ssize_t *section, int sections, Py_ssize_t past,
+    Py_ssize_t parts, Py_ssize_t *bounds,
+) noexcept nogil

@@ -2,7 +2,7 @@
 """
 
 from cython.parallel cimport prange
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 cimport numpy as cnp
 
@@ -32,11 +32,14 @@ cdef class Rows:
     order : (N,) intp
         The batch row at each position.
     lengths : (N,) intp
-        By position, descending.
+        By position, descending within a section.
     start : (N,) intp
         By position: the step of the arrays, in the direction's order, that is the row's first.
-    alive : (longest length,) intp
-        How many rows, the first ones by position, have each step.
+    alive : (sections, longest length) intp
+        Of each section the position after those that have each step, which are its first ones.
+    section : (sections + 1,) intp
+        Bounds of parts of the batch that stand one after another, each with the longest row first.
+    longest : int
     reset : (longest length, N) uint8, or None
         By step and position: whether the step sees zero states instead of those before it.
     resets : (longest length,) uint8, or None
@@ -46,10 +49,20 @@ cdef class Rows:
     """
 
     def __init__(
-        self, Py_ssize_t T, order, lengths, start, alive, reset=None, resets=None, bint whole=True
+        self,
+        Py_ssize_t T,
+        order,
+        lengths,
+        start,
+        alive,
+        section,
+        reset=None,
+        resets=None,
+        bint whole=True,
     ):
         self.T, self.whole = T, whole
         self.order, self.lengths, self.start, self.alive = order, lengths, start, alive
+        self.section, self.longest = section, alive.shape[1]
         self.reset, self.resets = reset, resets
 
     def segment(self, part):
@@ -59,7 +72,8 @@ cdef class Rows:
             self.order,
             np.clip(self.lengths - part.start, 0, part.stop - part.start),
             self.start + part.start,
-            self.alive[part],
+            np.ascontiguousarray(self.alive[:, part]),
+            self.section,
             None if self.reset is None else self.reset[part],
             None if self.resets is None else self.resets[part],
             False,
@@ -107,36 +121,46 @@ def all_have(cnp.ndarray lengths, Py_ssize_t T):
     return True
 
 
-def by_length(cnp.ndarray lengths, Py_ssize_t T):
-    """Rows from the longest to the shortest, equal ones as they come: `order` (N,), their lengths
-    (N,), and for each step how many have it, `alive` (longest,). `lengths` (N,) are contiguous intp
-    from 0 to T."""
-    cdef Py_ssize_t n, length, rows, N = lengths.shape[0], longest = 0
+def by_length(cnp.ndarray lengths, Py_ssize_t T, int sections=1):
+    """Rows from the longest to the shortest, equal ones as they come, section by section, of about
+    as many steps: `order` (N,), their lengths (N,), `alive` and `section` as Rows has them.
+    `lengths` (N,) are contiguous intp from 0 to T."""
+    cdef Py_ssize_t n, length, rows, begin, end, N = lengths.shape[0], longest = 0
     cdef const Py_ssize_t *given = offsets(lengths)
-    cdef cnp.npy_intp count = N
-    order = cnp.PyArray_EMPTY(1, &count, cnp.NPY_INTP, 0)
-    by_position = cnp.PyArray_EMPTY(1, &count, cnp.NPY_INTP, 0)
+    cdef cnp.npy_intp[2] size
+    cdef int i
+    cdef Py_ssize_t *place
+    size[0] = sections + 1
+    section = cnp.PyArray_EMPTY(1, size, cnp.NPY_INTP, 0)
+    bound_section(given, 0, N, T, sections, offsets(section))
+    size[0] = N
+    order = cnp.PyArray_EMPTY(1, size, cnp.NPY_INTP, 0)
+    by_position = cnp.PyArray_EMPTY(1, size, cnp.NPY_INTP, 0)
     for n in range(N):
         longest = max(longest, given[n])
-    count = longest + 1
-    alive = cnp.PyArray_ZEROS(1, &count, cnp.NPY_INTP, 0)
-    cdef Py_ssize_t *place = offsets(alive)
-    cdef Py_ssize_t *to = offsets(order)
-    cdef Py_ssize_t *sorted_lengths = offsets(by_position)
-    # by counting: place[k] becomes how many are longer than k, where those of k begin
-    for n in range(N):
-        place[given[n]] += 1
-    rows = 0
-    for length in range(longest, -1, -1):
-        n, place[length] = place[length], rows
-        rows += n
-    for n in range(N):
-        length = given[n]
-        to[place[length]] = n
-        sorted_lengths[place[length]] = length
-        place[length] += 1
-    # that moved each to where the next shorter begins: how many have at least so many steps
-    return order, by_position, alive[1:]
+    size[0], size[1] = sections, longest
+    alive = cnp.PyArray_EMPTY(2, size, cnp.NPY_INTP, 0)
+    size[0] = longest + 1
+    places = cnp.PyArray_EMPTY(1, size, cnp.NPY_INTP, 0)
+    place = offsets(places)
+    for i in range(sections):
+        begin, end = offsets(section)[i], offsets(section)[i + 1]
+        # by counting: place[k] becomes where those of length k begin, behind the longer ones
+        memset(place, 0, (longest + 1) * sizeof(Py_ssize_t))
+        for n in range(begin, end):
+            place[given[n]] += 1
+        rows = begin
+        for length in range(longest, -1, -1):
+            n, place[length] = place[length], rows
+            rows += n
+        for n in range(begin, end):
+            length = given[n]
+            offsets(order)[place[length]] = n
+            offsets(by_position)[place[length]] = length
+            place[length] += 1
+        # that moved each to where the next shorter begin: behind those that have so many steps
+        memcpy(offsets(alive) + i * longest, place + 1, longest * sizeof(Py_ssize_t))
+    return order, by_position, alive, section
 
 
 def first_steps(cnp.ndarray lengths, Py_ssize_t T, bint backwards):
@@ -150,16 +174,58 @@ def first_steps(cnp.ndarray lengths, Py_ssize_t T, bint backwards):
     return start
 
 
-def rows_of(cnp.ndarray lengths, Py_ssize_t T, int directions):
+def rows_of(cnp.ndarray lengths, Py_ssize_t T, int directions, int sections):
     """A Rows for each direction of rows with these lengths, contiguous intp (N,) from 0 to T; None
     where no row has a step."""
-    order, by_position, alive = by_length(lengths, T)
-    if len(alive) == 0:
+    order, by_position, alive, section = by_length(lengths, T, sections)
+    if alive.shape[1] == 0:
         return None
     return [
-        Rows(T, order, by_position, first_steps(by_position, T, d == 1), alive)
+        Rows(T, order, by_position, first_steps(by_position, T, d == 1), alive, section)
         for d in range(directions)
     ]
+
+
+cdef bint bound_by_length(
+    const Py_ssize_t *lengths, const Py_ssize_t *section, int sections, Py_ssize_t past,
+    Py_ssize_t parts, Py_ssize_t *bounds,
+) noexcept nogil:
+    cdef Py_ssize_t n, i, first, length, least = section[sections] * past, most = 0
+    for i in range(sections if parts >= sections else 0):
+        first = part(parts, i, sections)
+        bound_section(
+            lengths, section[i], section[i + 1], past, part(parts, i + 1, sections) - first,
+            bounds + first,
+        )
+    if parts < sections:
+        bound_section(lengths, 0, section[sections], past, parts, bounds)
+    for i in range(parts):
+        length = 0
+        for n in range(bounds[i], bounds[i + 1]):
+            length += min(lengths[n], past)
+        least, most = min(least, length), max(most, length)
+    return most <= 2 * least
+
+
+cdef void bound_section(
+    const Py_ssize_t *lengths, Py_ssize_t begin, Py_ssize_t end, Py_ssize_t past, Py_ssize_t parts,
+    Py_ssize_t *bounds,
+) noexcept nogil:
+    cdef Py_ssize_t n, length, i = 1
+    cdef double count = 0, steps = 0
+    for n in range(begin, end):
+        count += min(lengths[n], past)
+    bounds[0] = begin
+    for n in range(begin, end):
+        length = min(lengths[n], past)
+        # a row goes to the part that has more of it
+        while i < parts and (steps + 0.5 * length) * parts >= count * i:
+            bounds[i] = n
+            i += 1
+        steps += length
+    while i <= parts:
+        bounds[i] = end
+        i += 1
 
 
 cdef void copy_step(

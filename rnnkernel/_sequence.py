@@ -1,7 +1,9 @@
 """What a batch asks of the time loops beside steps and rows: unequal lengths, resets, token ids.
 
 The loops count the steps of a row from its own first, and take the rows by position, the longest
-first: so the rows that are alive at a step are the first ones. The second direction sees time
+first: so the rows that are alive at a step are the first ones. Where threads share a large batch by
+rows in training, about each half of it is a section of its own, ordered by itself, so that what a
+thread writes lies together and apart from what another does. The second direction sees time
 reversed, and a row that is shorter than the batch begins there some steps later. Nothing of the
 arrays moves for it: rows are found through offsets.
 
@@ -25,20 +27,28 @@ class Sequence:
     T, N : int
     lengths : (N,) intp, or None where all are T
     reset : (T, N) bool, or None
+    sections : int
     """
 
-    def __init__(self, T: int, N: int, lengths: np.ndarray | None, reset: np.ndarray | None):
+    def __init__(
+        self,
+        T: int,
+        N: int,
+        lengths: np.ndarray | None,
+        reset: np.ndarray | None,
+        sections: int = 1,
+    ):
         if lengths is None:
             lengths = np.full(N, T, np.intp)
         self.T, self.reset = T, reset
-        self.order, self.lengths, self.alive = by_length(lengths, T)
+        self.order, self.lengths, self.alive, self.section = by_length(lengths, T, sections)
 
     def rows(self, backwards: bool) -> Rows:
         """What the loop of one direction needs."""
         start = first_steps(self.lengths, self.T, backwards)
         reset = resets = None
         if self.reset is not None:
-            longest = len(self.alive)
+            longest = self.alive.shape[1]
             reset = np.zeros((longest, len(self.order)), np.uint8)
             by_position = self.reset[:, self.order]
             if not backwards:
@@ -50,7 +60,9 @@ class Sequence:
                 reset[s, position] = by_position[t[s, position], position]
             reset &= np.arange(longest)[:, None] < self.lengths
             resets = reset.any(axis=1).astype(np.uint8)
-        return Rows(self.T, self.order, self.lengths, start, self.alive, reset, resets)
+        return Rows(
+            self.T, self.order, self.lengths, start, self.alive, self.section, reset, resets
+        )
 
 
 @dataclass(frozen=True)

@@ -182,11 +182,10 @@ cdef int share(Stack *s, int threads) except -1:
 
 
 cdef int run_stack(
-    Pass *passes, int layers, int directions, list weights, Scratch scratch, rows, indices,
-    int threads,
+    Pass *passes, int layers, int directions, list weights, Scratch scratch, indices, int threads
 ) except -1:
     """Passes whose weights, sizes, arrays and states are set, with at least one step of one row;
-    `rows` and `indices` are None or lists by direction, these of the first layer."""
+    `indices` is None or a list by direction, for the first layer."""
     global next_back
     cdef Stack s
     cdef Pass *one
@@ -197,10 +196,7 @@ cdef int run_stack(
     share(&s, threads)
     for i in range(count):
         one = &passes[i]
-        divide(
-            &one.run, &one.plan, scratch, None if rows is None else rows[i % directions], s.size,
-            max(1, min(s.piece, one.run.T)),
-        )
+        divide(&one.run, &one.plan, scratch, s.size, max(1, min(s.piece, one.run.T)))
         size = max(size, one.plan.team)
         even = even and (one.plan.even or s.teams > 1)
         if s.pieces > 1:  # pieces are chunks
@@ -215,10 +211,7 @@ cdef int run_stack(
             one.plan.leaves = True
             if one.plan.tiles > 1:
                 let_hand_over(&one.plan, scratch)
-        lay_out(
-            one, scratch, None if rows is None else rows[i % directions],
-            None if one.run.index == NULL else indices[i % directions],
-        )
+        lay_out(one, scratch, None if one.run.index == NULL else indices[i % directions])
     next_back = not next_back
     s.size = size
     s.flags = <rk_flag *>scratch.take_zeros(s.teams * s.size * sizeof(rk_flag))
@@ -271,9 +264,8 @@ def forward(list layers, int threads):
     first = [(<_tape.Pass>one[0]) for one in layers[0]]
     if passes[0].run.count > 0:
         of = first[0]
-        rows = None if of.rows is None else [(<_tape.Pass>one).rows for one in first]
         indices = None if of.index is None else [(<_tape.Pass>one).index for one in first]
-        run_stack(passes, len(layers), directions, weights, scratch, rows, indices, threads)
+        run_stack(passes, len(layers), directions, weights, scratch, indices, threads)
         return
     for i in range(count):
         of = layers[i // directions][i % directions][0]

@@ -8,8 +8,8 @@ rnnkernel/_bptt.pyx knows.
 
 from libc.string cimport memcpy, memset
 
-from rnnkernel._bptt cimport GROUP, Bptt, clear_dx
-from rnnkernel._chunks cimport Chunk, Share, part, share_units
+from rnnkernel._bptt cimport GROUP, Bptt, alive_in, clear_dx
+from rnnkernel._chunks cimport Chunk, Share, share_units
 from rnnkernel._clock cimport LOOP, WAITING, charge
 from rnnkernel._kernels cimport (
     RK_TRANSPOSED_VECTORS,
@@ -19,7 +19,7 @@ from rnnkernel._kernels cimport (
     rk_window,
 )
 from rnnkernel._products cimport product_over, through, through_columns
-from rnnkernel._rows cimport any_set, cells_after_reset
+from rnnkernel._rows cimport any_set, cells_after_reset, part
 from rnnkernel._team cimport rk_meet_or_leave
 
 
@@ -56,8 +56,8 @@ cdef bint arrive(
     a.projected = min(r.P, s.past * lanes) - column
     a.hidden = min(r.H, s.past_unit * lanes) - unit
     if norms and s.members > 1:  # of whole rows
-        begin = part(rows, s.member, s.members)
-        a.rows = part(rows, s.member + 1, s.members) - begin
+        begin += part(rows, s.member, s.members)
+        a.rows = s.begin + part(rows, s.member + 1, s.members) - begin
         column, unit = 0, 0
         a.projected, a.hidden = r.P, r.H
     a.dh = r.dh + (begin * r.pitch + column) * r.item
@@ -70,7 +70,7 @@ cdef bint arrive(
     a.dy_unit = r.dy_unit
     a.order, a.ordered, a.first = order, 0, begin
     if order != NULL:
-        a.ordered = r.alive[t]
+        a.ordered = alive_in(r, s.section, t)
     a.limit, a.norm_limit = r.limit, r.norm_limit
     a.dh_norm = a.dc_norm = NULL
     a.clipped = NULL
@@ -108,7 +108,7 @@ cdef void keep_operands(
     """x and h_{t-1} of the rows of a step into the chunk's groups: in x and y themselves the rows
     that a tile of the weight gradients goes through would compete for a few sets of L1."""
     cdef Py_ssize_t i, n, g, k, x
-    for i in range(step.rows if order == NULL else r.alive[t]):
+    for i in range(step.rows if order == NULL else alive_in(r, s.section, t)):
         n = i
         if order != NULL:
             n = order[i] - s.begin
@@ -229,13 +229,14 @@ cdef bint step_back(
 ) noexcept nogil:
     """One step of some rows, the first of a thread's, over its units. Whether this member stays."""
     cdef Py_ssize_t row_gates = r.cell.memory_slots * r.units, begin = s.begin
-    cdef Py_ssize_t tile = begin * r.pitch * r.item, at = r.first[t - c.t0] + begin
+    cdef Py_ssize_t first = r.first[(t - c.t0) * r.sections + s.section]
+    cdef Py_ssize_t tile = begin * r.pitch * r.item, at = first + begin
     cdef const unsigned char *reset = NULL
     cdef const Py_ssize_t *order = NULL  # that dy, x and y have in memory, which is read ahead
     cdef rk_step_backward step
     cdef int i
     if r.alive != NULL:
-        order = r.in_memory + r.first[t - c.t0]
+        order = r.in_memory + first + r.section[s.section]
     if not arrive(r, s, t, rows, order):
         return False
 
@@ -295,14 +296,26 @@ cdef bint step_back(
 # -- the steps of a chunk ------------------------------------------------------------------------
 
 
-cdef bint steps_back(const Bptt *r, Share *s, const Chunk *c) noexcept nogil:
-    cdef Py_ssize_t t, rows
+cdef bint steps_of_section(const Bptt *r, Share *s, const Chunk *c) noexcept nogil:
+    """Steps of rows of one section. Whether this member stays."""
+    cdef Py_ssize_t t, rows, alive
     for t in range(c.t0 + c.steps - 1, c.t0 - 1, -1):
         rows = s.end - s.begin
         if r.alive != NULL:
-            rows = min(s.end, r.alive[t]) - s.begin
+            alive = r.alive[s.section * r.T + t]
+            rows = min(s.end, alive) - s.begin
             if r.clears and r.dx != NULL:
-                clear_dx(r, t, r.alive[t], r.N, s.clears, s.clear)
+                clear_dx(r, t, max(s.begin, alive), s.end, s.members, s.member)
         if rows > 0 and not step_back(r, s, c, t, rows):
             return False
+    return True
+
+
+cdef bint steps_back(const Bptt *r, Share *s, const Chunk *c) noexcept nogil:
+    cdef Py_ssize_t begin = s.begin, end = s.end
+    for s.section in range(r.sections):
+        s.begin, s.end = max(begin, r.section[s.section]), min(end, r.section[s.section + 1])
+        if s.begin < s.end and not steps_of_section(r, s, c):
+            return False
+    s.begin, s.end = begin, end
     return True

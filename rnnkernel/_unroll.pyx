@@ -37,6 +37,11 @@ from rnnkernel.results import Output
 
 cnp.import_array()
 
+# Rows for each thread, and bytes of W_hh, from and up to which steps are shared by rows for sure.
+# No result depends on it. Tests set SECTIONED_ROWS.
+SECTIONED_ROWS = 16
+cdef Py_ssize_t SECTIONED_BYTES = 1 << 20
+
 # [batch_first][batched]
 cdef list LAYOUTS = [
     [Layout(batch_first, batched) for batched in (False, True)] for batch_first in (False, True)
@@ -55,7 +60,9 @@ def train(layer, x, state, int threads, lengths=None):
     initial = plain_states(layer, state, steps.N, steps.batched, type_number)
     if initial is None:
         return None
-    found = plain_rows(lengths, &steps, layer._directions)
+    found = plain_rows(
+        lengths, &steps, layer._directions, sections_of(layer, steps.N, threads)
+    )
     if found is None:
         return None
     lengths, rows = found
@@ -73,6 +80,17 @@ def train(layer, x, state, int threads, lengths=None):
     )
     tape = Tape(layer, passes, layout, shape)
     return Output(caller_view(layout, y), layout.caller_state(finals), None, tape)
+
+
+def sections_of(layer, Py_ssize_t N, int threads):
+    """How many sections the rows of a training call are to stand in, where they differ: two where
+    threads will share its steps by rows, in halves or parts of them."""
+    cdef Py_ssize_t weights = len(layer._cell.gates) * layer.hidden_size * layer._widths[0]
+    if threads > 1 and N >= SECTIONED_ROWS * threads and (
+        weights * layer.dtype.itemsize <= SECTIONED_BYTES
+    ):
+        return 2
+    return 1
 
 
 def unroll(

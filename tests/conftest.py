@@ -9,7 +9,7 @@ import pytest
 from drawn import SMALL, draw
 from helpers import make_layer
 from reference import CASES
-from rnnkernel import _backward, _crowd, _pool
+from rnnkernel import _backward, _crowd, _pool, _unroll
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -29,10 +29,14 @@ def threads_for_all():
 
 
 @pytest.fixture(autouse=True)
-def shards(request, monkeypatch):
-    """Every other test sums the gradients of its small batches in shards, as of large ones."""
-    if zlib.crc32(request.node.nodeid.encode()) % 2:
+def as_large(request, monkeypatch):
+    """Small batches as large ones: every other test sums gradients in shards, and every other has
+    the rows of threads in sections."""
+    kind = zlib.crc32(request.node.nodeid.encode()) % 4
+    if kind % 2:
         monkeypatch.setattr(_backward, "SHARDED_ROWS", 2)
+    if kind // 2:
+        monkeypatch.setattr(_unroll, "SECTIONED_ROWS", 1)
 
 
 @pytest.fixture(params=CASES.values(), ids=CASES.keys())

@@ -309,8 +309,8 @@ FAULTS = [
     Fault(
         "lengths: rows take one step more than they have",
         "rnnkernel/_rows.pyx",
-        "return order, by_position, alive[1:]",
-        "return order, by_position, alive[:-1]",
+        "memcpy(offsets(alive) + i * longest, place + 1, longest * sizeof(Py_ssize_t))",
+        "memcpy(offsets(alive) + i * longest, place, longest * sizeof(Py_ssize_t))",
         **only("lengths"),
     ),
     Fault(
@@ -366,15 +366,15 @@ FAULTS = [
     Fault(
         "threads: forward, a tile forgets its first row",
         RECURRENCE,
-        "part.begin, part.end = plan.bounds[i], plan.bounds[i + 1]",
-        "part.begin, part.end = plan.bounds[i] + (i > 0), plan.bounds[i + 1]",
+        "set_bounds(r, &part, plan.bounds[i], plan.bounds[i + 1])",
+        "set_bounds(r, &part, plan.bounds[i] + (i > 0), plan.bounds[i + 1])",
         **only("split"),
     ),
     Fault(
         "threads: backward, a share forgets its last row",
         CHUNKS,
-        "s.end = row_part(r, c, i + 1, team.size)",
-        "s.end = row_part(r, c, i + 1, team.size) - (i + 1 < team.size)",
+        "s.begin, s.end = bounds[i], bounds[i + 1]",
+        "s.begin, s.end = bounds[i], bounds[i + 1] - (i + 1 < team.size)",
         **only("split_backward"),
     ),
     Fault(
@@ -401,15 +401,15 @@ FAULTS = [
     Fault(
         "threads apart: gradients begin before all have done the steps",
         BPTT,
-        "return least_passed(r, team) > p.done",
-        "return rk_passed(&r.parts[team.mate]) > p.done",
+        "if begin < past and end > first and rk_passed(&r.parts[i]) <= p.done:",
+        "if i == team.mate and rk_passed(&r.parts[i]) <= p.done:",
         **only("split_backward", "apart"),
     ),
     Fault(
         "threads apart: a shard's gradients begin before the last of its steps is done",
         BPTT,
-        "and rk_passed(&r.parts[i]) <= p.done",
-        "and rk_passed(&r.parts[i]) < p.done",
+        "if begin < past and end > first and rk_passed(&r.parts[i]) <= p.done:",
+        "if begin < past and end > first and rk_passed(&r.parts[i]) < p.done:",
         **only("split_backward", "apart"),
     ),
     Fault(
@@ -469,18 +469,39 @@ FAULTS = [
         **only("split_backward", "apart"),
     ),
     Fault(
-        "threads apart: rows that change parts between chunks wait for nobody",
+        "threads apart: of unequal rows a part is taken to have those of its positions",
         BPTT,
-        "if not r.full: past = min(past, least_passed(r, team) + 1)",
+        "begin, end = r.section[section], max(end, r.section[section + 1])",
         "pass",
         **only("split_backward", "apart"),
     ),
     Fault(
-        "threads apart: zeros of dx are those of who does the steps",
+        "threads apart: gradients of a table begin with the rows of one shard",
+        BPTT,
+        "if r.index != NULL:  # shards may share the sums of a table",
+        "if False:",
+        **only("sections", "bits"),
+    ),
+    Fault(
+        "sections: rows of the second end where those of the first do",
+        RECURRENCE,
+        "part.alive = r.alive + section * r.longest",
+        "part.alive = r.alive",
+        **only("sections", "bits"),
+    ),
+    Fault(
+        "sections: backward, what the second has in memory is taken for the first's",
+        STEPS_BACK,
+        "order = r.in_memory + first + r.section[s.section]",
+        "order = r.in_memory + first",
+        **only("sections", "bits"),
+    ),
+    Fault(
+        "sections: backward, places of the second are counted from the first position",
         CHUNKS,
-        "s.clears, s.clear = team.size, i",
-        "s.clears, s.clear = team.size, team.mate",
-        **only("split_backward", "apart"),
+        "at = listed - r.section[section]",
+        "at = listed",
+        **only("sections", "bits"),
     ),
     Fault(
         "threads apart: sums are read before they are cleared",
@@ -710,8 +731,8 @@ FAULTS = [
     Fault(
         "lengths: rows without steps keep in dx what memory had",
         STEPS_BACK,
-        "clear_dx(r, t, r.alive[t], r.N, s.clears, s.clear)",
-        "clear_dx(r, t, r.alive[t], s.end, s.clears, s.clear)",
+        "clear_dx(r, t, max(s.begin, alive), s.end, s.members, s.member)",
+        "clear_dx(r, t, max(s.begin, alive) + 1, s.end, s.members, s.member)",
         **only("lengths"),
     ),
     Fault(

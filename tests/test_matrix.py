@@ -15,7 +15,7 @@ import rnnkernel as rk
 from drawn import tape_distance_to_kink
 from helpers import assert_same_bits, unchanged
 from reference import CASES, Case, dropout, lstm_case, stack
-from rnnkernel import _backward
+from rnnkernel import _backward, _unroll
 from tolerances import assert_output_close
 
 EXAMPLES = 300
@@ -50,6 +50,7 @@ class Combination:
     input_grad: bool
     num_threads: int
     sharded: int  # from how many rows on the gradients of a batch are summed in shards
+    sectioned: int  # and of each thread those of a batch stand in sections
     seed: int
 
 
@@ -81,6 +82,7 @@ def combinations(cases):
         input_grad=st.booleans(),
         num_threads=st.integers(1, 3),
         sharded=st.sampled_from((2, 32)),
+        sectioned=st.sampled_from((1, 16)),
         seed=st.integers(0, 2**32 - 1),
     ).filter(lambda c: c.case.options.get("proj_size", 0) < c.H)
 
@@ -372,4 +374,5 @@ def test_random_combinations(family, data):
     c = data.draw(combinations(FAMILIES[family]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_backward, "SHARDED_ROWS", c.sharded)
+        patch.setattr(_unroll, "SECTIONED_ROWS", c.sectioned)
         check(c)
