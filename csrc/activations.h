@@ -37,10 +37,13 @@
 #define RK_ROUND                                                                                   \
     (RK_INTEGER + RK_BIAS) /* the same, and lowest lie the bits of a power's exponent */
 
-/* Each of `count` vectors (at most four) through its activation: tanh where its bit of `tanhs` is
- * set, else the sigmoid. In lockstep, stage by stage: the chain of one is 80 cycles long, and a
- * core looks ahead too little to find the next one behind it by itself. */
-RK_INLINE void RK(vactivate)(const int count, const unsigned tanhs, vec *x)
+/* The activations of `count` vectors (at most eight) as fractions: of tanh where the bit of `tanhs`
+ * is set, else of the sigmoid, whose top is 1. Products of activations then take one division:
+ * bottoms are at least 1, and those of a sigmoid and a tanh multiply without overflow. In lockstep,
+ * stage by stage: the chain of one is 80 cycles long, and a core looks ahead too little to find the
+ * next one behind it by itself. */
+RK_INLINE void RK(vfractions)(const int count, const unsigned tanhs, const vec *x, vec *top,
+                              vec *bottom)
 {
 #define RK_TANH (tanhs >> j & 1)
 #define RK_EACH(result, of_tanh, of_sigmoid)                                                       \
@@ -53,7 +56,7 @@ RK_INLINE void RK(vactivate)(const int count, const unsigned tanhs, vec *x)
     RK_FOR (j, count)                                                                              \
     p[j] = RK(vfma)(p[j], r[j], RK_COEFFICIENT(power, q))
     const vec one = RK(vset)(1), two = RK(vset)(2);
-    vec a[4], n[4], scale[4], r[4], p[4];
+    vec a[8], n[8], scale[8], r[8], p[8];
     RK_EACH(a[j], RK(vabs)(x[j]), RK(vmax)(RK(vset)(-RK_EXP_LIMIT), x[j]));
     RK_FOR (j, count)
         a[j] = RK(vmin)(RK(vset)(RK_TANH ? RK_TANH_LIMIT : RK_EXP_LIMIT), a[j]);
@@ -89,12 +92,21 @@ RK_INLINE void RK(vactivate)(const int count, const unsigned tanhs, vec *x)
     RK_EACH(p[j], RK(vfma)(p[j], r[j], two), RK(vfma)(p[j], r[j], -one));
     RK_EACH(r[j], r[j] * scale[j], RK(vfma)(p[j], r[j], one));
     RK_EACH(r[j], RK(vfma)(p[j], r[j], one - scale[j]), RK(vfma)(r[j], scale[j], one));
-    RK_EACH(r[j], r[j] / (two - r[j]), one / r[j]);
-    RK_EACH(x[j], RK(vsigned)(r[j], x[j]), r[j]);
+    RK_EACH(bottom[j], two - r[j], r[j]);
+    RK_EACH(top[j], RK(vsigned)(r[j], x[j]), one);
 #undef RK_HORNER
 #undef RK_COEFFICIENT
 #undef RK_EACH
 #undef RK_TANH
+}
+
+/* The same as numbers. */
+RK_INLINE void RK(vactivate)(const int count, const unsigned tanhs, vec *x)
+{
+    vec top[8], bottom[8];
+    RK(vfractions)(count, tanhs, x, top, bottom);
+    RK_FOR (j, count)
+        x[j] = top[j] / bottom[j];
 }
 
 RK_INLINE vec RK(vsigmoid)(vec x)

@@ -110,6 +110,7 @@ typedef struct {
     void *gates; /* [block][rows][slots of memory][U]: in x-projection, out gates (and c) */
     const ptrdiff_t *gates_row; /* (rows) offsets: row * slots * U */
     ptrdiff_t gates_block;
+    int keeps; /* whether backward will read them: else they may be left as anything but c */
     const void *c_prev; /* [block][rows][..U]; LSTM only */
     ptrdiff_t c_prev_row, c_prev_block;
     const void *peepholes; /* [block][3][U] of i, f, o; where the cell has them */

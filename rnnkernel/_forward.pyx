@@ -55,6 +55,7 @@ cdef void set_weights(Run *r, PackedWeights w, Py_ssize_t N) noexcept:
     r.reset = r.resets = NULL
     r.index = NULL
     r.c0 = NULL
+    r.keeps = False
     r.panels = NULL
     r.passing = 0
     r.passing_panels, r.passing_bytes = NULL, 0
@@ -119,6 +120,7 @@ cdef int set_arrays(Pass *one, _tape.Pass of, h_n, c_n) except -1:
     one.reserve = NULL
     if of.reserve is not None and r.cell.keeps_gates:
         one.reserve = <char *>cnp.PyArray_DATA(of.reserve)
+        r.keeps = True
     return 0
 
 

@@ -58,6 +58,7 @@ cdef extern from "rnnkernel.h" nogil:
         void *gates
         const Py_ssize_t *gates_row
         Py_ssize_t gates_block
+        int keeps
         const void *c_prev
         Py_ssize_t c_prev_row, c_prev_block
         const void *peepholes

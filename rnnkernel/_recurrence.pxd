@@ -43,6 +43,7 @@ cdef struct Run:
     char *gates                   # [step][block][row][memory slots][U], row n at gates_row[n]
     Py_ssize_t gates_steps        # steps it holds; step t lies at t % gates_steps
     Py_ssize_t gates_time, gates_block
+    bint keeps                    # whether backward reads them
     const Py_ssize_t *gates_row
     const char *c0                # [block][N][U]
     char *h                       # two tiles, in turn h_{t-1} and h_t: row n at h_row[n]

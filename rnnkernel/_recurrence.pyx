@@ -408,6 +408,7 @@ cdef bint run_steps(const Run *r, Part *part) noexcept nogil:
     s.peepholes = r.peepholes
     s.cell_clip = r.cell_clip
     s.storage = r.storage
+    s.keeps = r.keeps
     t0 = part.step
     while t0 < r.T and (r.alive == NULL or part.alive[t0] > begin):
         if part.handover != NULL and rk_wanted(part.handover):

@@ -60,8 +60,14 @@ FAULTS = [
     Fault(
         "LSTM: i and f change places in the epilogue",
         LSTM,
-        "RK(vfma)(g[1], RK(vload)(c_prev), g[0] * g[2])",
-        "RK(vfma)(g[0], RK(vload)(c_prev), g[1] * g[2])",
+        "const vec i = bottom[4 * m], g = bottom[4 * m + 2];",
+        "const vec i = bottom[4 * m + 1], g = bottom[4 * m + 2];",
+    ),
+    Fault(
+        "LSTM: backward reads what forward handed o on as",
+        LSTM,
+        "if (s->keeps) RK(vstore)(gate[m] + 3 * LANES, RK(vreciprocal)(o[m]));",
+        "",
     ),
     Fault(
         "LSTM: g and o change places in W_hh",

@@ -24,24 +24,29 @@ RK_INLINE void RK(gru_after_rows)(const rk_step *s, ptrdiff_t block, ptrdiff_t r
 {
     const ptrdiff_t unit = block * LANES;
     real *gate[2];
-    vec rz[4], n[2];
+    vec rz[4], rz_top[4], rz_bottom[4], r[2], n[2], n_top[2], n_bottom[2];
     RK_FOR (m, rows) {
         gate[m] = (real *)s->gates + block * s->gates_block + s->gates_row[row + m];
         rz[2 * m] = RK(vload)(gate[m] + LANES);
         rz[2 * m + 1] = RK(vload)(gate[m] + 2 * LANES);
     }
-    RK(vactivate)(2 * rows, 0, rz);
-    RK_FOR (m, rows)
-        n[m] = RK(vfma)(rz[2 * m], RK(vload)(gate[m] + 3 * LANES), RK(vload)(gate[m]));
-    RK(vactivate)(rows, ~0u, n);
+    RK(vfractions)(2 * rows, 0, rz, rz_top, rz_bottom);
     RK_FOR (m, rows) {
-        const vec z = rz[2 * m + 1];
+        r[m] = 1 / rz_bottom[2 * m];
+        n[m] = RK(vfma)(r[m], RK(vload)(gate[m] + 3 * LANES), RK(vload)(gate[m]));
+    }
+    RK(vfractions)(rows, ~0u, n, n_top, n_bottom);
+    RK_FOR (m, rows) {
+        const vec z = rz_bottom[2 * m + 1];
         const vec h_prev = RK(vload)((const real *)s->h_prev + (row + m) * s->h_pitch + unit);
-        RK(vstore)(gate[m], n[m]);
-        RK(vstore)(gate[m] + LANES, rz[2 * m]);
-        RK(vstore)(gate[m] + 2 * LANES, z);
+        if (s->keeps) {
+            RK(vstore)(gate[m], n_top[m] * RK(vreciprocal)(n_bottom[m]));
+            RK(vstore)(gate[m] + LANES, r[m]);
+            RK(vstore)(gate[m] + 2 * LANES, RK(vreciprocal)(z));
+        }
+        /* with z as 1 / z: ((z - 1) n + h_prev) / z, and n is a fraction */
         RK(store_h)(s, row + m, unit, s->hidden - unit,
-                    RK(vfma)(z, h_prev, RK(vfnma)(z, n[m], n[m])));
+                    RK(vfma)(h_prev, n_bottom[m], (z - 1) * n_top[m]) / (z * n_bottom[m]));
     }
 }
 

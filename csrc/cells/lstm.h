@@ -16,18 +16,50 @@
  */
 enum { RK(LSTM_SLOTS) = 4, RK(LSTM_MEMORY_SLOTS) = 5 };
 
-/* h of a few rows of one block. */
+/* The gates and c of one or two rows of one block. The divider is what they wait for: i and g meet
+ * as fractions, in one division, and o is handed on as the bottom of one. What backward reads of
+ * them is kept beside that. */
+RK_INLINE void RK(lstm_cell)(const rk_step *s, ptrdiff_t block, ptrdiff_t row, const int rows)
+{
+    vec x[8], top[8], bottom[8];
+    real *gate[2];
+    RK_FOR (m, rows) {
+        gate[m] = (real *)s->gates + block * s->gates_block + s->gates_row[row + m];
+        RK_FOR (j, 4)
+            x[4 * m + j] = RK(vload)(gate[m] + j * LANES);
+    }
+    RK(vfractions)(4 * rows, 0x44, x, top, bottom);
+    RK_FOR (m, rows) {
+        const vec i = bottom[4 * m], g = bottom[4 * m + 2];
+        const vec f = 1 / bottom[4 * m + 1], i_g = top[4 * m + 2] / (i * g);
+        const vec c_prev = RK(vload)((const real *)s->c_prev + block * s->c_prev_block +
+                                     (row + m) * s->c_prev_row);
+        if (s->keeps) {
+            RK(vstore)(gate[m], RK(vreciprocal)(i));
+            RK(vstore)(gate[m] + LANES, f);
+            RK(vstore)(gate[m] + 2 * LANES, top[4 * m + 2] * RK(vreciprocal)(g));
+        }
+        RK(vstore)(gate[m] + 3 * LANES, bottom[4 * m + 3]);
+        RK(vstore)(gate[m] + 4 * LANES, RK(vfma)(f, c_prev, i_g));
+    }
+}
+
+/* h of a few rows of one block: o and tanh(c) in one division. */
 RK_INLINE void RK(lstm_output)(const rk_step *s, ptrdiff_t block, ptrdiff_t row, const int rows)
 {
-    vec o[4], c[4];
+    vec o[3], c[3], top[3], bottom[3];
+    real *gate[3];
     RK_FOR (m, rows) {
-        const real *gate = (const real *)s->gates + block * s->gates_block + s->gates_row[row + m];
-        o[m] = RK(vload)(gate + 3 * LANES);
-        c[m] = RK(vload)(gate + 4 * LANES);
+        gate[m] = (real *)s->gates + block * s->gates_block + s->gates_row[row + m];
+        o[m] = RK(vload)(gate[m] + 3 * LANES);
+        c[m] = RK(vload)(gate[m] + 4 * LANES);
     }
-    RK(vactivate)(rows, ~0u, c);
-    RK_FOR (m, rows)
-        RK(store_h)(s, row + m, block * LANES, s->hidden - block * LANES, o[m] * c[m]);
+    RK(vfractions)(rows, ~0u, c, top, bottom);
+    RK_FOR (m, rows) {
+        RK(store_h)(s, row + m, block * LANES, s->hidden - block * LANES,
+                    top[m] / (o[m] * bottom[m]));
+        if (s->keeps) RK(vstore)(gate[m] + 3 * LANES, RK(vreciprocal)(o[m]));
+    }
 }
 
 static void RK(lstm_epilogue)(const void *context, ptrdiff_t block0, ptrdiff_t blocks,
@@ -35,17 +67,13 @@ static void RK(lstm_epilogue)(const void *context, ptrdiff_t block0, ptrdiff_t b
 {
     const rk_step *s = context;
     block0 += s->block_begin;
-    RK_FOR_UNITS (1, s->hidden, block0, block0 + blocks, row0, row0 + rows) {
-        real *gate = (real *)s->gates + block * s->gates_block + s->gates_row[row];
-        const real *c_prev =
-            (const real *)s->c_prev + block * s->c_prev_block + row * s->c_prev_row;
-        vec g[4];
-        RK_FOR (j, 4)
-            g[j] = RK(vload)(gate + j * LANES);
-        RK(vactivate)(4, 1u << 2, g);
-        RK_FOR (j, 4)
-            RK(vstore)(gate + j * LANES, g[j]);
-        RK(vstore)(gate + 4 * LANES, RK(vfma)(g[1], RK(vload)(c_prev), g[0] * g[2]));
+    for (ptrdiff_t block = block0; block < block0 + blocks; block++) {
+        for (ptrdiff_t row = row0, left = rows; left > 0; row += 2, left -= 2) {
+            if (left >= 2)
+                RK(lstm_cell)(s, block, row, 2);
+            else
+                RK(lstm_cell)(s, block, row, 1);
+        }
     }
     /* a pass of its own: in one, each row would wait for the chain from f over c to tanh(c) */
     for (ptrdiff_t block = block0; block < block0 + blocks; block++) {

@@ -24,63 +24,82 @@ RK_INLINE void RK(lstm_options_output)(const rk_step *s, ptrdiff_t block, ptrdif
 {
     const int slots = options & RK_LSTM_COUPLED ? 3 : 4;
     const int waiting = options & RK_LSTM_PEEPHOLE ? rows : 0;
-    vec o[3], x[4]; /* x: the arguments of o if they wait, then c */
+    vec o[3], x[4], top[4], bottom[4]; /* x: the arguments of o if they wait, then c */
+    real *gate[3];
     RK_FOR (m, rows) {
-        const real *gate = (const real *)s->gates + block * s->gates_block + s->gates_row[row + m];
-        x[waiting + m] = RK(vload)(gate + slots * LANES);
-        o[m] = RK(vload)(gate + (slots - 1) * LANES);
+        gate[m] = (real *)s->gates + block * s->gates_block + s->gates_row[row + m];
+        x[waiting + m] = RK(vload)(gate[m] + slots * LANES);
+        o[m] = RK(vload)(gate[m] + (slots - 1) * LANES);
     }
     if (waiting) {
         const vec p = RK(vload)((const real *)s->peepholes + (3 * block + 2) * LANES);
         RK_FOR (m, rows)
             x[m] = RK(vfma)(p, x[rows + m], o[m]);
     }
-    RK(vactivate)(waiting + rows, ~0u << waiting, x);
-    if (waiting) {
-        RK_FOR (m, rows) {
-            o[m] = x[m];
-            RK(vstore)((real *)s->gates + block * s->gates_block + s->gates_row[row + m] +
-                           (slots - 1) * LANES,
-                       o[m]);
-        }
-    }
+    RK(vfractions)(waiting + rows, ~0u << waiting, x, top, bottom);
     RK_FOR (m, rows) {
-        const vec h = o[m] * x[waiting + m];
+        if (waiting) o[m] = bottom[m];
+        const vec h = top[waiting + m] / (o[m] * bottom[waiting + m]);
         if (options & RK_LSTM_PROJECTED)
             RK(vstore)((real *)s->h + (row + m) * s->h_pitch + block * LANES, h);
         else
             RK(store_h)(s, row + m, block * LANES, s->hidden - block * LANES, h);
+        if (s->keeps) RK(vstore)(gate[m] + (slots - 1) * LANES, RK(vreciprocal)(o[m]));
+    }
+}
+
+/* The gates but o, and c, of one or two rows of one block. */
+RK_INLINE void RK(lstm_options_cell)(const rk_step *s, ptrdiff_t block, ptrdiff_t row,
+                                     const int rows, const int options)
+{
+    const int coupled = options & RK_LSTM_COUPLED, peephole = options & RK_LSTM_PEEPHOLE;
+    const int slots = coupled ? 3 : 4, g = slots - 2;
+    const int now = peephole ? slots - 1 : slots; /* gates that need not wait for c */
+    vec x[8], c_prev[2], top[8], bottom[8];
+    real *gate[2];
+    RK_FOR (m, rows) {
+        gate[m] = (real *)s->gates + block * s->gates_block + s->gates_row[row + m];
+        c_prev[m] = RK(vload)((const real *)s->c_prev + block * s->c_prev_block +
+                              (row + m) * s->c_prev_row);
+        vec *a = x + now * m;
+        RK_FOR (j, now)
+            a[j] = RK(vload)(gate[m] + j * LANES);
+        if (peephole) {
+            const real *p = (const real *)s->peepholes + 3 * block * LANES;
+            a[0] = RK(vfma)(RK(vload)(p), c_prev[m], a[0]);
+            if (!coupled) a[1] = RK(vfma)(RK(vload)(p + LANES), c_prev[m], a[1]);
+        }
+    }
+    RK(vfractions)(now * rows, 1u << g | 1u << (now + g), x, top, bottom);
+    RK_FOR (m, rows) {
+        const vec *const a = bottom + now * m;
+        const vec g_top = top[now * m + g], f = coupled ? 1 - 1 / a[0] : 1 / a[1];
+        vec c = RK(vfma)(f, c_prev[m], g_top / (a[0] * a[g]));
+        if (options & RK_LSTM_CELL_CLIP) c = RK(lstm_clip)(c, (real)s->cell_clip);
+        if (s->keeps) {
+            RK(vstore)(gate[m], RK(vreciprocal)(a[0]));
+            if (!coupled) RK(vstore)(gate[m] + LANES, f);
+            RK(vstore)(gate[m] + g * LANES, g_top * RK(vreciprocal)(a[g]));
+        }
+        if (!peephole) RK(vstore)(gate[m] + (slots - 1) * LANES, a[slots - 1]);
+        RK(vstore)(gate[m] + slots * LANES, c);
     }
 }
 
 RK_INLINE void RK(lstm_options_epilogue)(const rk_step *s, ptrdiff_t block0, ptrdiff_t blocks,
                                          ptrdiff_t row0, ptrdiff_t rows, const int options)
 {
-    const int coupled = options & RK_LSTM_COUPLED, peephole = options & RK_LSTM_PEEPHOLE;
-    const int slots = coupled ? 3 : 4, g = slots - 2;
-    const int now = peephole ? slots - 1 : slots; /* gates that need not wait for c */
+    const int most = options & RK_LSTM_PEEPHOLE ? 2 : 3;
     block0 += s->block_begin;
-    RK_FOR_UNITS (1, s->hidden, block0, block0 + blocks, row0, row0 + rows) {
-        real *gate = (real *)s->gates + block * s->gates_block + s->gates_row[row];
-        const vec c_prev =
-            RK(vload)((const real *)s->c_prev + block * s->c_prev_block + row * s->c_prev_row);
-        vec a[4];
-        RK_FOR (j, now)
-            a[j] = RK(vload)(gate + j * LANES);
-        if (peephole) {
-            const real *p = (const real *)s->peepholes + 3 * block * LANES;
-            a[0] = RK(vfma)(RK(vload)(p), c_prev, a[0]);
-            if (!coupled) a[1] = RK(vfma)(RK(vload)(p + LANES), c_prev, a[1]);
+    for (ptrdiff_t block = block0; block < block0 + blocks; block++) {
+        for (ptrdiff_t row = row0, left = rows; left > 0; row += 2, left -= 2) {
+            if (left >= 2)
+                RK(lstm_options_cell)(s, block, row, 2, options);
+            else
+                RK(lstm_options_cell)(s, block, row, 1, options);
         }
-        RK(vactivate)(now, 1u << g, a);
-        RK_FOR (j, now)
-            RK(vstore)(gate + j * LANES, a[j]);
-        vec c = RK(vfma)(coupled ? 1 - a[0] : a[1], c_prev, a[0] * a[g]);
-        if (options & RK_LSTM_CELL_CLIP) c = RK(lstm_clip)(c, (real)s->cell_clip);
-        RK(vstore)(gate + slots * LANES, c);
     }
     /* a pass of its own, as in cells/lstm.h */
-    const int most = peephole ? 2 : 3;
     for (ptrdiff_t block = block0; block < block0 + blocks; block++) {
         for (ptrdiff_t row = row0, left = rows; left > 0; row += most, left -= most) {
             if (left >= 3 && most == 3)
