@@ -22,7 +22,14 @@ from rnnkernel._kernels cimport (
     rk_step,
 )
 from rnnkernel._packing cimport Panel, pack_share, run_blocks
-from rnnkernel._rows cimport any_set, cells_after_reset, clear_rows, clear_step
+from rnnkernel._rows cimport (
+    any_set,
+    cells_after_reset,
+    clear_rows,
+    clear_step,
+    rk_ask_to_read,
+    rk_ask_to_write,
+)
 from rnnkernel._team cimport (
     rk_end_part,
     rk_hand_over,
@@ -183,15 +190,22 @@ cdef Py_ssize_t list_rows(
     const Run *r, const Part *part, Py_ssize_t t0, Py_ssize_t steps
 ) noexcept nogil:
     """Where the rows lie that are alive in some steps, in x or its table, and in the gates; how
-    many."""
+    many. Those of x and y are asked for."""
     cdef Py_ssize_t t, n, row, k = 0
+    cdef const char *x
+    cdef const char *y
     for t in range(steps):
+        x = r.x + (t0 + t) * r.x_time * r.item
+        y = r.y + (t0 + t) * r.y_time * r.item
         for n in range(part.begin, min(part.end, part.alive[t0 + t])):
             if r.index != NULL:
                 row = r.index[(t0 + t) * r.index_time + r.index_row[n]]
                 part.chunk_x[k] = row * r.cell.input.slots * r.units
             else:
                 part.chunk_x[k] = t * r.x_time + r.x_row[n]
+                rk_ask_to_read(x + r.x_row[n] * r.item, r.I * r.item)
+            if part.team.members == 1:
+                rk_ask_to_write(y + r.y_row[n] * r.item, r.P * r.item)
             part.chunk_gates[k] = t * r.gates_time + r.gates_row[n]
             k += 1
     return k

@@ -7,6 +7,22 @@ see rnnkernel/_sequence.py.
 from libc.string cimport memcpy, memset
 
 
+cdef extern from *:
+    """
+    /* Rows by position lie anywhere: no processor guesses where the next one is. */
+    static inline void rk_ask_to_read(const char *row, ptrdiff_t bytes)
+    {
+        for (ptrdiff_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at, 0, 2);
+    }
+    static inline void rk_ask_to_write(const char *row, ptrdiff_t bytes)
+    {
+        for (ptrdiff_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at, 1, 2);
+    }
+    """
+    void rk_ask_to_read(const char *row, Py_ssize_t bytes) noexcept nogil
+    void rk_ask_to_write(const char *row, Py_ssize_t bytes) noexcept nogil
+
+
 cdef enum:
     SECTIONS = 2  # at most
 
