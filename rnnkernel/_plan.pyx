@@ -81,12 +81,14 @@ def team_size(double flops, Py_ssize_t tiles, int threads):
 
 
 cdef Py_ssize_t weights_of_block(const Run *r) noexcept:
-    """How many of W_hh a block has."""
+    """How many of W_hh a block has, and of W_ih, where a single step reads both."""
     cdef int phase
-    cdef Py_ssize_t slots = 0
+    cdef Py_ssize_t weights = 0
+    if r.T == 1 and r.index == NULL:
+        weights += r.cell.input.slots * r.I
     for phase in range(r.cell.phases):
-        slots += r.cell.recurrent[phase].slots
-    return slots * r.units * r.P
+        weights += r.cell.recurrent[phase].slots * r.P
+    return weights * r.units
 
 
 cdef double step_time(const Run *r, Py_ssize_t rows, Py_ssize_t blocks) noexcept:
