@@ -25,7 +25,7 @@ cdef void list_rows(const Bptt *r, const Chunk *c) noexcept nogil:
     """Where the rows of a chunk lie, in the order that the weight gradients sum them in: by shard,
     step and batch row, so that a ragged batch sums as the padded one does."""
     cdef bint one_hot = r.table_gradient == r.input_gradient
-    cdef Py_ssize_t t, n, p, at, row, k, listed = 0
+    cdef Py_ssize_t t, n, p, row, k, at = 0, listed = 0
     cdef Py_ssize_t[SHARDS] place
     cdef int shard, section
     for shard in range(SHARDS):
