@@ -12,6 +12,24 @@
             for (ptrdiff_t v = 0, unit = block * (vectors) * LANES, valid = (hidden) - unit;       \
                  v < (vectors) && valid > 0; v++, unit += LANES, valid -= LANES)
 
+/* Calls with `block`, `row` and how many rows, `count`, for all rows of the blocks: `most` (two or
+ * three) at a time. The count is a constant, for what is inlined there to take them in lockstep. */
+#define RK_BY_FEW_ROWS(most, block_begin, block_end, row_begin, rows, call)                        \
+    for (ptrdiff_t block = (block_begin); block < (block_end); block++)                            \
+        for (ptrdiff_t row = (row_begin), left = (rows); left > 0;                                 \
+             row += (most), left -= (most)) {                                                      \
+            if (left >= (most)) {                                                                  \
+                const int count = (most);                                                          \
+                call;                                                                              \
+            } else if (left == 2) {                                                                \
+                const int count = 2;                                                               \
+                call;                                                                              \
+            } else {                                                                               \
+                const int count = 1;                                                               \
+                call;                                                                              \
+            }                                                                                      \
+        }
+
 /* The product into a window of the gates of some blocks, `nc` vectors of each, then the epilogue.
  */
 RK_INLINE void RK(forward_blocks)(const rk_step *s, const int unit_vectors, const int slot,

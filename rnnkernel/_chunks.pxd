@@ -19,7 +19,7 @@ cdef struct Share:
     rk_team *team
     int members, member                 # of those that meet within a step
     Py_ssize_t begin, end               # batch rows
-    int section                         # of these that are at work
+    int section                         # whose rows are at work
     Py_ssize_t first, past              # columns of h
     Py_ssize_t first_unit, past_unit    # units of the cell: as many, but for a projection
     Py_ssize_t block_begin, block_end   # the same in blocks

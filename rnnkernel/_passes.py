@@ -16,10 +16,11 @@ import numpy as np
 from rnnkernel import _check, _dropout, _forward
 from rnnkernel._arguments import Layout, check_rows, check_state, check_tokens, check_x, check_y
 from rnnkernel._packing import PackedWeights
+from rnnkernel._plan import sections_of
 from rnnkernel._rows import kept_x
 from rnnkernel._sequence import Sequence, constant
 from rnnkernel._tape import Pass, Tape
-from rnnkernel._unroll import sections_of, unroll
+from rnnkernel._unroll import unroll
 from rnnkernel.results import Output
 from rnnkernel.trace import Trace
 

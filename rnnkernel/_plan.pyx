@@ -23,6 +23,11 @@ cdef double PACKING = 10
 # Packed blocks that a thread holds at a time where weights pass, in its L2; with 0 none do.
 PASSING_BYTES = 131072
 
+# Rows for each thread, and bytes of W_hh, from and up to which steps are shared by rows for sure.
+# No result depends on it. Tests set SECTIONED_ROWS.
+SECTIONED_ROWS = 16
+cdef Py_ssize_t SECTIONED_BYTES = 1 << 20
+
 # "rows" or "units" splits every call between threads so; None lets `splits_units` choose. Results
 # are the same, as tests show by setting it.
 SPLIT = None
@@ -135,6 +140,17 @@ cdef bint overflows(const Run *r, Py_ssize_t steps, int team) noexcept:
 cdef double team_step(const Run *r, Py_ssize_t rows, int team) except -1:
     """Microseconds that a team takes for a step, shared as it would share it."""
     return shared_step(r, rows, team, team > 1 and splits_units(r, rows, team))
+
+
+def sections_of(layer, Py_ssize_t N, int threads):
+    """How many sections the rows of a training call are to stand in, where they differ: two where
+    threads will share its steps by rows, in halves or parts of them."""
+    cdef Py_ssize_t weights = len(layer._cell.gates) * layer.hidden_size * layer._widths[0]
+    if threads > 1 and N >= SECTIONED_ROWS * threads and (
+        weights * layer.dtype.itemsize <= SECTIONED_BYTES
+    ):
+        return 2
+    return 1
 
 
 # -- who takes what ------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ class Sequence:
     lengths : (N,) intp, or None where all are T
     reset : (T, N) bool, or None
     sections : int
+        That the rows are to stand in, of about as many steps each.
     """
 
     def __init__(

@@ -32,15 +32,11 @@ from rnnkernel._tape cimport Pass, Tape
 from rnnkernel import _checkpoints
 from rnnkernel._arguments import Layout
 from rnnkernel._forward import allocate_reserve, pack_cells
+from rnnkernel._plan import sections_of
 from rnnkernel._rows import kept_x
 from rnnkernel.results import Output
 
 cnp.import_array()
-
-# Rows for each thread, and bytes of W_hh, from and up to which steps are shared by rows for sure.
-# No result depends on it. Tests set SECTIONED_ROWS.
-SECTIONED_ROWS = 16
-cdef Py_ssize_t SECTIONED_BYTES = 1 << 20
 
 # [batch_first][batched]
 cdef list LAYOUTS = [
@@ -80,17 +76,6 @@ def train(layer, x, state, int threads, lengths=None):
     )
     tape = Tape(layer, passes, layout, shape)
     return Output(caller_view(layout, y), layout.caller_state(finals), None, tape)
-
-
-def sections_of(layer, Py_ssize_t N, int threads):
-    """How many sections the rows of a training call are to stand in, where they differ: two where
-    threads will share its steps by rows, in halves or parts of them."""
-    cdef Py_ssize_t weights = len(layer._cell.gates) * layer.hidden_size * layer._widths[0]
-    if threads > 1 and N >= SECTIONED_ROWS * threads and (
-        weights * layer.dtype.itemsize <= SECTIONED_BYTES
-    ):
-        return 2
-    return 1
 
 
 def unroll(

@@ -9,7 +9,7 @@ import pytest
 from drawn import SMALL, draw
 from helpers import make_layer
 from reference import CASES
-from rnnkernel import _backward, _crowd, _pool, _unroll
+from rnnkernel import _backward, _crowd, _plan, _pool
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -36,7 +36,7 @@ def as_large(request, monkeypatch):
     if kind % 2:
         monkeypatch.setattr(_backward, "SHARDED_ROWS", 2)
     if kind // 2:
-        monkeypatch.setattr(_unroll, "SECTIONED_ROWS", 1)
+        monkeypatch.setattr(_plan, "SECTIONED_ROWS", 1)
 
 
 @pytest.fixture(params=CASES.values(), ids=CASES.keys())

@@ -15,7 +15,7 @@ import rnnkernel as rk
 from drawn import tape_distance_to_kink
 from helpers import assert_same_bits, unchanged
 from reference import CASES, Case, dropout, lstm_case, stack
-from rnnkernel import _backward, _unroll
+from rnnkernel import _backward, _plan
 from tolerances import assert_output_close
 
 EXAMPLES = 300
@@ -374,5 +374,5 @@ def test_random_combinations(family, data):
     c = data.draw(combinations(FAMILIES[family]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_backward, "SHARDED_ROWS", c.sharded)
-        patch.setattr(_unroll, "SECTIONED_ROWS", c.sectioned)
+        patch.setattr(_plan, "SECTIONED_ROWS", c.sectioned)
         check(c)

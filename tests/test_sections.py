@@ -6,10 +6,10 @@ import pytest
 import rnnkernel as rk
 from batches import KINDS, batch
 from helpers import assert_same_bits
-from rnnkernel import _backward, _plan, _unroll
+from rnnkernel import _backward, _plan
 from sequences import parts
 
-FROM = _unroll.SECTIONED_ROWS
+FROM = _plan.SECTIONED_ROWS
 NEVER = 1 << 40
 WAYS = [(split, taking) for split in ("rows", "units") for taking in (None, True, "all")]
 
@@ -31,10 +31,10 @@ def train(layer, given, *, num_threads, back_threads=None, backward=None, **kept
     return {name: array for name, array in named.items() if array is not None}, sections
 
 
-def check(layer, given, expected, sections=2, **arguments):
+def check(layer, given, expected, **arguments):
     __tracebackhide__ = True
     got, found = train(layer, given, **arguments)
-    assert len(found) == sections
+    assert len(found) == 2
     assert got.keys() == expected.keys()
     for name, wanted in expected.items():
         assert_same_bits(got[name], wanted, f"{arguments}: {name}")
@@ -46,7 +46,7 @@ def test_bits(case, dtype, kind, N, monkeypatch):
     layer = getattr(rk, case.layer)(9, 21, dtype=dtype, rng=0, **case.options)
     given = batch(layer, kind, 61, N)
     expected, _ = train(layer, given, num_threads=1)
-    monkeypatch.setattr(_unroll, "SECTIONED_ROWS", 0)
+    monkeypatch.setattr(_plan, "SECTIONED_ROWS", 0)
     for num_threads, back_threads in ((2, 2), (2, 1), (3, 2), (2, 3)):
         check(layer, given, expected, num_threads=num_threads, back_threads=back_threads)
 
@@ -58,7 +58,7 @@ def test_ways_to_share(case, forward, taking, split, backward, monkeypatch):
     layer = getattr(rk, case.layer)(9, 35, rng=0, **case.options)
     given = batch(layer, "reset", 130, 21)
     expected, _ = train(layer, given, num_threads=1, backward=backward)
-    monkeypatch.setattr(_unroll, "SECTIONED_ROWS", 0)
+    monkeypatch.setattr(_plan, "SECTIONED_ROWS", 0)
     monkeypatch.setattr(_plan, "SPLIT", forward)
     monkeypatch.setattr(_plan, "TAKING", taking)
     monkeypatch.setattr(_backward, "SPLIT", split)
@@ -72,7 +72,7 @@ def test_late_threads(case, late, split, monkeypatch):
     layer = getattr(rk, case.layer)(9, 35, rng=0, **case.options)
     given = batch(layer, "ragged", 17, 21)
     expected, _ = train(layer, given, num_threads=1)
-    monkeypatch.setattr(_unroll, "SECTIONED_ROWS", 0)
+    monkeypatch.setattr(_plan, "SECTIONED_ROWS", 0)
     for module in (_plan, _backward):
         monkeypatch.setattr(module, "SPLIT", split)
         monkeypatch.setattr(module, "LATE", late)
@@ -85,7 +85,7 @@ def test_stacks_and_what_is_kept(case, options, kept, monkeypatch):
     layer = getattr(rk, case.layer)(9, 21, rng=0, **case.options, **options)
     given = batch(layer, "reset", 61, 17)
     expected, _ = train(layer, given, num_threads=1, **kept)
-    monkeypatch.setattr(_unroll, "SECTIONED_ROWS", 0)
+    monkeypatch.setattr(_plan, "SECTIONED_ROWS", 0)
     for num_threads in (2, 4):
         check(layer, given, expected, num_threads=num_threads, **kept)
 
@@ -101,7 +101,7 @@ def test_uneven_batches(case, lengths, monkeypatch):
     x, state, _ = batch(layer, "ragged", 61, 21)
     given = x, state, {"lengths": np.array(lengths)}
     expected, _ = train(layer, given, num_threads=1)
-    monkeypatch.setattr(_unroll, "SECTIONED_ROWS", 0)
+    monkeypatch.setattr(_plan, "SECTIONED_ROWS", 0)
     for num_threads in (2, 3):
         check(layer, given, expected, num_threads=num_threads)
 
@@ -111,7 +111,7 @@ def test_trace(case, monkeypatch):
     x, state, arguments = batch(layer, "ragged", 31, 17)
     traces = []
     for rows in (NEVER, 0):
-        monkeypatch.setattr(_unroll, "SECTIONED_ROWS", rows)
+        monkeypatch.setattr(_plan, "SECTIONED_ROWS", rows)
         out = layer.forward(x, state, training=True, trace=True, num_threads=2, **arguments)
         traces.append(out.trace[0])
     for name in traces[0]:
@@ -130,7 +130,7 @@ def test_trace(case, monkeypatch):
 )
 def test_which_batches_have_them(N, H, num_threads, sections, monkeypatch):
     """Those of many rows for each thread, and of small weights; sections of about as many steps."""
-    monkeypatch.setattr(_unroll, "SECTIONED_ROWS", FROM)
+    monkeypatch.setattr(_plan, "SECTIONED_ROWS", FROM)
     layer = rk.RNN(9, H, rng=0)
     x = np.zeros((2, N, 9), np.float32)
     given = x, None, {"reset": np.ones((2, N), bool)}

@@ -55,14 +55,7 @@ static void RK(gru_after_epilogue)(const void *context, ptrdiff_t block0, ptrdif
 {
     const rk_step *s = context;
     block0 += s->block_begin;
-    for (ptrdiff_t block = block0; block < block0 + blocks; block++) {
-        for (ptrdiff_t row = row0, left = rows; left > 0; row += 2, left -= 2) {
-            if (left >= 2)
-                RK(gru_after_rows)(s, block, row, 2);
-            else
-                RK(gru_after_rows)(s, block, row, 1);
-        }
-    }
+    RK_BY_FEW_ROWS(2, block0, block0 + blocks, row0, rows, RK(gru_after_rows)(s, block, row, count))
 }
 
 static void RK(gru_after_forward)(const rk_step *s)

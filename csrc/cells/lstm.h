@@ -67,25 +67,9 @@ static void RK(lstm_epilogue)(const void *context, ptrdiff_t block0, ptrdiff_t b
 {
     const rk_step *s = context;
     block0 += s->block_begin;
-    for (ptrdiff_t block = block0; block < block0 + blocks; block++) {
-        for (ptrdiff_t row = row0, left = rows; left > 0; row += 2, left -= 2) {
-            if (left >= 2)
-                RK(lstm_cell)(s, block, row, 2);
-            else
-                RK(lstm_cell)(s, block, row, 1);
-        }
-    }
+    RK_BY_FEW_ROWS(2, block0, block0 + blocks, row0, rows, RK(lstm_cell)(s, block, row, count))
     /* a pass of its own: in one, each row would wait for the chain from f over c to tanh(c) */
-    for (ptrdiff_t block = block0; block < block0 + blocks; block++) {
-        for (ptrdiff_t row = row0, left = rows; left > 0; row += 3, left -= 3) {
-            if (left >= 3)
-                RK(lstm_output)(s, block, row, 3);
-            else if (left == 2)
-                RK(lstm_output)(s, block, row, 2);
-            else
-                RK(lstm_output)(s, block, row, 1);
-        }
-    }
+    RK_BY_FEW_ROWS(3, block0, block0 + blocks, row0, rows, RK(lstm_output)(s, block, row, count))
 }
 
 static void RK(lstm_forward)(const rk_step *s)

@@ -91,25 +91,11 @@ RK_INLINE void RK(lstm_options_epilogue)(const rk_step *s, ptrdiff_t block0, ptr
 {
     const int most = options & RK_LSTM_PEEPHOLE ? 2 : 3;
     block0 += s->block_begin;
-    for (ptrdiff_t block = block0; block < block0 + blocks; block++) {
-        for (ptrdiff_t row = row0, left = rows; left > 0; row += 2, left -= 2) {
-            if (left >= 2)
-                RK(lstm_options_cell)(s, block, row, 2, options);
-            else
-                RK(lstm_options_cell)(s, block, row, 1, options);
-        }
-    }
+    RK_BY_FEW_ROWS(2, block0, block0 + blocks, row0, rows,
+                   RK(lstm_options_cell)(s, block, row, count, options))
     /* a pass of its own, as in cells/lstm.h */
-    for (ptrdiff_t block = block0; block < block0 + blocks; block++) {
-        for (ptrdiff_t row = row0, left = rows; left > 0; row += most, left -= most) {
-            if (left >= 3 && most == 3)
-                RK(lstm_options_output)(s, block, row, most, options);
-            else if (left >= 2)
-                RK(lstm_options_output)(s, block, row, 2, options);
-            else
-                RK(lstm_options_output)(s, block, row, 1, options);
-        }
-    }
+    RK_BY_FEW_ROWS(most, block0, block0 + blocks, row0, rows,
+                   RK(lstm_options_output)(s, block, row, count, options))
 }
 
 RK_INLINE void RK(lstm_options_backward)(const rk_step_backward *s, const int options)
