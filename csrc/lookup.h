@@ -5,6 +5,17 @@ RK_INLINE ptrdiff_t RK(lookup_vectors)(const rk_lookup *p, ptrdiff_t block)
     return block == p->blocks - 1 ? p->last_vectors : p->vectors;
 }
 
+/* Asks for a row of the table. */
+RK_INLINE void RK(ask)(const rk_lookup *p, ptrdiff_t row, ptrdiff_t size)
+{
+    for (ptrdiff_t block = 0; block < p->blocks; block++) {
+        const char *from =
+            (const char *)p->table + (block * p->table_block + p->table_row[row]) * size;
+        for (ptrdiff_t at = 0; at < p->vectors * LANES * size; at += 64)
+            __builtin_prefetch(from + at, 0, 2);
+    }
+}
+
 /* LANES elements of a table as it is stored. */
 RK_INLINE vec RK(entry)(const int storage, const char *from)
 {
@@ -15,26 +26,47 @@ RK_INLINE vec RK(entry)(const int storage, const char *from)
     return RK(vload)((const real *)from);
 }
 
-RK_INLINE void RK(gather_from)(const rk_lookup *p, const int storage, const ptrdiff_t size)
+RK_INLINE void RK(gather_row)(const rk_lookup *p, ptrdiff_t row, const int storage,
+                              const ptrdiff_t size)
 {
-    for (ptrdiff_t row = 0; row < p->rows; row++) {
-        for (ptrdiff_t block = 0; block < p->blocks; block++) {
-            const char *from =
-                (const char *)p->table + (block * p->table_block + p->table_row[row]) * size;
-            const real *init = p->init ? (const real *)p->init + block * p->init_block : NULL;
-            real *to = (real *)p->c + block * p->c_block + p->c_row[row];
-            for (ptrdiff_t v = 0; v < RK(lookup_vectors)(p, block); v++) {
-                vec entry = RK(entry)(storage, from + v * LANES * size);
-                if (storage == RK_INT8) {
-                    const real *scale = (const real *)p->scale + block * p->scale_block + v * LANES;
-                    entry = RK(vfma)(RK(vload)(scale), entry, RK(vload)(init + v * LANES));
-                } else if (init) {
-                    entry = RK(vload)(init + v * LANES) + entry;
-                }
-                RK(vstore)(to + v * LANES, entry);
+    for (ptrdiff_t block = 0; block < p->blocks; block++) {
+        const char *from =
+            (const char *)p->table + (block * p->table_block + p->table_row[row]) * size;
+        const real *init = p->init ? (const real *)p->init + block * p->init_block : NULL;
+        real *to = (real *)p->c + block * p->c_block + p->c_row[row];
+        for (ptrdiff_t v = 0; v < RK(lookup_vectors)(p, block); v++) {
+            vec entry = RK(entry)(storage, from + v * LANES * size);
+            if (storage == RK_INT8) {
+                const real *scale = (const real *)p->scale + block * p->scale_block + v * LANES;
+                entry = RK(vfma)(RK(vload)(scale), entry, RK(vload)(init + v * LANES));
+            } else if (init) {
+                entry = RK(vload)(init + v * LANES) + entry;
             }
+            RK(vstore)(to + v * LANES, entry);
         }
     }
+}
+RK_INLINE void RK(scatter_row)(const rk_lookup *p, ptrdiff_t row)
+{
+    for (ptrdiff_t block = 0; block < p->blocks; block++) {
+        real *to = (real *)p->table + block * p->table_block + p->table_row[row];
+        const real *from = (const real *)p->c + block * p->c_block + p->c_row[row];
+        for (ptrdiff_t v = 0; v < RK(lookup_vectors)(p, block); v++)
+            RK(vstore)(to + v * LANES, RK(vload)(to + v * LANES) + RK(vload)(from + v * LANES));
+    }
+}
+
+RK_INLINE void RK(gather_from)(const rk_lookup *p, const int storage, const ptrdiff_t size)
+{
+    ptrdiff_t row = 0;
+    if (p->ahead) {
+        for (; row + p->ahead < p->rows; row++) {
+            RK(ask)(p, row + p->ahead, size);
+            RK(gather_row)(p, row, storage, size);
+        }
+    }
+    for (; row < p->rows; row++)
+        RK(gather_row)(p, row, storage, size);
 }
 
 static void RK(gather)(const rk_lookup *p)
@@ -54,12 +86,13 @@ static void RK(gather)(const rk_lookup *p)
 
 static void RK(scatter)(const rk_lookup *p)
 {
-    for (ptrdiff_t row = p->rows - 1; row >= 0; row--) {
-        for (ptrdiff_t block = 0; block < p->blocks; block++) {
-            real *to = (real *)p->table + block * p->table_block + p->table_row[row];
-            const real *from = (const real *)p->c + block * p->c_block + p->c_row[row];
-            for (ptrdiff_t v = 0; v < RK(lookup_vectors)(p, block); v++)
-                RK(vstore)(to + v * LANES, RK(vload)(to + v * LANES) + RK(vload)(from + v * LANES));
+    ptrdiff_t row = p->rows - 1;
+    if (p->ahead) {
+        for (; row >= p->ahead; row--) {
+            RK(ask)(p, row - p->ahead, sizeof(real));
+            RK(scatter_row)(p, row);
         }
     }
+    for (; row >= 0; row--)
+        RK(scatter_row)(p, row);
 }

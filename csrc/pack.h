@@ -7,13 +7,17 @@
  *
  * The first is a transpose, made of tiles of LANES x LANES in registers: a vector of each of LANES
  * rows in, a vector of each of LANES columns out. A tile at the end of K covers columns of the one
- * before once more. Columns may be chosen by an index, which then is followed element by element.
+ * before once more. An index may choose columns: then tiles are those of all columns that have
+ * some of the chosen, of which these alone are packed, and between which zeros are unpacked.
  */
 
 enum {
     RK(PACK_STRIP) = 128, /* columns that are packed of all gates of a block before the next: what
                              is read and written lies in L2, and whole cache lines at a time */
     RK(PACK_BLOCKS) = 8,  /* column blocks that share one pass over the rows */
+    /* columns to one chosen, from which on those chosen are moved one by one; from beyond L2 */
+    RK(FEW_CHOSEN) = 4,
+    RK(FEW_FAR) = 64,
 };
 
 /* Element j of the two vectors that a pair of a transpose's stage becomes: where bit s of j is set
@@ -63,57 +67,47 @@ RK_INLINE void RK(transpose)(vec m[RK_LANES])
     RK_STAGE(1)
 }
 
-/* A tile of the canonical rows: LANES columns, from `columns` if there is an index; rows past
- * `valid` are zero. */
-RK_INLINE void RK(load_tile)(vec m[RK_LANES], const real *from, ptrdiff_t row, ptrdiff_t valid,
-                             const ptrdiff_t *columns)
+/* A tile of the canonical rows: LANES columns; rows past `valid` are zero. */
+RK_INLINE void RK(load_tile)(vec m[RK_LANES], const real *from, ptrdiff_t row, ptrdiff_t valid)
 {
     RK_FOR (i, LANES) {
         m[i] = (vec){0};
         if (i >= valid) continue;
-        if (columns)
-            RK_FOR (j, LANES)
-                m[i][j] = from[columns[j]];
-        else
-            m[i] = RK(vload)(from);
+        m[i] = RK(vload)(from);
         from += row;
     }
 }
-RK_INLINE void RK(store_tile)(const vec m[RK_LANES], real *to, ptrdiff_t row, ptrdiff_t valid,
-                              const ptrdiff_t *columns)
+RK_INLINE void RK(store_tile)(const vec m[RK_LANES], real *to, ptrdiff_t row, ptrdiff_t valid)
 {
     RK_FOR (i, LANES) {
         if (i >= valid) continue;
-        if (columns)
-            RK_FOR (j, LANES)
-                to[columns[j]] = m[i][j];
-        else
-            RK(vstore)(to, m[i]);
+        RK(vstore)(to, m[i]);
         to += row;
     }
 }
 
+/* The same columns of the rows that come next. */
+#define RK_ASK(next, row, writes)                                                                  \
+    RK_FOR (i, LANES)                                                                              \
+        __builtin_prefetch((next) + i * (row), writes, 2);
+
 /* Columns k0..k1 of a vector of units of one gate, both ways. */
 RK_INLINE void RK(pack_units)(const rk_packing *p, const real *canonical, ptrdiff_t valid,
-                              const ptrdiff_t *columns, real *packed, ptrdiff_t width, ptrdiff_t k0,
-                              ptrdiff_t k1, const real *next)
+                              real *packed, ptrdiff_t width, ptrdiff_t k0, ptrdiff_t k1,
+                              const real *next)
 {
     const ptrdiff_t row = p->canonical_row;
     if (k1 - k0 < LANES) {
         for (ptrdiff_t k = k0; k < k1; k++)
             for (ptrdiff_t u = 0; u < LANES; u++)
-                packed[k * width + u] =
-                    u < valid ? canonical[u * row + (columns ? columns[k] : k)] : 0;
+                packed[k * width + u] = u < valid ? canonical[u * row + k] : 0;
         return;
     }
     for (ptrdiff_t k = k0; k < k1; k += LANES) {
         if (k > k1 - LANES) k = k1 - LANES;
         vec m[RK_LANES];
-        RK(load_tile)(m, columns ? canonical : canonical + k, row, valid,
-                      columns ? columns + k : NULL);
-        if (next)
-            RK_FOR (i, LANES)
-                __builtin_prefetch(next + i * row + k, 0, 2);
+        RK(load_tile)(m, canonical + k, row, valid);
+        if (next) RK_ASK(next + k, row, 0)
         RK(transpose)(m);
         real *to = packed + k * width;
         RK_FOR (j, LANES) {
@@ -123,19 +117,14 @@ RK_INLINE void RK(pack_units)(const rk_packing *p, const real *canonical, ptrdif
     }
 }
 RK_INLINE void RK(unpack_units)(const rk_packing *p, real *canonical, ptrdiff_t valid,
-                                const ptrdiff_t *columns, const real *packed, ptrdiff_t width,
-                                ptrdiff_t k0, ptrdiff_t k1, const real *next)
+                                const real *packed, ptrdiff_t width, ptrdiff_t k0, ptrdiff_t k1,
+                                const real *next)
 {
     const ptrdiff_t row = p->canonical_row;
-    if (columns) { /* zeros between them, while they pass through the cache */
-        const ptrdiff_t first = k0 ? columns[k0] : 0, past = k1 < p->k ? columns[k1] : p->all;
-        for (ptrdiff_t u = 0; u < valid; u++)
-            __builtin_memset(canonical + u * row + first, 0, (size_t)(past - first) * sizeof(real));
-    }
     if (k1 - k0 < LANES) {
         for (ptrdiff_t u = 0; u < valid; u++)
             for (ptrdiff_t k = k0; k < k1; k++)
-                canonical[u * row + (columns ? columns[k] : k)] = packed[k * width + u];
+                canonical[u * row + k] = packed[k * width + u];
         return;
     }
     for (ptrdiff_t k = k0; k < k1; k += LANES) {
@@ -146,12 +135,64 @@ RK_INLINE void RK(unpack_units)(const rk_packing *p, real *canonical, ptrdiff_t 
             m[j] = RK(vload)(from);
             from += width;
         }
-        if (next)
-            RK_FOR (i, LANES)
-                __builtin_prefetch(next + i * row + k, 1, 2);
+        if (next) RK_ASK(next + k, row, 1)
         RK(transpose)(m);
-        RK(store_tile)(m, columns ? canonical : canonical + k, row, valid,
-                       columns ? columns + k : NULL);
+        RK(store_tile)(m, canonical + k, row, valid);
+    }
+}
+
+/* The same of columns that the index chose. */
+RK_INLINE void RK(pack_chosen)(const rk_packing *p, const real *canonical, ptrdiff_t valid,
+                               real *packed, ptrdiff_t width, ptrdiff_t k0, ptrdiff_t k1,
+                               const real *next)
+{
+    const ptrdiff_t row = p->canonical_row, *columns = p->columns;
+    const ptrdiff_t few = (next ? RK(FEW_FAR) : RK(FEW_CHOSEN)) * (k1 - k0);
+    if (p->all < LANES || columns[k1 - 1] - columns[k0] > few) {
+        for (ptrdiff_t k = k0; k < k1; k++)
+            for (ptrdiff_t u = 0; u < LANES; u++)
+                packed[k * width + u] = u < valid ? canonical[u * row + columns[k]] : 0;
+        return;
+    }
+    for (ptrdiff_t k = k0; k < k1;) {
+        const ptrdiff_t begin = columns[k] < p->all - LANES ? columns[k] : p->all - LANES;
+        vec m[RK_LANES];
+        RK(load_tile)(m, canonical + begin, row, valid);
+        if (next) RK_ASK(next + begin, row, 0)
+        RK(transpose)(m);
+        for (; k < k1 && columns[k] < begin + LANES; k++)
+            RK(vstore)(packed + k * width, m[columns[k] - begin]);
+    }
+}
+RK_INLINE void RK(unpack_chosen)(const rk_packing *p, real *canonical, ptrdiff_t valid,
+                                 const real *packed, ptrdiff_t width, ptrdiff_t k0, ptrdiff_t k1,
+                                 const real *next)
+{
+    const ptrdiff_t row = p->canonical_row, *columns = p->columns;
+    ptrdiff_t begin = k0 ? columns[k0] : 0, past = k1 < p->k ? columns[k1] : p->all;
+    const ptrdiff_t few = (next ? RK(FEW_FAR) : RK(FEW_CHOSEN)) * (k1 - k0);
+    if (past - begin < LANES || past - begin > few) {
+        for (ptrdiff_t u = 0; u < valid; u++) {
+            __builtin_memset(canonical + u * row + begin, 0, (size_t)(past - begin) * sizeof(real));
+            for (ptrdiff_t k = k0; k < k1; k++)
+                canonical[u * row + columns[k]] = packed[k * width + u];
+        }
+        return;
+    }
+    for (ptrdiff_t k = k0; begin < past; begin += LANES) {
+        if (begin > past - LANES) {
+            begin = past - LANES;
+            while (k > k0 && columns[k - 1] >= begin)
+                k--;
+        }
+        vec m[RK_LANES];
+        RK_FOR (j, LANES)
+            m[j] = (vec){0};
+        for (; k < k1 && columns[k] < begin + LANES; k++)
+            m[columns[k] - begin] = RK(vload)(packed + k * width);
+        if (next) RK_ASK(next + begin, row, 1)
+        RK(transpose)(m);
+        RK(store_tile)(m, canonical + begin, row, valid);
     }
 }
 
@@ -163,37 +204,39 @@ RK_INLINE real *RK(rows_of)(const rk_packing *p, ptrdiff_t block, ptrdiff_t v)
            (p->order[v / p->unit_vectors] * p->hidden + unit) * p->canonical_row;
 }
 
-/* Calls `how` for every vector of units of the blocks, strip by strip of the columns, with where
+/* Packs or unpacks every vector of units of the blocks, strip by strip of the columns, with where
  * the canonical rows of the next begin: those that come from beyond L2 are asked for meanwhile. The
  * case of whole tiles is compiled apart. */
 #define RK_FOR_PANEL(p, how)                                                                       \
     const ptrdiff_t vectors = p->gates * p->unit_vectors, width = vectors * LANES;                 \
-    const int far =                                                                                \
-        !p->columns && p->gates * p->hidden * p->k > RK_L2_BYTES / 2 / (int)sizeof(real);          \
+    const int far = p->gates * p->hidden * p->all > RK_L2_BYTES / 2 / (int)sizeof(real);           \
     for (ptrdiff_t block = p->block_begin; block < p->block_end; block++) {                        \
         real *panel = (real *)p->packed + block * p->k * width;                                    \
         for (ptrdiff_t k0 = 0; k0 < p->k; k0 += RK(PACK_STRIP)) {                                  \
             const ptrdiff_t k1 = p->k - k0 < 2 * RK(PACK_STRIP) ? p->k : k0 + RK(PACK_STRIP);      \
+            const ptrdiff_t first = !p->columns ? k0 : k0 ? p->columns[k0] : 0;                    \
+            const ptrdiff_t past = !p->columns ? k1 : k1 < p->k ? p->columns[k1] : p->all;         \
             for (ptrdiff_t v = 0; v < vectors; v++) {                                              \
                 const ptrdiff_t unit = (block * p->unit_vectors + v % p->unit_vectors) * LANES;    \
                 const ptrdiff_t valid = p->hidden - unit < LANES ? p->hidden - unit : LANES;       \
                 const real *next = !far              ? NULL                                        \
                                    : v + 1 < vectors ? RK(rows_of)(p, block, v + 1)                \
-                                   : k1 < p->k       ? RK(rows_of)(p, block, 0) + k1 - k0          \
-                                                     : RK(rows_of)(p, block + 1, 0) - k0;          \
-                if (valid == LANES && !p->columns)                                                 \
-                    how(p, RK(rows_of)(p, block, v), LANES, NULL, panel + v * LANES, width, k0,    \
-                        k1, next);                                                                 \
+                                   : k1 < p->k       ? RK(rows_of)(p, block, 0) + past - first     \
+                                                     : RK(rows_of)(p, block + 1, 0) - first;       \
+                real *rows = RK(rows_of)(p, block, v), *packed = panel + v * LANES;                \
+                if (p->columns)                                                                    \
+                    RK(how##_chosen)(p, rows, valid, packed, width, k0, k1, next);                 \
+                else if (valid == LANES)                                                           \
+                    RK(how##_units)(p, rows, LANES, packed, width, k0, k1, next);                  \
                 else                                                                               \
-                    how(p, RK(rows_of)(p, block, v), valid, p->columns, panel + v * LANES, width,  \
-                        k0, k1, next);                                                             \
+                    RK(how##_units)(p, rows, valid, packed, width, k0, k1, next);                  \
             }                                                                                      \
             if (k1 == p->k) break;                                                                 \
         }                                                                                          \
     }
 
-static void RK(pack)(const rk_packing *p) { RK_FOR_PANEL(p, RK(pack_units)) }
-static void RK(unpack)(const rk_packing *p){RK_FOR_PANEL(p, RK(unpack_units))}
+static void RK(pack)(const rk_packing *p) { RK_FOR_PANEL(p, pack) }
+static void RK(unpack)(const rk_packing *p){RK_FOR_PANEL(p, unpack)}
 
 /* The columns of one row that a block has; zeros past `valid`. */
 RK_INLINE void RK(copy_columns)(real *to, const real *from, ptrdiff_t valid)
@@ -247,3 +290,4 @@ static void RK(pack_transposed)(const rk_packing *p)
 #undef RK_STAGE
 #undef RK_LANES
 #undef RK_FOR_PANEL
+#undef RK_ASK

@@ -64,6 +64,7 @@ typedef struct {
     ptrdiff_t last_vectors;     /* how many of them to do in the last block */
     void *table;                /* [block][..][vectors] */
     const ptrdiff_t *table_row; /* (rows) offset of the table's row that belongs to each */
+    ptrdiff_t ahead;            /* rows by which they are asked for before their turn, or 0 */
     ptrdiff_t table_block;
     void *c;
     const ptrdiff_t *c_row; /* (rows) offsets */

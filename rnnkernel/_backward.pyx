@@ -379,9 +379,7 @@ cdef int point(
     cdef Pass one = of.of
     set_weights(r, one.weights, of.gradients)
     set_inputs(r, one.x, one.h0, one.c0, one.y, one.reserve)
-    r.fresh = of.gradients.begin(
-        one.index is not None and (one.x.shape[0] == 0 or one.index.strides[0] == 0)
-    )
+    r.fresh = of.gradients.begin(one.index is not None and one.index.strides[0] == 0)
     set_arrivals(r, of.dy, limit, norm_limit, of.flow)
     set_dx(r, of.dx)
     set_rows(r, one.rows)

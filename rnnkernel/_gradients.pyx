@@ -9,7 +9,7 @@ are summed by themselves, and the sums of all added at the end: so a thread can 
 written, and not what others have.
 """
 
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from rnnkernel._bptt cimport DX_ROWS, GROUP, Bptt, clear_dx, vectors_of
 from rnnkernel._chunks cimport Chunk
@@ -22,6 +22,7 @@ from rnnkernel._kernels cimport (
     rk_window,
 )
 from rnnkernel._products cimport through, through_columns
+from rnnkernel._rows cimport rows_ahead
 from rnnkernel._team cimport rk_next_before, rk_team
 
 
@@ -90,10 +91,16 @@ cdef void add_table_gradient(
         look.rows, look.table = c.rows, r.table_gradient
     else:
         return
+    if c.first and r.table_gradient == r.input_gradient:
+        memset(
+            <char *>look.table + block * r.table_rows * width * r.item, 0,
+            r.table_rows * width * r.item,
+        )
     look.blocks = 1
     look.vectors = look.last_vectors = window.slots * r.cell.unit_vectors
     look.table = <char *>look.table + block * r.table_rows * width * r.item
     look.table_row = r.table_at + first
+    look.ahead = rows_ahead(r.blocks * r.table_rows * width * r.item)
     look.c = r.dgates + (block * r.dgates_block + window.slot * r.units) * r.item
     look.c_row = r.table_dgates + first
     look.table_block = look.c_block = look.init_block = 0

@@ -26,7 +26,7 @@ cdef extern from "rnnkernel.h" nogil:
         Py_ssize_t rows, blocks, vectors, last_vectors
         void *table
         const Py_ssize_t *table_row
-        Py_ssize_t table_block
+        Py_ssize_t ahead, table_block
         void *c
         const Py_ssize_t *c_row
         Py_ssize_t c_block

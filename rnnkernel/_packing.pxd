@@ -85,6 +85,6 @@ cdef class PackedGradients:
     cdef Py_ssize_t shard_bytes               # and so far behind are those of the next
     cdef bint fresh                           # whether nothing was summed yet
 
-    cdef bint begin(self, bint scattered) noexcept
+    cdef bint begin(self, bint at_once) noexcept
     cdef void add_shards(self) noexcept
     cdef void unpack_projection(self, weight_hr) noexcept

@@ -506,13 +506,13 @@ cdef class PackedGradients:
         for shard in range(shards):
             memset(self.bias + shard * self.shard_bytes, 0, weights.gradient_slots * row)
 
-    cdef bint begin(self, bint scattered) noexcept:
+    cdef bint begin(self, bint at_once) noexcept:
         """Whether the sums are yet to be begun, as the caller then does; where W_ih's are
-        `scattered` or made at once, zeros stand there."""
+        made `at_once`, zeros stand there."""
         cdef bint fresh = self.fresh
         cdef int shard
         self.fresh = False
-        for shard in range(self.shards if fresh and scattered else 0):
+        for shard in range(self.shards if fresh and at_once else 0):
             memset(self.input + shard * self.shard_bytes, 0, self.recurrent[0] - self.input)
         return fresh
 

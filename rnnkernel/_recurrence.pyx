@@ -29,6 +29,7 @@ from rnnkernel._rows cimport (
     clear_step,
     rk_ask_to_read,
     rk_ask_to_write,
+    rows_ahead,
 )
 from rnnkernel._team cimport (
     rk_end_part,
@@ -190,8 +191,9 @@ cdef Py_ssize_t list_rows(
     const Run *r, const Part *part, Py_ssize_t t0, Py_ssize_t steps
 ) noexcept nogil:
     """Where the rows lie that are alive in some steps, in x or its table, and in the gates; how
-    many. Those of x and y are asked for."""
+    many. Those of x and y are asked for if they are in the order of unequal lengths."""
     cdef Py_ssize_t t, n, row, k = 0
+    cdef bint unequal = part.alive[r.T - 1] < part.end
     cdef const char *x
     cdef const char *y
     for t in range(steps):
@@ -203,8 +205,9 @@ cdef Py_ssize_t list_rows(
                 part.chunk_x[k] = row * r.cell.input.slots * r.units
             else:
                 part.chunk_x[k] = t * r.x_time + r.x_row[n]
-                rk_ask_to_read(x + r.x_row[n] * r.item, r.I * r.item)
-            if part.team.members == 1:
+                if unequal:
+                    rk_ask_to_read(x + r.x_row[n] * r.item, r.I * r.item)
+            if unequal and part.team.members == 1:
                 rk_ask_to_write(y + r.y_row[n] * r.item, r.P * r.item)
             part.chunk_gates[k] = t * r.gates_time + r.gates_row[n]
             k += 1
@@ -235,6 +238,7 @@ cdef void look_up(const Run *r, const rk_product *p, Py_ssize_t from_block) noex
     look.table_block = r.table_rows * p.b_inner
     look.table = r.table + from_block * look.table_block * item
     look.table_row = p.a_row
+    look.ahead = rows_ahead(r.blocks * look.table_block * item)
     look.c, look.c_row, look.c_block = p.c, p.c_row, p.c_block
     look.init, look.storage, look.scale = NULL, RK_WHOLE, NULL
     if r.one_hot:

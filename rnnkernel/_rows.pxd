@@ -25,6 +25,13 @@ cdef extern from *:
 
 cdef enum:
     SECTIONS = 2  # at most
+    FAR_TABLE = 1 << 20  # bytes from which on a table's rows are asked for
+    ROWS_AHEAD = 8
+
+
+cdef inline Py_ssize_t rows_ahead(Py_ssize_t table_bytes) noexcept nogil:
+    """By how many rows to ask for those of a table, which lie anywhere as well."""
+    return ROWS_AHEAD if table_bytes > FAR_TABLE else 0
 
 
 cdef class Rows:

@@ -46,6 +46,7 @@ GRADIENTS = "rnnkernel/_gradients.pyx"
 PACKING = "rnnkernel/_packing.pyx"
 LOOKUP, SEQUENCE, STREAM = "csrc/lookup.h", "rnnkernel/_sequence.py", "rnnkernel/_stream.pyx"
 CHECKPOINTS, SMALL = "rnnkernel/_checkpoints.py", "csrc/small_weights.h"
+PACK = "csrc/pack.h"
 UNROLL, DIFFERENTIATE = "rnnkernel/_unroll.pyx", "rnnkernel/_differentiate.pyx"
 BACKWARD, POOL = "rnnkernel/_backward.pyx", "rnnkernel/_pool.pyx"
 TEAM, CROWD = "rnnkernel/_team.h", "rnnkernel/_crowd.pyx"
@@ -272,9 +273,8 @@ FAULTS = [
     Fault(
         "token ids: a step sees the row of the batch row before",
         LOOKUP,
-        "(const char *)p->table + (block * p->table_block + p->table_row[row]) * size;",
-        "(const char *)p->table + "
-        "(block * p->table_block + p->table_row[row > 0 ? row - 1 : 0]) * size;",
+        "(block * p->table_block + p->table_row[row]) * size; const real *init",
+        "(block * p->table_block + p->table_row[row > 0 ? row - 1 : 0]) * size; const real *init",
         **only("ids"),
     ),
     Fault(
@@ -290,6 +290,34 @@ FAULTS = [
         "RK(vstore)(to + v * LANES, RK(vload)(to + v * LANES) + RK(vload)(from + v * LANES));",
         "RK(vstore)(to + v * LANES, RK(vload)(from + v * LANES));",
         **only("ids"),
+    ),
+    Fault(
+        "token ids: sums by id begin with what lay there",
+        GRADIENTS,
+        "if c.first and r.table_gradient == r.input_gradient:",
+        "if False:",
+        **only("ids"),
+    ),
+    Fault(
+        "token ids: the last tile of a strip forgets ids that the one before had",
+        PACK,
+        "while (k > k0 && columns[k - 1] >= begin) k--;",
+        "",
+        **only("packing"),
+    ),
+    Fault(
+        "token ids: a tile of W_ih's last columns packs those before",
+        PACK,
+        "RK(vstore)(packed + k * width, m[columns[k] - begin]);",
+        "RK(vstore)(packed + k * width, m[columns[k] - (begin / LANES * LANES)]);",
+        **only("packing"),
+    ),
+    Fault(
+        "token ids: of few ids nobody writes zeros to the others",
+        PACK,
+        "__builtin_memset(canonical + u * row + begin, 0, (size_t)(past - begin) * sizeof(real));",
+        "",
+        **only("packing"),
     ),
     Fault(
         "token ids: the embedding's gradient of the rows after the first piece",

@@ -79,6 +79,37 @@ def check_gates(kind, K, H, dtype, **options):
             np.testing.assert_array_equal(trace[name][..., u], alone[name][..., 0])
 
 
+# of so many classes the ids that occur: all, most, few, in clusters, at the ends; of few classes
+# and of so many that W_ih and its table lie beyond L2
+CHOSEN = {
+    "one of one": (1, [0]),
+    "few classes": (15, [2, 3, 7, 14]),
+    "all": (129, range(129)),
+    "the last": (140, range(130, 140)),
+    "every other": (1000, range(1, 1000, 2)),
+    "one of seven": (1003, range(0, 1003, 7)),
+    "one of ninety": (14_000, range(50, 14_000, 90)),
+    "clusters": (3000, [*range(40, 200), *range(700, 703), *range(1500, 1600), 2999]),
+    "many of many": (16_001, range(0, 16_001, 2)),
+    "clusters of many": (20_000, [0, *range(4000, 6000, 3), *range(19_000, 19_990)]),
+    "few of many": (20_000, range(3, 20_000, 71)),
+}
+
+
+def check_chosen(classes, chosen, H, dtype):
+    """The columns of W_ih that ids choose, some twice; whole numbers, of which sums are exact."""
+    layer = layer_with(relu, classes, H, dtype)
+    rng = np.random.default_rng(0)
+    ids = rng.permutation([*chosen, *chosen[:40]])
+    out = layer.forward(ids[None], training=True)
+    np.testing.assert_array_equal(out.y[0], layer.parameters["weight_ih_l0"][:, ids].T)
+    dy = rng.integers(1, 100, (1, len(ids), H)).astype(dtype)
+    grads = layer.backward(out, dy).parameters["weight_ih_l0"]
+    expected = np.zeros((classes, H), dtype)
+    np.add.at(expected, ids, dy[0])
+    np.testing.assert_array_equal(grads, expected.T)
+
+
 def check_all():
     for dtype in (np.float32, np.float64):
         for H, K in SIZES:
@@ -87,6 +118,9 @@ def check_all():
         for kind, options in ((rk.LSTM, {}), (rk.GRU, {}), (rk.GRU, {"reset_after": False})):
             for K, H in ((1, 3), (19, 37)):
                 check_gates(kind, K, H, dtype, **options)
+        for classes, chosen in CHOSEN.values():
+            for H in (9, 33):
+                check_chosen(classes, chosen, H, dtype)
 
 
 @pytest.mark.parametrize("isa", _kernels.available_isas())
