@@ -30,7 +30,6 @@
 
 #include "cells/gru.h"
 #include "cells/lstm.h"
-#include "cells/lstm_options.h"
 #include "cells/rnn.h"
 
 /* canonical gates i f g o; slots i f g o, coupled i g o */
@@ -112,17 +111,7 @@ static const rk_kernels
                                                          RK(gru_before_forward)},
                                              .backward = {RK(gru_before_backward),
                                                           RK(gru_before_reset_backward)}},
-                    [RK_LSTM] = {.gates = 4,
-                                 .slots = RK(LSTM_SLOTS),
-                                 .memory_slots = RK(LSTM_MEMORY_SLOTS),
-                                 .states = 2,
-                                 .unit_vectors = 1,
-                                 .keeps_gates = 1,
-                                 .phases = 1,
-                                 .input = {0, 4, {0, 1, 2, 3}},
-                                 .recurrent = {{0, 4, {0, 1, 2, 3}}},
-                                 .forward = {RK(lstm_forward)},
-                                 .backward = {RK(lstm_backward)}},
+                    RK_LSTM_CELL(0),
                     RK_LSTM_CELL(1),
                     RK_LSTM_CELL(2),
                     RK_LSTM_CELL(3),

@@ -37,7 +37,7 @@ class Fault:
 
 
 LSTM, GRU, RNN = "csrc/cells/lstm.h", "csrc/cells/gru.h", "csrc/cells/rnn.h"
-OPTIONS, ACTIVATIONS = "csrc/cells/lstm_options.h", "csrc/activations.h"
+ACTIVATIONS = "csrc/activations.h"
 TABLE, ARRIVAL = "csrc/kernels.h", "csrc/arrival.h"
 FORWARD, RECURRENCE = "rnnkernel/_forward.pyx", "rnnkernel/_recurrence.pyx"
 BPTT, CHUNKS = "rnnkernel/_bptt.pyx", "rnnkernel/_chunks.pyx"
@@ -61,67 +61,67 @@ FAULTS = [
     Fault(
         "LSTM: i and f change places in the epilogue",
         LSTM,
-        "const vec i = bottom[4 * m], g = bottom[4 * m + 2];",
-        "const vec i = bottom[4 * m + 1], g = bottom[4 * m + 2];",
+        "vec c = RK(vfma)(f, c_prev[m], g_top / (a[0] * a[g]));",
+        "vec c = RK(vfma)(f, c_prev[m], g_top / (a[coupled ? 0 : 1] * a[g]));",
     ),
     Fault(
         "LSTM: backward reads what forward handed o on as",
         LSTM,
-        "if (s->keeps) RK(vstore)(gate[m] + 3 * LANES, RK(vreciprocal)(o[m]));",
+        "if (s->keeps) RK(vstore)(gate[m] + (slots - 1) * LANES, RK(vreciprocal)(o[m]));",
         "",
     ),
     Fault(
         "LSTM: g and o change places in W_hh",
         TABLE,
-        ".recurrent = {{0, 4, {0, 1, 2, 3}}}",
-        ".recurrent = {{0, 4, {0, 1, 3, 2}}}",
+        ".recurrent = {RK_LSTM_WINDOW(options)}",
+        ".recurrent = {{0, RK_LSTM_GATES(options), {0, 5 - RK_LSTM_GATES(options), 3, 2}}}",
     ),
     Fault(
         "LSTM: dc is not multiplied by f on its way back",
         LSTM,
-        "RK(vstore)(dc_at, dc_f);",
-        "RK(vstore)(dc_at, dc);",
+        "vec dc_prev = dc_f;",
+        "vec dc_prev = dc;",
     ),
     Fault(
         "LSTM: df from c_t's gradient without c_{t-1}",
         LSTM,
-        "dc_f * RK(vfnma)(c, f, c)",
+        "dc_f * RK(vfnma)(c_prev, f, c_prev)",
         "dc_f * (1 - f)",
     ),
     Fault(
         "LSTM with peepholes: o sees the cell before the step",
-        OPTIONS,
+        LSTM,
         "x[m] = RK(vfma)(p, x[rows + m], o[m]);",
         "x[m] = RK(vfma)(p, RK(vload)((const real *)s->c_prev + block * s->c_prev_block + "
         "(row + m) * s->c_prev_row), o[m]);",
     ),
     Fault(
         "LSTM with peepholes: dc without what o saw",
-        OPTIONS,
+        LSTM,
         "if (peephole) dc = RK(vfma)(RK(vload)(p + 2 * LANES), da_o, dc);",
         "",
     ),
     Fault(
         "LSTM with peepholes: the gradient of p_o with c_{t-1}",
-        OPTIONS,
+        LSTM,
         "LANES, da_o * c);",
         "LANES, da_o * c_prev);",
     ),
     Fault(
         "LSTM with a clipped cell: the gradient passes where it was clipped",
-        OPTIONS,
+        LSTM,
         "dc = RK(vselect)((before > limit) | (before < -limit), (vec){0}, dc);",
         "",
     ),
     Fault(
         "LSTM with a clipped cell: only the upper limit",
-        OPTIONS,
+        LSTM,
         "RK(vmin)(RK(vset)(limit), RK(vmax)(RK(vset)(-limit), c))",
         "RK(vmin)(RK(vset)(limit), c)",
     ),
     Fault(
         "LSTM with coupled gates: di without c_{t-1}",
-        OPTIONS,
+        LSTM,
         "of_i = coupled ? g - c_prev : g",
         "of_i = g",
     ),
@@ -133,7 +133,7 @@ FAULTS = [
     ),
     Fault(
         "LSTM with projection: dW_hr of c instead of o * tanh(c)",
-        OPTIONS,
+        LSTM,
         "early_row[row] + unit, o * tanh_c);",
         "early_row[row] + unit, c);",
     ),
