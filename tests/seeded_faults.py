@@ -185,8 +185,14 @@ FAULTS = [
     Fault(
         "GRU, reset after: the second of two rows has the first one's h_{t-1}",
         GRU,
-        "RK(vload)((const real *)s->h_prev + (row + m) * s->h_pitch + unit)",
-        "RK(vload)((const real *)s->h_prev + row * s->h_pitch + unit)",
+        "z = rz_bottom[2 * m + 1]; const vec h_prev = RK(vload)((const real *)s->h_prev + (row + m)",
+        "z = rz_bottom[2 * m + 1]; const vec h_prev = RK(vload)((const real *)s->h_prev + row",
+    ),
+    Fault(
+        "GRU, reset before: backward reads what the first phase handed z on as",
+        GRU,
+        "RK(vstore)(gate[m] + 2 * slot, RK(vreciprocal)(z));",
+        "",
     ),
     Fault(
         "sigmoid: ln 2 without its low part",

@@ -19,6 +19,12 @@
  */
 enum { RK(GRU_SLOTS) = 4, RK(GRU_BEFORE_SLOTS) = 3, RK(GRU_BEFORE_VECTORS) = 2 };
 
+/* h_t in one division, of z as 1 / z and n as a fraction: ((z - 1) n + h_{t-1}) / z. */
+RK_INLINE vec RK(gru_h)(vec z, vec n_top, vec n_bottom, vec h_prev)
+{
+    return RK(vfma)(h_prev, n_bottom, (z - 1) * n_top) / (z * n_bottom);
+}
+
 /* One or two rows of one block. */
 RK_INLINE void RK(gru_after_rows)(const rk_step *s, ptrdiff_t block, ptrdiff_t row, const int rows)
 {
@@ -44,9 +50,8 @@ RK_INLINE void RK(gru_after_rows)(const rk_step *s, ptrdiff_t block, ptrdiff_t r
             RK(vstore)(gate[m] + LANES, r[m]);
             RK(vstore)(gate[m] + 2 * LANES, RK(vreciprocal)(z));
         }
-        /* with z as 1 / z: ((z - 1) n + h_prev) / z, and n is a fraction */
         RK(store_h)(s, row + m, unit, s->hidden - unit,
-                    RK(vfma)(h_prev, n_bottom[m], (z - 1) * n_top[m]) / (z * n_bottom[m]));
+                    RK(gru_h)(z, n_top[m], n_bottom[m], h_prev));
     }
 }
 
@@ -84,39 +89,73 @@ static void RK(gru_after_backward)(const rk_step_backward *s)
     }
 }
 
-/* First phase: r and z, and r * h_{t-1} as the operand of the second. */
+/* First phase, one or two rows of one block: r, z as 1 / z, and r * h_{t-1} as the operand of the
+ * second. */
+RK_INLINE void RK(gru_before_reset_rows)(const rk_step *s, ptrdiff_t block, ptrdiff_t row,
+                                         const int rows)
+{
+    const ptrdiff_t slot = RK(GRU_BEFORE_VECTORS) * LANES;
+    for (ptrdiff_t at = 0; at < slot && block * slot + at < s->hidden; at += LANES) {
+        real *gate[2];
+        vec rz[4], top[4], bottom[4];
+        RK_FOR (m, rows) {
+            gate[m] = (real *)s->gates + block * s->gates_block + s->gates_row[row + m] + at;
+            rz[2 * m] = RK(vload)(gate[m] + slot);
+            rz[2 * m + 1] = RK(vload)(gate[m] + 2 * slot);
+        }
+        RK(vfractions)(2 * rows, 0, rz, top, bottom);
+        RK_FOR (m, rows) {
+            const ptrdiff_t unit = (row + m) * s->h_pitch + block * slot + at;
+            const vec r = 1 / bottom[2 * m];
+            if (s->keeps) RK(vstore)(gate[m] + slot, r);
+            RK(vstore)(gate[m] + 2 * slot, bottom[2 * m + 1]);
+            RK(vstore)((real *)s->h + unit, r * RK(vload)((const real *)s->h_prev + unit));
+        }
+    }
+}
+
 static void RK(gru_before_reset_epilogue)(const void *context, ptrdiff_t block0, ptrdiff_t blocks,
                                           ptrdiff_t row0, ptrdiff_t rows)
 {
     const rk_step *s = context;
     block0 += s->block_begin;
-    RK_FOR_UNITS (RK(GRU_BEFORE_VECTORS), s->hidden, block0, block0 + blocks, row0, row0 + rows) {
-        const ptrdiff_t slot = RK(GRU_BEFORE_VECTORS) * LANES;
-        real *gate = (real *)s->gates + block * s->gates_block + s->gates_row[row] + v * LANES;
-        vec h_prev = RK(vload)((const real *)s->h_prev + row * s->h_pitch + unit);
-        vec rz[2] = {RK(vload)(gate + slot), RK(vload)(gate + 2 * slot)};
-        RK(vactivate)(2, 0, rz);
-        RK(vstore)(gate + slot, rz[0]);
-        RK(vstore)(gate + 2 * slot, rz[1]);
-        RK(vstore)((real *)s->h + row * s->h_pitch + unit, rz[0] * h_prev);
-    }
+    RK_BY_FEW_ROWS(2, block0, block0 + blocks, row0, rows,
+                   RK(gru_before_reset_rows)(s, block, row, count))
 }
 
 /* Second phase: n and h. */
+RK_INLINE void RK(gru_before_rows)(const rk_step *s, ptrdiff_t block, ptrdiff_t row, const int rows)
+{
+    const ptrdiff_t slot = RK(GRU_BEFORE_VECTORS) * LANES;
+    for (ptrdiff_t at = 0; at < slot && block * slot + at < s->hidden; at += LANES) {
+        const ptrdiff_t unit = block * slot + at;
+        real *gate[2];
+        vec n[2], top[2], bottom[2];
+        RK_FOR (m, rows) {
+            gate[m] = (real *)s->gates + block * s->gates_block + s->gates_row[row + m] + at;
+            n[m] = RK(vload)(gate[m]);
+        }
+        RK(vfractions)(rows, ~0u, n, top, bottom);
+        RK_FOR (m, rows) {
+            const vec z = RK(vload)(gate[m] + 2 * slot);
+            const vec h_prev = RK(vload)((const real *)s->h_prev + (row + m) * s->h_pitch + unit);
+            if (s->keeps) {
+                RK(vstore)(gate[m], top[m] * RK(vreciprocal)(bottom[m]));
+                RK(vstore)(gate[m] + 2 * slot, RK(vreciprocal)(z));
+            }
+            RK(store_h)(s, row + m, unit, s->hidden - unit,
+                        RK(gru_h)(z, top[m], bottom[m], h_prev));
+        }
+    }
+}
+
 static void RK(gru_before_epilogue)(const void *context, ptrdiff_t block0, ptrdiff_t blocks,
                                     ptrdiff_t row0, ptrdiff_t rows)
 {
     const rk_step *s = context;
     block0 += s->block_begin;
-    RK_FOR_UNITS (RK(GRU_BEFORE_VECTORS), s->hidden, block0, block0 + blocks, row0, row0 + rows) {
-        const ptrdiff_t slot = RK(GRU_BEFORE_VECTORS) * LANES;
-        real *gate = (real *)s->gates + block * s->gates_block + s->gates_row[row] + v * LANES;
-        vec h_prev = RK(vload)((const real *)s->h_prev + row * s->h_pitch + unit);
-        vec z = RK(vload)(gate + 2 * slot);
-        vec n = RK(vtanh)(RK(vload)(gate));
-        RK(vstore)(gate, n);
-        RK(store_h)(s, row, unit, valid, RK(vfma)(z, h_prev, RK(vfnma)(z, n, n)));
-    }
+    RK_BY_FEW_ROWS(2, block0, block0 + blocks, row0, rows,
+                   RK(gru_before_rows)(s, block, row, count))
 }
 
 static void RK(gru_before_reset_forward)(const rk_step *s)
