@@ -99,14 +99,15 @@ cdef Py_ssize_t weights_of_block(const Run *r) noexcept:
 cdef double step_time(const Run *r, Py_ssize_t rows, Py_ssize_t blocks) noexcept:
     """Microseconds that a thread takes for a step of some rows of some blocks, roughly.
 
-    It takes 0.3 us by itself. The products of a row take 5 ns for 256 weights in float32, or the
-    time that the weights take to arrive, once: at 80 GB/s where a core's L2 holds those of all its
-    blocks. From beyond they come at 20 GB/s, which delays products, too.
+    It takes 0.3 us by itself. The products of a row take 5 ns for 256 weights in float32, and half
+    of the time that the weights take to arrive, once: at 80 GB/s where a core's L2 holds those of
+    all its blocks. From beyond they come at 20 GB/s, in time for products that take longer, which
+    they delay a little.
     """
     cdef double weights = <double>blocks * weights_of_block(r)
     cdef double products = rows * weights * r.item * 5e-6, arrival = weights * r.weight_item / 80e3
     if weights * r.weight_item < 0.75 * L2_SIZE:
-        return 0.3 + max(products, arrival)
+        return 0.3 + products + 0.5 * arrival
     arrival *= 4
     return 0.3 + max(products, arrival) + 0.15 * arrival
 
@@ -115,12 +116,12 @@ cdef double shared_step(const Run *r, Py_ssize_t rows, int team, bint units) noe
     """Microseconds that a team takes for a step of so many rows, shared by units or by rows.
 
     Of units each thread streams only its own weights, which several threads' L2 may hold together;
-    for that all meet, in 1 us, and read what the others have written of h.
+    for that all meet, in 0.7 us, and read what the others have written of h.
     """
     if not units:
         return step_time(r, (rows + team - 1) // team, r.blocks)
     return step_time(r, rows, (r.blocks + team - 1) // team) + (
-        r.cell.phases * (1.0 + rows * r.P * r.item * 150e-6)
+        r.cell.phases * (0.7 + rows * r.P * r.item * 200e-6)
     )
 
 
