@@ -185,8 +185,8 @@ FAULTS = [
     Fault(
         "GRU, reset after: the second of two rows has the first one's h_{t-1}",
         GRU,
-        "z = rz_bottom[2 * m + 1]; const vec h_prev = RK(vload)((const real *)s->h_prev + (row + m)",
-        "z = rz_bottom[2 * m + 1]; const vec h_prev = RK(vload)((const real *)s->h_prev + row",
+        "2 * m + 1]; const vec h_prev = RK(vload)((const real *)s->h_prev + (row + m)",
+        "2 * m + 1]; const vec h_prev = RK(vload)((const real *)s->h_prev + row",
     ),
     Fault(
         "GRU, reset before: backward reads what the first phase handed z on as",
