@@ -83,7 +83,7 @@ cdef void add_table_gradient(
     its own, else the first one's are those of all."""
     cdef const rk_window *window = &r.cell.input
     cdef rk_lookup look
-    cdef Py_ssize_t width = window.slots * r.units, first = 0
+    cdef Py_ssize_t size = r.table_rows * window.slots * r.units * r.item, first = 0
     if r.table_gradient == r.input_gradient:
         look.rows, first = c.shard_rows[shard], c.place[shard]
         look.table = r.table_gradient + shard * r.shard_bytes
@@ -91,16 +91,13 @@ cdef void add_table_gradient(
         look.rows, look.table = c.rows, r.table_gradient
     else:
         return
+    look.table = <char *>look.table + block * size
     if c.first and r.table_gradient == r.input_gradient:
-        memset(
-            <char *>look.table + block * r.table_rows * width * r.item, 0,
-            r.table_rows * width * r.item,
-        )
+        memset(look.table, 0, size)
     look.blocks = 1
     look.vectors = look.last_vectors = window.slots * r.cell.unit_vectors
-    look.table = <char *>look.table + block * r.table_rows * width * r.item
     look.table_row = r.table_at + first
-    look.ahead = rows_ahead(r.blocks * r.table_rows * width * r.item)
+    look.ahead = rows_ahead(r.blocks * size)
     look.c = r.dgates + (block * r.dgates_block + window.slot * r.units) * r.item
     look.c_row = r.table_dgates + first
     look.table_block = look.c_block = look.init_block = 0

@@ -105,11 +105,11 @@ RK_INLINE void RK(gru_before_reset_rows)(const rk_step *s, ptrdiff_t block, ptrd
         }
         RK(vfractions)(2 * rows, 0, rz, top, bottom);
         RK_FOR (m, rows) {
-            const ptrdiff_t unit = (row + m) * s->h_pitch + block * slot + at;
+            const ptrdiff_t place = (row + m) * s->h_pitch + block * slot + at;
             const vec r = 1 / bottom[2 * m];
             if (s->keeps) RK(vstore)(gate[m] + slot, r);
             RK(vstore)(gate[m] + 2 * slot, bottom[2 * m + 1]);
-            RK(vstore)((real *)s->h + unit, r * RK(vload)((const real *)s->h_prev + unit));
+            RK(vstore)((real *)s->h + place, r * RK(vload)((const real *)s->h_prev + place));
         }
     }
 }
