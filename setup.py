@@ -192,6 +192,8 @@ setup(
             extension("_stack"),
             extension("_tape"),
             extension("_arrays"),
+            extension("_sizes"),
+            extension("_clock"),
             extension("_parameters"),
             extension("_unroll"),
             extension("_plain"),

@@ -1,5 +1,7 @@
 cimport numpy as cnp
 
+from rnnkernel._sizes cimport Sizes
+
 
 # The steps of a plain x.
 cdef struct Steps:
@@ -12,16 +14,14 @@ cdef struct Steps:
 cdef bint is_plain(object array, int type_number, int dimensions) noexcept
 # Whether its sizes are these, as many as it has dimensions.
 cdef bint has_shape(cnp.ndarray a, shape) except -1
-# NumPy's number of a layer's dtype.
-cdef int type_of(layer) except -1
 # Whether x is plain and has steps of its own, not one for all times; then what they are.
-cdef bint plain_steps(layer, x, int type_number, Steps *steps) except -1
+cdef bint plain_steps(Sizes sizes, x, bint batch_first, Steps *steps) noexcept
 # Lengths (N,) as contiguous intp, and the Rows of each direction, or (None, None) where all rows
 # have all steps; None where they are not plain.
 cdef tuple plain_rows(lengths, const Steps *steps, int directions, int sections)
 # What a caller gives for states, or their gradients, as a list by state of arrays (L*D, N, units),
 # without N where there is no batch, or None; None where they are not plain.
-cdef list plain_states(layer, state, Py_ssize_t N, bint batched, int type_number)
+cdef list plain_states(Sizes sizes, state, Py_ssize_t N, bint batched)
 # The caller's array as (T, N, ...).
 cdef time_first(layout, array)
 # And an array (T, N, ...) as the caller has it.

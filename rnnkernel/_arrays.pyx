@@ -7,9 +7,8 @@ once, and rnnkernel/_arguments.py has the words for what is wrong with the rest.
 
 cimport numpy as cnp
 
-import numpy as np
-
 from rnnkernel._memory cimport new_array
+from rnnkernel._sizes cimport Sizes
 
 from rnnkernel import _check
 from rnnkernel._rows import all_have, plain_lengths, rows_of
@@ -43,20 +42,16 @@ cdef bint has_shape(cnp.ndarray a, shape) except -1:
     return True
 
 
-cdef int type_of(layer) except -1:
-    return cnp.NPY_FLOAT32 if layer.dtype == np.float32 else cnp.NPY_FLOAT64
-
-
-cdef bint plain_steps(layer, x, int type_number, Steps *steps) except -1:
+cdef bint plain_steps(Sizes sizes, x, bint batch_first, Steps *steps) noexcept:
     cdef cnp.ndarray a
     if type(x) is not cnp.ndarray:
         return False
     a = <cnp.ndarray>x
     steps.batched = cnp.PyArray_NDIM(a) == 3
-    if not is_plain(x, type_number, 3 if steps.batched else 2):
+    if not is_plain(x, sizes.type_number, 3 if steps.batched else 2):
         return False
     steps.time_axis, steps.batch_axis = 0, 1
-    if steps.batched and layer.batch_first:
+    if steps.batched and batch_first:
         steps.time_axis, steps.batch_axis = 1, 0
     steps.T = cnp.PyArray_DIM(a, steps.time_axis)
     steps.N = cnp.PyArray_DIM(a, steps.batch_axis) if steps.batched else 1
@@ -64,7 +59,7 @@ cdef bint plain_steps(layer, x, int type_number, Steps *steps) except -1:
         steps.T > 0
         and steps.N > 0
         and (steps.T == 1 or cnp.PyArray_STRIDE(a, steps.time_axis) != 0)  # else projected once
-        and cnp.PyArray_DIM(a, 2 if steps.batched else 1) == <Py_ssize_t>layer.input_size
+        and cnp.PyArray_DIM(a, 2 if steps.batched else 1) == sizes.input_size
     )
 
 
@@ -81,21 +76,27 @@ cdef tuple plain_rows(lengths, const Steps *steps, int directions, int sections)
     return None
 
 
-cdef list plain_states(layer, state, Py_ssize_t N, bint batched, int type_number):
-    cdef tuple widths = layer._widths
-    cdef Py_ssize_t rows = layer.num_layers * layer._directions
+cdef list plain_states(Sizes sizes, state, Py_ssize_t N, bint batched):
+    cdef cnp.ndarray a
     cdef list given
+    cdef int i, axis = 2 if batched else 1
     if state is None:
-        return [None] * len(widths)
-    if len(widths) == 1:
+        return [None] * sizes.states
+    if sizes.states == 1:
         given = [state]
-    elif type(state) is tuple and len(state) == len(widths):
+    elif type(state) is tuple and len(<tuple>state) == sizes.states:
         given = list(state)
     else:
         return None
-    for array, width in zip(given, widths, strict=True):
-        shape = (rows, N, width) if batched else (rows, width)
-        if not is_plain(array, type_number, len(shape)) or not has_shape(array, shape):
+    for i in range(sizes.states):
+        if not is_plain(given[i], sizes.type_number, axis + 1):
+            return None
+        a = <cnp.ndarray>given[i]
+        if (
+            cnp.PyArray_DIM(a, 0) != sizes.layers * sizes.directions
+            or batched and cnp.PyArray_DIM(a, 1) != N
+            or cnp.PyArray_DIM(a, axis) != (sizes.projected_size if i == 0 else sizes.hidden_size)
+        ):
             return None
     return given
 

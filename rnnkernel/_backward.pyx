@@ -27,16 +27,16 @@ from rnnkernel._bptt cimport (
     run_member,
 )
 from rnnkernel._chunks cimport SHARDS, all_by_units, list_all_rows
-from rnnkernel._clock cimport PHASES, nanoseconds
+from rnnkernel._clock cimport PHASES, nanoseconds, profiles_in_use
 from rnnkernel._crowd cimport is_crowded, report
 from rnnkernel._kernels cimport RK_TRANSPOSED_VECTORS
+from rnnkernel._memory cimport aligned_zeros, tile_pitch
 from rnnkernel._packing cimport PackedGradients, PackedWeights
+from rnnkernel._plan cimport team_size
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._tape cimport BackwardPass, Pass
 from rnnkernel._team cimport rk_expel, rk_flag, rk_gone, rk_lost, rk_member, rk_members
 
-from rnnkernel._memory import aligned_zeros, tile_pitch
-from rnnkernel._plan import team_size
 from rnnkernel.profiling import current
 
 cnp.import_array()
@@ -369,7 +369,7 @@ def shards_of(PackedWeights w, Py_ssize_t N):
 
 def sums_of_dgates(PackedWeights w, Py_ssize_t table_rows):
     """Zeros for the sum of dgates of each row of a table, flat."""
-    return aligned_zeros(w.blocks * table_rows * w.cell.input.slots * w.units, w.dtype)
+    return aligned_zeros(w.blocks * table_rows * w.cell.input.slots * w.units, w.type_number())
 
 
 cdef int point(
@@ -437,7 +437,7 @@ cdef int run(Bptt *loops, list passes, int teams, int size) except -1:
     cdef Bptt *r
     cdef int i, threads = teams * size
     cdef long long begin, end
-    call = current()
+    call = current() if profiles_in_use > 0 else None
     spent = None if call is None else call.enter(threads)
     for i in range(teams):
         prepare(&loops[i], passes[i], scratch, size)

@@ -5,6 +5,10 @@ Where nobody records (rnnkernel/profiling.py) it is a test of a pointer.
 
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
+# While there is none no call is recorded, and to ask the context would be a thirtieth of a small
+# one.
+cdef long long profiles_in_use
+
 # As in profiling.PHASES.
 cdef enum:
     SET_UP

@@ -19,9 +19,9 @@ from rnnkernel._arrays cimport (
     of_steps,
     plain_states,
     time_first,
-    type_of,
 )
 from rnnkernel._packing cimport PackedGradients
+from rnnkernel._sizes cimport Sizes, sizes_of
 from rnnkernel._tape cimport BackwardPass, Pass, Tape
 
 from rnnkernel import _backward, _checkpoints
@@ -36,15 +36,15 @@ def plain_arrivals(Tape tape, dy, dstate):
     plain."""
     cdef object layer = tape.layer, layout = tape.layout
     cdef bint batched = layout.batched, batch_first = layout.batch_first
-    cdef int type_number = type_of(layer)
+    cdef Sizes sizes = sizes_of(layer)
     T, N = tape.shape
     if dy is not None:
-        width = layer._directions * layer._widths[0]
+        width = sizes.directions * sizes.projected_size
         wanted = (T, width) if not batched else (N, T, width) if batch_first else (T, N, width)
-        if not is_plain(dy, type_number, 3 if batched else 2) or not has_shape(dy, wanted):
+        if not is_plain(dy, sizes.type_number, 3 if batched else 2) or not has_shape(dy, wanted):
             return None
         dy = time_first(layout, dy)
-    dfinal = plain_states(layer, dstate, N, batched, type_number)
+    dfinal = plain_states(sizes, dstate, N, batched)
     if dfinal is None:
         return None
     if not batched and dstate is not None:
@@ -68,8 +68,9 @@ def differentiate(
     cdef bint batched = layout.batched, batch_first = layout.batch_first
     cdef bint tokens = table is not None and table.ids is not None
     cdef bint has_cells = len(dfinal) == 2
-    cdef int type_number = type_of(layer)
-    cdef Py_ssize_t D = layer._directions, L = layer.num_layers, P = layer._widths[0]
+    cdef Sizes sizes = sizes_of(layer)
+    cdef int type_number = sizes.type_number
+    cdef Py_ssize_t D = sizes.directions, L = sizes.layers, P = sizes.projected_size
     cdef Py_ssize_t T, N, k, d, index
     cdef Pass one
     cdef BackwardPass back
@@ -80,13 +81,13 @@ def differentiate(
     T, N = tape.shape
     dh0 = of_states("grads.state", L * D, N, P, type_number, True)
     if has_cells:
-        dc0 = of_states("grads.state", L * D, N, layer.hidden_size, type_number, True)
+        dc0 = of_states("grads.state", L * D, N, sizes.hidden_size, type_number, True)
     for name, shape in layer._parameter_shapes.items():
         parameters[name] = like(name, shape, type_number)
     if tokens:
         input_grad = False
         if table.rows is not None:
-            shape = tape.vocabulary, layer.input_size
+            shape = tape.vocabulary, sizes.input_size
             dembedding = zeros(shape, layer.dtype, len(table.ids))
 
     for k in range(L - 1, -1, -1):
@@ -100,7 +101,7 @@ def differentiate(
                 dpart = of_steps("grads.x", T, N, D * P, type_number, True, False)
             elif input_grad:
                 dpart = time_first(layout, of_steps(
-                    "grads.x", T, N, layer.input_size, type_number, batched, batch_first
+                    "grads.x", T, N, sizes.input_size, type_number, batched, batch_first
                 ))
             elif dembedding is not None and d == 0:
                 dtable, dtable_rows = dembedding, table.ids

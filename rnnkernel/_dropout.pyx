@@ -12,7 +12,7 @@ from rnnkernel._kernels cimport (
     rk_kernels,
 )
 
-from rnnkernel._plan import team_size
+from rnnkernel._plan cimport team_size
 
 ctypedef fused real:
     float

@@ -19,12 +19,12 @@ import numpy as np
 
 from rnnkernel cimport _tape
 from rnnkernel._kernels cimport RK_INT8, RK_WHOLE
+from rnnkernel._memory cimport aligned_empty, aligned_zeros, tile_pitch
 from rnnkernel._packing cimport PackedWeights, address
 from rnnkernel._recurrence cimport Plan, Run, gates_at, h_at, list_chunk
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._states cimport Matrix, copy_row, pack_cell_states, unpack_cell_state
 
-from rnnkernel._memory import aligned_empty, aligned_zeros, tile_pitch
 
 cnp.import_array()
 
@@ -235,8 +235,8 @@ def pack_cells(PackedWeights w, c, Py_ssize_t N, order):
     cdef Matrix cells
     cdef Py_ssize_t count = w.blocks * N * w.units
     if c is None:
-        return aligned_zeros(count, w.dtype)
-    packed = aligned_empty(count, w.dtype)
+        return aligned_zeros(count, w.type_number())
+    packed = aligned_empty(count, w.type_number())
     if order is not None:
         rows = <Py_ssize_t *>cnp.PyArray_DATA(<cnp.ndarray>order)
     cells = matrix(c)
@@ -248,7 +248,7 @@ def allocate_reserve(PackedWeights w, Py_ssize_t T, Py_ssize_t N):
     """What training keeps from forward to backward beside y, flat; None where that is enough."""
     if not w.cell.keeps_gates:
         return None
-    return aligned_empty(T * w.blocks * N * w.cell.memory_slots * w.units, w.dtype)
+    return aligned_empty(T * w.blocks * N * w.cell.memory_slots * w.units, w.type_number())
 
 
 def kept(PackedWeights w, reserve, Py_ssize_t T, Py_ssize_t N, gate):

@@ -107,34 +107,32 @@ def zeros(shape, dtype, Py_ssize_t rows):
     return array
 
 
-def aligned_empty(count, dtype):
-    """A flat array, uninitialised, whose first element lies at a multiple of 64 bytes."""
-    cdef cnp.ndarray raw
-    cdef cnp.npy_intp size
-    cdef Py_ssize_t start
-    dtype = np.dtype(dtype)
-    try:
-        size = count * dtype.itemsize + ALIGNMENT
-        raw = new_array(1, &size, cnp.NPY_UINT8)
-    except (OverflowError, ValueError):  # more bytes than a pointer counts
-        raise MemoryError(f"{count} numbers of {dtype.itemsize} bytes do not fit") from None
+cdef cnp.ndarray aligned_empty(Py_ssize_t count, int type_number):
+    cdef cnp.ndarray raw, flat
+    cdef cnp.npy_intp size, shape = count
+    cdef Py_ssize_t start, item = cnp.PyArray_DescrFromType(type_number).itemsize
+    if not 0 <= count < (<Py_ssize_t>(<size_t>-1 >> 1) - ALIGNMENT) // item:
+        raise MemoryError(f"{count} numbers of {item} bytes do not fit")
+    size = count * item + ALIGNMENT
+    raw = new_array(1, &size, cnp.NPY_UINT8)
     start = -<Py_ssize_t>cnp.PyArray_DATA(raw) % ALIGNMENT
     if start < 0:
         start += ALIGNMENT
-    return raw[start : start + size - ALIGNMENT].view(dtype)
+    flat = cnp.PyArray_SimpleNewFromData(
+        1, &shape, type_number, <char *>cnp.PyArray_DATA(raw) + start
+    )
+    cnp.set_array_base(flat, raw)
+    return flat
 
 
-def aligned_zeros(count, dtype):
-    """The same, zero."""
-    array = aligned_empty(count, dtype)
-    array.fill(0)
-    return array
+cdef cnp.ndarray aligned_zeros(Py_ssize_t count, int type_number):
+    cdef cnp.ndarray flat = aligned_empty(count, type_number)
+    memset(cnp.PyArray_DATA(flat), 0, cnp.PyArray_NBYTES(flat))
+    return flat
 
 
-def tile_pitch(Py_ssize_t width, Py_ssize_t itemsize):
-    """Elements from one row of a private tile to the next.
-
-    Whole cache lines, and never a large power of two of them: rows at a multiple of 4 KiB
+cdef Py_ssize_t tile_pitch(Py_ssize_t width, Py_ssize_t itemsize) noexcept:
+    """Whole cache lines, and never a large power of two of them: rows at a multiple of 4 KiB
     would compete for one set of L1.
     """
     cdef Py_ssize_t lines = (width * itemsize + ALIGNMENT - 1) // ALIGNMENT

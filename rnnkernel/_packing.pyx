@@ -12,7 +12,7 @@ cimport numpy as cnp
 
 import numpy as np
 
-from rnnkernel._clock cimport PACK, UNPACK, nanoseconds
+from rnnkernel._clock cimport PACK, UNPACK, nanoseconds, profiles_in_use
 from rnnkernel._crowd cimport is_crowded
 from rnnkernel._kernels cimport (
     RK_ALIGNMENT,
@@ -24,9 +24,8 @@ from rnnkernel._kernels cimport (
     kernels,
     usable_threads,
 )
-from rnnkernel._memory cimport new_array
+from rnnkernel._memory cimport aligned_empty, aligned_zeros, new_array
 
-from rnnkernel._memory import aligned_empty, aligned_zeros
 from rnnkernel.profiling import current
 
 # Below so many bytes of weights one thread packs: opening a team costs more.
@@ -391,7 +390,7 @@ cdef class PackedWeights:
         cdef long long began = nanoseconds()
         self.pack(0, threads)
         self.sources = None
-        call = current()
+        call = current() if profiles_in_use > 0 else None
         if call is not None:
             call.add(PACK, nanoseconds() - began)
         return 0
@@ -432,17 +431,21 @@ cdef class PackedWeights:
     cdef char *moved(self, list parts, char *part, Py_ssize_t count, dtype) except NULL:
         """So many numbers of the memory as an array of their own."""
         start = <Py_ssize_t>part - <Py_ssize_t>address(self.memory)
-        array = aligned_empty(count, dtype)
+        array = aligned_empty(count, np.dtype(dtype).num)
         array[...] = self.memory[start : start + count * self.item].view(self.dtype)
         parts.append(array)
         return data(array)
 
     cdef char *scale(self, list parts, scale, const rk_window *window) except NULL:
-        array = aligned_zeros(self.blocks * window.slots * self.units, self.dtype)
+        array = aligned_zeros(self.blocks * window.slots * self.units, self.type_number())
         parts.append(array)
         scale = contiguous(scale)
         add_rows(data(array), window.slots, 0, data(scale), window, self)
         return data(array)
+
+    cdef int type_number(self) noexcept:
+        """NumPy's, of the dtype."""
+        return cnp.NPY_FLOAT32 if self.item == 4 else cnp.NPY_FLOAT64
 
     cdef Py_ssize_t projected_rows(self) noexcept nogil:
         """P, padded as in projection_transposed."""
@@ -580,7 +583,7 @@ cdef class PackedGradients:
             copy_rows(data(bias_ih), self.bias, w.gradient_slots, &w.cell.input, w)
             for phase in range(w.cell.phases):
                 copy_rows(data(bias_hh), self.bias, w.gradient_slots, &w.cell.recurrent[phase], w)
-        call = current()
+        call = current() if profiles_in_use > 0 else None
         if call is not None:
             call.add(UNPACK, nanoseconds() - began)
 

@@ -19,34 +19,40 @@ from rnnkernel._arrays cimport (
     plain_rows,
     plain_states,
     plain_steps,
-    type_of,
 )
+from rnnkernel._clock cimport profiles_in_use
 from rnnkernel._forward cimport Pass, set_rows, set_weights
 from rnnkernel._kept cimport Kept
 from rnnkernel._packing cimport PackedWeights
 from rnnkernel._parameters cimport plain_parameters, prepare_one
 from rnnkernel._recurrence cimport Run
 from rnnkernel._scratch cimport Scratch
+from rnnkernel._sizes cimport Sizes, sizes_of
 from rnnkernel._stack cimport run_stack
 from rnnkernel._states cimport Matrix, pack_cell_states
+
+from rnnkernel._threads import resolve
+from rnnkernel.profiling import begin
 
 cnp.import_array()
 
 
-def infer(called, x, state, int threads, lengths=None):
+def infer(called, x, state, lengths, num_threads):
     """y and the final states as a call returns them, or None where arguments or parameters are
     not plain.
 
     `called` is a layer, whose parameters are packed unless it keeps them so, or a Frozen.
     """
+    cdef object call = begin(called, "forward()") if profiles_in_use > 0 else None
+    cdef int threads = resolve(num_threads)
     cdef list packed = called._packed
     cdef object layer = called if packed is None else called._layer
     cdef Kept kept = None
     cdef long long ticket = -1  # to keep what is packed here, or -1
-    cdef int type_number = type_of(layer)
-    cdef Py_ssize_t D = layer._directions, L = layer.num_layers
-    cdef Py_ssize_t T, N, P, H = layer.hidden_size, item, k, d, index
-    cdef int states = len(layer._cell.states)
+    cdef Sizes sizes = sizes_of(layer)
+    cdef int type_number = sizes.type_number
+    cdef Py_ssize_t D = sizes.directions, L = sizes.layers, P = sizes.projected_size, H = sizes.hidden_size
+    cdef Py_ssize_t T, N, item, k, d, index
     cdef bint batch_first = layer.batch_first
     cdef cnp.ndarray x_array, y, h_n, c_n = None
     cdef PackedWeights w
@@ -65,11 +71,11 @@ def infer(called, x, state, int threads, lengths=None):
     cdef Py_ssize_t x_time, x_batch, x_unit, y_time, y_batch
 
     # arguments
-    if not plain_steps(layer, x, type_number, &steps):
+    if not plain_steps(sizes, x, batch_first, &steps):
         return None
     x_array, T, N = <cnp.ndarray>x, steps.T, steps.N
-    item, P = cnp.PyArray_ITEMSIZE(x_array), layer._widths[0]
-    initial = plain_states(layer, state, N, steps.batched, type_number)
+    item = cnp.PyArray_ITEMSIZE(x_array)
+    initial = plain_states(sizes, state, N, steps.batched)
     if initial is None:
         return None
     found = plain_rows(lengths, &steps, <int>D, 1)
@@ -91,7 +97,7 @@ def infer(called, x, state, int threads, lengths=None):
     # results
     y = of_steps("y", T, N, D * P, type_number, steps.batched, batch_first)
     h_n = of_states("state", L * D, N, P, type_number, steps.batched)
-    if states == 2:
+    if sizes.states == 2:
         c_n = of_states("state", L * D, N, H, type_number, steps.batched)
 
     between[0] = between[1] = NULL
@@ -138,7 +144,7 @@ def infer(called, x, state, int threads, lengths=None):
                 set_rows(r, rows[d])
                 order = r.order
             one.c_n.data = one.reserve = NULL
-            if states == 2:
+            if sizes.states == 2:
                 set_first(&first_c, scratch, initial[1], index, N, H, item, steps.batched)
                 last_row(&one.c_n, c_n, index, N, H, item)
                 r.c0 = scratch.take(w.blocks * N * w.units * item)
@@ -147,7 +153,9 @@ def infer(called, x, state, int threads, lengths=None):
     run_stack(passes, L, D, weights, scratch, None, threads)
     if ticket >= 0:
         kept.keep(weights, ticket)
-    return y, (h_n if states == 1 else (h_n, c_n))
+    if call is not None:
+        call.end()
+    return y, (h_n if sizes.states == 1 else (h_n, c_n))
 
 
 cdef int set_first(

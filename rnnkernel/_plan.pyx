@@ -78,11 +78,10 @@ cdef double flops_of(const Run *r) noexcept:
     return flops
 
 
-def team_size(double flops, Py_ssize_t tiles, int threads):
-    """How many threads are worth opening for so much arithmetic in so many pieces."""
-    if flops < SERIAL_FLOPS:
+cdef int team_size(double flops, Py_ssize_t tiles, int threads) except -1:
+    if flops < <double>SERIAL_FLOPS:
         return 1
-    return max(1, min(usable_threads(threads), tiles))
+    return max(1, <int>min(usable_threads(threads), tiles))
 
 
 cdef Py_ssize_t weights_of_block(const Run *r) noexcept:

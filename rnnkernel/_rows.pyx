@@ -9,8 +9,7 @@ cimport numpy as cnp
 import numpy as np
 
 from rnnkernel._kernels cimport usable_threads
-
-from rnnkernel._memory import empty
+from rnnkernel._memory cimport new_array
 
 cnp.import_array()
 
@@ -270,7 +269,7 @@ def copy_steps(cnp.ndarray x, lengths, int threads):
     cdef int team
     if x.shape[2] > 1 and x.strides[2] != x.itemsize:
         return np.array(x, order="C")
-    copy = empty((T, N, x.shape[2]), x.dtype)
+    copy = new_array(3, x.shape, cnp.PyArray_TYPE(x))
     to = <char *>cnp.PyArray_DATA(<cnp.ndarray>copy)
     if lengths is not None:
         having = offsets(lengths)

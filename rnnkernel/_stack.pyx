@@ -21,11 +21,19 @@ cdef extern from *:
     """
 
 from rnnkernel cimport _tape
-from rnnkernel._clock cimport PHASES, WAITING, Clock, charge, nanoseconds, start_clock
+from rnnkernel._clock cimport (
+    PHASES,
+    WAITING,
+    Clock,
+    charge,
+    nanoseconds,
+    profiles_in_use,
+    start_clock,
+)
 from rnnkernel._crowd cimport is_crowded, report
 from rnnkernel._forward cimport Pass, keep_states, lay_out, set_arrays, take_states
 from rnnkernel._packing cimport address
-from rnnkernel._plan cimport divide, flops_of, let_hand_over, team_step
+from rnnkernel._plan cimport divide, flops_of, let_hand_over, team_size, team_step
 from rnnkernel._recurrence cimport Run, prepare_weights_of, run_team
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._team cimport (
@@ -39,7 +47,6 @@ from rnnkernel._team cimport (
     rk_raise,
 )
 
-from rnnkernel._plan import team_size
 from rnnkernel.profiling import current
 
 cnp.import_array()
@@ -218,7 +225,7 @@ cdef int run_stack(
     s.done = <rk_flag *>scratch.take_zeros(count * sizeof(rk_flag))
     s.spent = NULL
     threads = s.teams * s.size
-    call = current()
+    call = current() if profiles_in_use > 0 else None
     if call is not None:
         spent = call.enter(threads)
         s.spent = <long long *><Py_ssize_t>address(spent)

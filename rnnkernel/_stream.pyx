@@ -34,24 +34,22 @@ import sys
 
 import numpy as np
 
-from rnnkernel._clock cimport nanoseconds
+from rnnkernel._clock cimport nanoseconds, profiles_in_use
 from rnnkernel._crowd cimport is_crowded, report
 from rnnkernel._forward cimport set_weights
+from rnnkernel._memory cimport aligned_zeros
 from rnnkernel._packing cimport PackedWeights, address
-from rnnkernel._plan cimport plan_team
+from rnnkernel._plan cimport plan_team, team_size
 from rnnkernel._recurrence cimport Plan, Run, run_team
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._team cimport rk_flag, rk_lost, rk_meet, rk_member, rk_members
 
 from rnnkernel import _arguments, _check, _threads, profiling
-from rnnkernel._memory import aligned_zeros
-from rnnkernel._plan import team_size
 
 cnp.import_array()
 
 INTP = np.intp
 
-cdef const long long *profiles_in_use = <const long long *><Py_ssize_t>address(profiling.in_use)
 
 # From this much arithmetic on a step releases the GIL. Below, releasing would cost a part of the
 # step by itself, and waiting to get it back, where other threads run Python, many times the step.
@@ -215,7 +213,7 @@ cdef class Stream:
         return f"{self.frozen!r}.stream(batch_size={self.batch_size})"
 
     cdef zeros(self, Py_ssize_t count):
-        array = aligned_zeros(count, self.dtype)
+        array = aligned_zeros(count, self.type_number)
         self.buffers.append(array)
         return array
 
@@ -250,7 +248,7 @@ cdef class Stream:
         cdef Py_ssize_t wrong
         cdef bint flat, is_ids = False, through = False
         cdef object call = None, spent
-        if profiles_in_use[0] > 0:
+        if profiles_in_use > 0:
             call = profiling.begin(self, "step()")
         if self.plain(x, self.inputs):
             x_array = <cnp.ndarray>x

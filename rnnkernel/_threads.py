@@ -84,5 +84,8 @@ def set_num_threads(n: int) -> None:
 
 def resolve(num_threads: int | None) -> int:
     """The argument `num_threads` of a call as a number."""
-    n = get_num_threads() if num_threads is None else _check.size("num_threads", num_threads)
-    return min(n, MOST)
+    if num_threads is not None:
+        n = _check.size("num_threads", num_threads)
+    else:
+        n = _requested if _requested is not None else default()[0]  # a call less for small ones
+    return n if n < MOST else MOST

@@ -22,15 +22,15 @@ from rnnkernel._arrays cimport (
     plain_states,
     plain_steps,
     time_first,
-    type_of,
 )
 from rnnkernel._packing cimport PackedWeights
 from rnnkernel._parameters cimport pack_one, plain_parameters
+from rnnkernel._sizes cimport Sizes, sizes_of
 from rnnkernel._states cimport copy_row
 from rnnkernel._tape cimport Pass, Tape
 
 from rnnkernel import _checkpoints
-from rnnkernel._arguments import Layout
+from rnnkernel._arguments import Layout, as_state
 from rnnkernel._forward import allocate_reserve, pack_cells
 from rnnkernel._plan import sections_of
 from rnnkernel._rows import kept_x
@@ -47,27 +47,28 @@ cdef list LAYOUTS = [
 def train(layer, x, state, int threads, lengths=None):
     """The Output of a training forward, or None where arguments or parameters are not plain or
     dropout acts."""
-    cdef int type_number = type_of(layer)
+    cdef Sizes sizes = sizes_of(layer)
     cdef Steps steps
     cdef list initial, arrays, weights
-    cdef Py_ssize_t index, count = layer.num_layers * layer._directions
-    if layer.dropout and layer.num_layers > 1 or not plain_steps(layer, x, type_number, &steps):
+    cdef Py_ssize_t index, count = sizes.layers * sizes.directions
+    cdef bint batch_first = layer.batch_first
+    if sizes.layers > 1 and layer.dropout or not plain_steps(sizes, x, batch_first, &steps):
         return None
-    initial = plain_states(layer, state, steps.N, steps.batched, type_number)
+    initial = plain_states(sizes, state, steps.N, steps.batched)
     if initial is None:
         return None
     found = plain_rows(
-        lengths, &steps, layer._directions, sections_of(layer, steps.N, threads)
+        lengths, &steps, <int>sizes.directions, sections_of(layer, steps.N, threads)
     )
     if found is None:
         return None
     lengths, rows = found
-    arrays = plain_parameters(layer, type_number)
+    arrays = plain_parameters(layer, sizes.type_number)
     if arrays is None:
         return None
     if not steps.batched and state is not None:
         initial = [array[:, None] for array in initial]
-    layout = LAYOUTS[<bint>layer.batch_first][steps.batched]
+    layout = LAYOUTS[batch_first][steps.batched]
     weights = [pack_one(layer, arrays, index, True, threads) for index in range(count)]
     x = kept_x(time_first(layout, x), lengths, threads)
     shape = steps.T, steps.N
@@ -75,7 +76,8 @@ def train(layer, x, state, int threads, lengths=None):
         layer, layout, shape, x, initial, rows, None, None, weights, True, None, None, threads
     )
     tape = Tape(layer, passes, layout, shape)
-    return Output(caller_view(layout, y), layout.caller_state(finals), None, tape)
+    state = layout.caller_state(finals) if not steps.batched else as_state(finals)
+    return Output(caller_view(layout, y), state, None, tape)
 
 
 def unroll(
@@ -113,8 +115,9 @@ def unroll(
     dropped : Dropped, or None
     """
     cdef bint has_cells = len(initial) == 2
-    cdef int type_number = type_of(layer)
-    cdef Py_ssize_t D = layer._directions, L = layer.num_layers, P = layer._widths[0]
+    cdef Sizes sizes = sizes_of(layer)
+    cdef int type_number = sizes.type_number
+    cdef Py_ssize_t D = sizes.directions, L = sizes.layers, P = sizes.projected_size
     cdef Py_ssize_t T, N, k, d, at
     cdef Pass one
     cdef PackedWeights w
@@ -125,7 +128,7 @@ def unroll(
     T, N = shape
     finals = [of_states("state", L * D, N, P, type_number, True)]
     if has_cells:
-        finals.append(of_states("state", L * D, N, layer.hidden_size, type_number, True))
+        finals.append(of_states("state", L * D, N, sizes.hidden_size, type_number, True))
     for k in range(L):
         if k == L - 1:
             layer_y = last

@@ -33,11 +33,8 @@ class Inference:
     ) -> tuple[np.ndarray, Any]:
         """Inference: `y, state` of `forward`."""
         if reset is None and embedding is None:
-            call = profiling.begin(self, "forward()")
-            plain = infer(self, x, state, _threads.resolve(num_threads), lengths)
+            plain = infer(self, x, state, lengths, num_threads)
             if plain is not None:
-                if call is not None:
-                    call.end()
                 return plain
         out = self.forward(
             x,

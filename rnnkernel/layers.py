@@ -14,6 +14,7 @@ from rnnkernel._arguments import check_arrivals
 from rnnkernel._differentiate import differentiate, plain_arrivals
 from rnnkernel._kept import Kept
 from rnnkernel._parameters import pack
+from rnnkernel._sizes import Sizes
 from rnnkernel._unroll import train
 from rnnkernel.clipping import Clip
 from rnnkernel.inference import Frozen, Inference, Stream
@@ -66,6 +67,7 @@ class _Layer(Inference):
                 "parameters", self._given, self._parameter_shapes, self.dtype
             )
             del self._given
+        self._sizes = Sizes(self)
         # drawn last, and only where it is used: the parameters are those without dropout
         self._dropout_seed = int(rng.integers(2**64, dtype=np.uint64)) if self.dropout else 0
         self._dropout_steps = 0
@@ -93,11 +95,12 @@ class _Layer(Inference):
 
     def __getstate__(self):
         self._kept.forget()  # a copy may share the arrays
-        return {name: value for name, value in self.__dict__.items() if name != "_kept"}
+        made_anew = ("_kept", "_sizes")
+        return {name: value for name, value in self.__dict__.items() if name not in made_anew}
 
     def __setstate__(self, state):
         self.__dict__.update(state)
-        self._kept = Kept()
+        self._kept, self._sizes = Kept(), Sizes(self)
 
     def _initial_parameters(self, rng) -> dict[str, np.ndarray]:
         limit = self.hidden_size**-0.5
@@ -165,6 +168,7 @@ class _Layer(Inference):
         }
         alone.input_size = alone._parameters["weight_ih_l0"].shape[1]
         alone._name_parameters()
+        alone._sizes = Sizes(alone)
         return alone
 
     def __repr__(self):

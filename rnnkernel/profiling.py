@@ -12,6 +12,8 @@ from time import perf_counter_ns
 
 import numpy as np
 
+from rnnkernel._clock import count_profiles
+
 # In the order of a call; rnnkernel/_clock.pxd counts them likewise.
 PHASES = (
     "set-up",
@@ -31,9 +33,6 @@ _call: ContextVar["Call | None"] = ContextVar("rnnkernel_call", default=None)
 # The call that is being recorded, or None.
 current = _call.get
 
-# How many profiles are in use, where a step of a stream sees it without calling anything: to ask
-# the context would be a thirtieth of a small step.
-in_use = np.zeros(1, np.int64)
 _counting = Lock()  # released in a forked child whoever held it
 os.register_at_fork(
     before=_counting.acquire,
@@ -143,14 +142,14 @@ class Profile:
         self._thread, self._outer = get_ident(), _profile.get()
         _profile.set(self)
         with _counting:
-            in_use[0] += 1
+            count_profiles(1)
         return self
 
     def __exit__(self, *error):
         _profile.set(self._outer)
         _call.set(None)  # of a call that failed
         with _counting:
-            in_use[0] -= 1
+            count_profiles(-1)
         self._thread = None
 
     def __str__(self):
