@@ -32,7 +32,7 @@ from rnnkernel._crowd cimport is_crowded, report
 from rnnkernel._kernels cimport RK_TRANSPOSED_VECTORS
 from rnnkernel._memory cimport aligned_zeros, tile_pitch
 from rnnkernel._packing cimport PackedGradients, PackedWeights
-from rnnkernel._plan cimport team_size
+from rnnkernel._plan cimport team_size, training_pays_off
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._tape cimport BackwardPass, Pass
 from rnnkernel._team cimport rk_expel, rk_flag, rk_gone, rk_lost, rk_member, rk_members
@@ -489,7 +489,7 @@ def backward(list passes, double limit, double norm_limit, int threads):
     cdef Bptt[2] loops
     cdef BackwardPass of
     cdef int i, team, count = len(passes)
-    cdef double flops = 0
+    cdef double flops = 0, weights = 0, rows = 0
     cdef Py_ssize_t pieces = 0
     for i in range(count):
         of = passes[i]
@@ -498,12 +498,14 @@ def backward(list passes, double limit, double norm_limit, int threads):
             continue
         point(&loops[i], of, limit, norm_limit)
         flops += flops_of(&loops[i])
+        weights += flops_of(&loops[i]) / (6.0 * loops[i].count) * loops[i].item
+        rows = <double>loops[i].count / loops[i].T
         pieces += max(loops[i].N, loops[i].blocks)
     if flops == 0:
         return
-    if is_crowded(flops):
-        threads = 1
     team = team_size(flops, pieces, threads)
+    if is_crowded(flops) or team > 1 and not training_pays_off(flops, weights, rows, team):
+        team = threads = 1
     if count == 2 and goes_at_once(&loops[0], team):
         run(loops, passes, 2, team // 2)
         return

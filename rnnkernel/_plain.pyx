@@ -37,7 +37,7 @@ from rnnkernel.profiling import begin
 cnp.import_array()
 
 
-def infer(called, x, state, lengths, num_threads):
+def infer(called, x, state, num_threads, lengths=None):
     """y and the final states as a call returns them, or None where arguments or parameters are
     not plain.
 
@@ -51,7 +51,8 @@ def infer(called, x, state, lengths, num_threads):
     cdef long long ticket = -1  # to keep what is packed here, or -1
     cdef Sizes sizes = sizes_of(layer)
     cdef int type_number = sizes.type_number
-    cdef Py_ssize_t D = sizes.directions, L = sizes.layers, P = sizes.projected_size, H = sizes.hidden_size
+    cdef Py_ssize_t D = sizes.directions, L = sizes.layers
+    cdef Py_ssize_t P = sizes.projected_size, H = sizes.hidden_size
     cdef Py_ssize_t T, N, item, k, d, index
     cdef bint batch_first = layer.batch_first
     cdef cnp.ndarray x_array, y, h_n, c_n = None
@@ -150,7 +151,7 @@ def infer(called, x, state, lengths, num_threads):
                 r.c0 = scratch.take(w.blocks * N * w.units * item)
                 pack_cell_states(w, &first_c, N, order, <char *>r.c0)
         layer_x, x_time, x_batch, x_unit = layer_y, y_time, y_batch, 1
-    run_stack(passes, L, D, weights, scratch, None, threads)
+    run_stack(passes, L, D, weights, scratch, None, ticket >= 0, threads)
     if ticket >= 0:
         kept.keep(weights, ticket)
     if call is not None:

@@ -3,6 +3,13 @@ from rnnkernel._scratch cimport Scratch
 
 # How many threads are worth opening for so much arithmetic in so many pieces.
 cdef int team_size(double flops, Py_ssize_t tiles, int threads) except -1
+# Whether a team that takes `shared` microseconds is better than a thread that takes `alone`:
+# `opening` is how long it takes a team to begin and end, and what it reads and writes to go from
+# core to core.
+cdef bint pays_off(double alone, double shared, double opening) except -1
+# The same of a forward and its backward, from their arithmetic and how many rows it has in a step.
+# Weights that one thread has packed go from core to core, and sums and gradients come back.
+cdef bint training_pays_off(double flops, double weight_bytes, double rows, int team) except -1
 cdef double flops_of(const Run *r) noexcept
 cdef double team_step(const Run *r, Py_ssize_t rows, int team) except -1
 cdef int plan_team(

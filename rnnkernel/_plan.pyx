@@ -14,8 +14,15 @@ from rnnkernel._team cimport rk_begin_parts, rk_expel, rk_flag, rk_handover, rk_
 # the gates of inference stay in L2.
 cdef Py_ssize_t PROJECTED_ROWS = 128
 
-# Below this much arithmetic a call stays on one thread: opening a team costs more.
+# Below this much arithmetic a call stays on one thread, whatever it reads.
 SERIAL_FLOPS = 400e3
+
+# True opens a team for any call of more, whatever it costs. Results are the same, as tests show by
+# setting it.
+TEAMS_ARE_FREE = False
+
+# What several threads do at once takes so much longer, since they share caches and power.
+cdef double CROWDING = 1.2
 
 # Packing a weight takes as long as so much.
 cdef double PACKING = 10
@@ -82,6 +89,20 @@ cdef int team_size(double flops, Py_ssize_t tiles, int threads) except -1:
     if flops < <double>SERIAL_FLOPS:
         return 1
     return max(1, <int>min(usable_threads(threads), tiles))
+
+
+cdef bint pays_off(double alone, double shared, double opening) except -1:
+    return TEAMS_ARE_FREE or CROWDING * shared + opening < alone
+
+
+cdef bint training_pays_off(double flops, double weight_bytes, double rows, int team) except -1:
+    # What a step does beside its products counts as three more rows, fewer than one for units.
+    cdef double products = flops / 80e3, passing = 3e-4 * weight_bytes
+    cdef double share = max(rows / team, 0.7)
+    cdef double slower = (1 + 3 / share) / (1 + 3 / rows)
+    return pays_off(
+        products + passing, products / team * slower + passing / (CROWDING * team), 100
+    )
 
 
 cdef Py_ssize_t weights_of_block(const Run *r) noexcept:

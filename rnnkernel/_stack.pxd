@@ -17,5 +17,6 @@ cdef struct Stack:
 
 
 cdef int run_stack(
-    Pass *passes, int layers, int directions, list weights, Scratch scratch, indices, int threads
+    Pass *passes, int layers, int directions, list weights, Scratch scratch, indices, bint fresh,
+    int threads,
 ) except -1

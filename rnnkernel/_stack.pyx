@@ -33,7 +33,15 @@ from rnnkernel._clock cimport (
 from rnnkernel._crowd cimport is_crowded, report
 from rnnkernel._forward cimport Pass, keep_states, lay_out, set_arrays, take_states
 from rnnkernel._packing cimport address
-from rnnkernel._plan cimport divide, flops_of, let_hand_over, team_size, team_step
+from rnnkernel._plan cimport (
+    divide,
+    flops_of,
+    let_hand_over,
+    pays_off,
+    team_size,
+    team_step,
+    training_pays_off,
+)
 from rnnkernel._recurrence cimport Run, prepare_weights_of, run_team
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._team cimport (
@@ -56,8 +64,14 @@ cnp.import_array()
 TEAMS = None
 PIECE = None
 
+# Microseconds to open the threads of a call whose weights stay packed.
+cdef double OPENING = 10
+
 # A wavefront, whose teams wait for one another, must promise to take so much of the time.
 cdef double WAVE = 0.95
+
+# Microseconds to pack a weight.
+cdef double PACKED_WEIGHT = 2e-4
 
 # Whether the next call's first sweep goes back: what the last one used may still be in cache.
 cdef bint next_back = False
@@ -129,8 +143,8 @@ cdef void run_member(Stack *s, int members, int member) noexcept nogil:
 cdef double time_of(Stack *s, double rows) except -1:
     """Microseconds of all passes, roughly, by these teams; sets the pieces.
 
-    A piece costs a team 1 us and reading W_ih. Cutting finely costs this more often, and coarsely
-    leaves more time until the last layer has begun.
+    A piece costs a team 1 us and reading W_ih, or packing all weights. Cutting finely costs this
+    more often, and coarsely leaves more time until the last layer has begun.
     """
     cdef int i, teams = s.teams, passes = s.layers * s.directions
     cdef double step = 0, start = 1, tasks
@@ -141,6 +155,8 @@ cdef double time_of(Stack *s, double rows) except -1:
             team_step(r, <Py_ssize_t>(rows + 0.5), s.size)
             + rows * r.cell.gates * r.H * r.I * r.item * 5e-6 / s.size
         ) / passes
+        if r.panels != NULL:
+            start += r.cell.gates * r.H * (r.I + r.P) * PACKED_WEIGHT / s.size / passes
         start += <double>r.cell.gates * r.H * r.I * r.item / 60e3 / passes
     s.piece, s.pieces = s.steps, 1
     if teams == 1 or s.directions > 1:
@@ -152,8 +168,8 @@ cdef double time_of(Stack *s, double rows) except -1:
     return tasks * (s.piece * step + start)
 
 
-cdef int share(Stack *s, int threads) except -1:
-    """How threads share the passes.
+cdef int share(Stack *s, int threads, bint fresh) except -1:
+    """How threads share the passes, whose weights are `fresh` where this call has packed them.
 
     The threads of a team meet at every step, where they share its units, or read all weights each,
     where they share its rows. Teams meet once a piece at most, and each reads the weights of fewer
@@ -161,12 +177,15 @@ cdef int share(Stack *s, int threads) except -1:
     that teams do not divide among themselves are idle, and the last layers begin late.
     """
     cdef int i, most, teams
-    cdef double flops = 0, count = 0, best, time
+    cdef double flops = 0, weights = 0, count = 0, best, time, alone
     cdef Stack tried
+    cdef const Run *r
     for i in range(s.layers * s.directions):
-        flops += flops_of(&s.passes[i].run)
-        count += s.passes[i].run.count
-        s.steps = max(s.steps, s.passes[i].run.T)
+        r = &s.passes[i].run
+        flops += flops_of(r)
+        weights += <double>r.cell.gates * r.H * (r.I + r.P) * r.item
+        count += r.count
+        s.steps = max(s.steps, r.T)
     threads = 1 if is_crowded(flops) else team_size(flops, 1 << 30, threads)
     most = min(threads, 2 if s.directions > 1 else s.layers)
     s.teams, s.size = 1, threads
@@ -180,6 +199,15 @@ cdef int share(Stack *s, int threads) except -1:
         if time < best if TEAMS is None else teams <= TEAMS:
             best = time
             s[0] = tried
+    if threads > 1:
+        tried.teams = tried.size = 1
+        alone = time_of(&tried, count)
+        if not (
+            training_pays_off(3 * flops, weights, count, threads)
+            if fresh
+            else pays_off(alone, best, OPENING)
+        ):
+            s[0] = tried
     if PIECE is not None and s.pieces > 1:
         s.piece = min(s.steps, PIECE)
     return 0
@@ -189,10 +217,12 @@ cdef int share(Stack *s, int threads) except -1:
 
 
 cdef int run_stack(
-    Pass *passes, int layers, int directions, list weights, Scratch scratch, indices, int threads
+    Pass *passes, int layers, int directions, list weights, Scratch scratch, indices, bint fresh,
+    int threads,
 ) except -1:
     """Passes whose weights, sizes, arrays and states are set, with at least one step of one row;
-    `indices` is None or a list by direction, for the first layer."""
+    `indices` is None or a list by direction, for the first layer, and weights are `fresh` where
+    this call has packed them."""
     global next_back
     cdef Stack s
     cdef Pass *one
@@ -200,7 +230,7 @@ cdef int run_stack(
     cdef long long begin, end, lost = 0
     cdef bint even = True  # whether threads have about as much to do
     s.passes, s.layers, s.directions, s.steps = passes, layers, directions, 0
-    share(&s, threads)
+    share(&s, threads, fresh)
     for i in range(count):
         one = &passes[i]
         divide(&one.run, &one.plan, scratch, s.size, max(1, min(s.piece, one.run.T)))
@@ -272,7 +302,7 @@ def forward(list layers, int threads):
     if passes[0].run.count > 0:
         of = first[0]
         indices = None if of.index is None else [(<_tape.Pass>one).index for one in first]
-        run_stack(passes, len(layers), directions, weights, scratch, indices, threads)
+        run_stack(passes, len(layers), directions, weights, scratch, indices, True, threads)
         return
     for i in range(count):
         of = layers[i // directions][i % directions][0]

@@ -39,7 +39,7 @@ from rnnkernel._crowd cimport is_crowded, report
 from rnnkernel._forward cimport set_weights
 from rnnkernel._memory cimport aligned_zeros
 from rnnkernel._packing cimport PackedWeights, address
-from rnnkernel._plan cimport plan_team, team_size
+from rnnkernel._plan cimport pays_off, plan_team, team_size, team_step
 from rnnkernel._recurrence cimport Plan, Run, run_team
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._team cimport rk_flag, rk_lost, rk_meet, rk_member, rk_members
@@ -55,6 +55,9 @@ INTP = np.intp
 # step by itself, and waiting to get it back, where other threads run Python, many times the step.
 cdef double RELEASE_FLOPS = 100e3
 
+
+# Microseconds to open the threads of a step.
+cdef double OPENING = 5
 
 # How a step is shared: of vectors x, of one-hot ids, which have no product with W_ih.
 cdef enum:
@@ -163,7 +166,7 @@ cdef class Stream:
             r = &self.runs[k]
             set_weights(r, w, N)
             flops += 2.0 * r.cell.gates * r.H * (r.I + r.P) * N
-            r.chunk, r.gates_steps = 1, 2
+            r.T, r.chunk, r.gates_steps = 1, 1, 2
             for n in range(N):
                 self.offsets[2 + 2 * k, n] = n * r.cell.memory_slots * r.units
                 self.offsets[3 + 2 * k, n] = n * r.pitch
@@ -201,6 +204,8 @@ cdef class Stream:
                 flops -= 2.0 * r.cell.gates * r.H * r.I * N
             self.plans[way].pieces = 0
             team = team_size(flops, max(N, r.blocks), _threads.resolve(None))
+            if team > 1 and not pays_off(self.step_time(1), self.step_time(team), OPENING):
+                team = 1
             plan_team(&self.plans[way], r, self.scratch, 1, N, team)
             self.releases[way] = flops >= RELEASE_FLOPS
 
@@ -211,6 +216,14 @@ cdef class Stream:
 
     def __repr__(self):
         return f"{self.frozen!r}.stream(batch_size={self.batch_size})"
+
+    cdef double step_time(self, int team) except -1:
+        """Microseconds that a team takes for a step of all layers, roughly."""
+        cdef Py_ssize_t k
+        cdef double time = 0
+        for k in range(self.layers):
+            time += team_step(&self.runs[k], self.batch_size, team)
+        return time
 
     cdef zeros(self, Py_ssize_t count):
         array = aligned_zeros(count, self.type_number)

@@ -33,7 +33,7 @@ class Inference:
     ) -> tuple[np.ndarray, Any]:
         """Inference: `y, state` of `forward`."""
         if reset is None and embedding is None:
-            plain = infer(self, x, state, lengths, num_threads)
+            plain = infer(self, x, state, num_threads, lengths)
             if plain is not None:
                 return plain
         out = self.forward(

@@ -24,7 +24,7 @@ ACTIVATIONS = "csrc/activations.h"
 TABLE, ARRIVAL = "csrc/kernels.h", "csrc/arrival.h"
 FORWARD, RECURRENCE = "rnnkernel/_forward.pyx", "rnnkernel/_recurrence.pyx"
 BPTT, CHUNKS = "rnnkernel/_bptt.pyx", "rnnkernel/_chunks.pyx"
-STEPS_BACK = "rnnkernel/_steps_back.pyx"
+STEPS_BACK, PLAN = "rnnkernel/_steps_back.pyx", "rnnkernel/_plan.pyx"
 GRADIENTS = "rnnkernel/_gradients.pyx"
 PACKING = "rnnkernel/_packing.pyx"
 LOOKUP, SEQUENCE, STREAM = "csrc/lookup.h", "rnnkernel/_sequence.py", "rnnkernel/_stream.pyx"
@@ -41,6 +41,20 @@ def only(name, chosen=""):
 
 
 FAULTS = [
+    Fault(
+        "a team opens for nothing",
+        PLAN,
+        "CROWDING * shared + opening < alone",
+        "shared < alone",
+        **only("pays_off"),
+    ),
+    Fault(
+        "training opens a team as inference does",
+        PLAN,
+        "passing / (CROWDING * team), 100",
+        "passing / (CROWDING * team), 10",
+        **only("pays_off"),
+    ),
     Fault(
         "LSTM: i and f change places in the epilogue",
         LSTM,
