@@ -490,7 +490,7 @@ def backward(list passes, double limit, double norm_limit, int threads):
     cdef BackwardPass of
     cdef int i, team, count = len(passes)
     cdef double flops = 0, weights = 0, rows = 0
-    cdef Py_ssize_t pieces = 0
+    cdef Py_ssize_t pieces = 0, item = 0
     for i in range(count):
         of = passes[i]
         if has_no_steps(of.of):
@@ -499,12 +499,14 @@ def backward(list passes, double limit, double norm_limit, int threads):
         point(&loops[i], of, limit, norm_limit)
         flops += flops_of(&loops[i])
         weights += flops_of(&loops[i]) / (6.0 * loops[i].count) * loops[i].item
-        rows = <double>loops[i].count / loops[i].T
+        rows, item = <double>loops[i].count / loops[i].T, loops[i].item
         pieces += max(loops[i].N, loops[i].blocks)
     if flops == 0:
         return
     team = team_size(flops, pieces, threads)
-    if is_crowded(flops) or team > 1 and not training_pays_off(flops, weights, rows, team):
+    if is_crowded(flops) or team > 1 and not training_pays_off(
+        flops, weights, rows, item, team
+    ):
         team = threads = 1
     if count == 2 and goes_at_once(&loops[0], team):
         run(loops, passes, 2, team // 2)

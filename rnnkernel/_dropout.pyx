@@ -11,7 +11,6 @@ from rnnkernel._kernels cimport (
     rk_dropout,
     rk_kernels,
 )
-
 from rnnkernel._plan cimport team_size
 
 ctypedef fused real:

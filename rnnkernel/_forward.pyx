@@ -25,7 +25,6 @@ from rnnkernel._recurrence cimport Plan, Run, gates_at, h_at, list_chunk
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._states cimport Matrix, copy_row, pack_cell_states, unpack_cell_state
 
-
 cnp.import_array()
 
 

@@ -54,6 +54,7 @@ cdef class PackedWeights:
     cdef int pack_all(self, int threads) except -1
     cdef char *moved(self, list parts, char *part, Py_ssize_t count, dtype) except NULL
     cdef char *scale(self, list parts, scale, const rk_window *window) except NULL
+    cdef bint for_training(self) noexcept
     cdef int type_number(self) noexcept
     cdef Py_ssize_t projected_rows(self) noexcept nogil
     cdef Py_ssize_t input_last_vectors(self) noexcept nogil

@@ -443,6 +443,10 @@ cdef class PackedWeights:
         add_rows(data(array), window.slots, 0, data(scale), window, self)
         return data(array)
 
+    cdef bint for_training(self) noexcept:
+        """Whether there are transposed copies."""
+        return self.recurrent_transposed[0] != NULL
+
     cdef int type_number(self) noexcept:
         """NumPy's, of the dtype."""
         return cnp.NPY_FLOAT32 if self.item == 4 else cnp.NPY_FLOAT64

@@ -151,7 +151,7 @@ def infer(called, x, state, num_threads, lengths=None):
                 r.c0 = scratch.take(w.blocks * N * w.units * item)
                 pack_cell_states(w, &first_c, N, order, <char *>r.c0)
         layer_x, x_time, x_batch, x_unit = layer_y, y_time, y_batch, 1
-    run_stack(passes, L, D, weights, scratch, None, ticket >= 0, threads)
+    run_stack(passes, L, D, weights, scratch, None, threads)
     if ticket >= 0:
         kept.keep(weights, ticket)
     if call is not None:

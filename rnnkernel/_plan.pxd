@@ -9,7 +9,9 @@ cdef int team_size(double flops, Py_ssize_t tiles, int threads) except -1
 cdef bint pays_off(double alone, double shared, double opening) except -1
 # The same of a forward and its backward, from their arithmetic and how many rows it has in a step.
 # Weights that one thread has packed go from core to core, and sums and gradients come back.
-cdef bint training_pays_off(double flops, double weight_bytes, double rows, int team) except -1
+cdef bint training_pays_off(
+    double flops, double weight_bytes, double rows, Py_ssize_t item, int team
+) except -1
 cdef double flops_of(const Run *r) noexcept
 cdef double team_step(const Run *r, Py_ssize_t rows, int team) except -1
 cdef int plan_team(

@@ -95,9 +95,11 @@ cdef bint pays_off(double alone, double shared, double opening) except -1:
     return TEAMS_ARE_FREE or CROWDING * shared + opening < alone
 
 
-cdef bint training_pays_off(double flops, double weight_bytes, double rows, int team) except -1:
+cdef bint training_pays_off(
+    double flops, double weight_bytes, double rows, Py_ssize_t item, int team
+) except -1:
     # What a step does beside its products counts as three more rows, fewer than one for units.
-    cdef double products = flops / 80e3, passing = 3e-4 * weight_bytes
+    cdef double products = flops * item / 320e3, passing = 3e-4 * weight_bytes
     cdef double share = max(rows / team, 0.7)
     cdef double slower = (1 + 3 / share) / (1 + 3 / rows)
     return pays_off(

@@ -17,6 +17,5 @@ cdef struct Stack:
 
 
 cdef int run_stack(
-    Pass *passes, int layers, int directions, list weights, Scratch scratch, indices, bint fresh,
-    int threads,
+    Pass *passes, int layers, int directions, list weights, Scratch scratch, indices, int threads
 ) except -1

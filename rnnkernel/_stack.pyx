@@ -32,7 +32,7 @@ from rnnkernel._clock cimport (
 )
 from rnnkernel._crowd cimport is_crowded, report
 from rnnkernel._forward cimport Pass, keep_states, lay_out, set_arrays, take_states
-from rnnkernel._packing cimport address
+from rnnkernel._packing cimport PackedWeights, address
 from rnnkernel._plan cimport (
     divide,
     flops_of,
@@ -64,7 +64,7 @@ cnp.import_array()
 TEAMS = None
 PIECE = None
 
-# Microseconds to open the threads of a call whose weights stay packed.
+# Microseconds to open the threads of a call that is inference.
 cdef double OPENING = 10
 
 # A wavefront, whose teams wait for one another, must promise to take so much of the time.
@@ -168,8 +168,8 @@ cdef double time_of(Stack *s, double rows) except -1:
     return tasks * (s.piece * step + start)
 
 
-cdef int share(Stack *s, int threads, bint fresh) except -1:
-    """How threads share the passes, whose weights are `fresh` where this call has packed them.
+cdef int share(Stack *s, bint training, int threads) except -1:
+    """How threads share the passes.
 
     The threads of a team meet at every step, where they share its units, or read all weights each,
     where they share its rows. Teams meet once a piece at most, and each reads the weights of fewer
@@ -177,7 +177,7 @@ cdef int share(Stack *s, int threads, bint fresh) except -1:
     that teams do not divide among themselves are idle, and the last layers begin late.
     """
     cdef int i, most, teams
-    cdef double flops = 0, weights = 0, count = 0, best, time, alone
+    cdef double flops = 0, weights = 0, count = 0, best, time
     cdef Stack tried
     cdef const Run *r
     for i in range(s.layers * s.directions):
@@ -201,11 +201,11 @@ cdef int share(Stack *s, int threads, bint fresh) except -1:
             s[0] = tried
     if threads > 1:
         tried.teams = tried.size = 1
-        alone = time_of(&tried, count)
+        time = time_of(&tried, count)
         if not (
-            training_pays_off(3 * flops, weights, count, threads)
-            if fresh
-            else pays_off(alone, best, OPENING)
+            training_pays_off(3 * flops, weights, count, r.item, threads)
+            if training
+            else pays_off(time, time_of(s, count), OPENING)
         ):
             s[0] = tried
     if PIECE is not None and s.pieces > 1:
@@ -217,12 +217,10 @@ cdef int share(Stack *s, int threads, bint fresh) except -1:
 
 
 cdef int run_stack(
-    Pass *passes, int layers, int directions, list weights, Scratch scratch, indices, bint fresh,
-    int threads,
+    Pass *passes, int layers, int directions, list weights, Scratch scratch, indices, int threads
 ) except -1:
     """Passes whose weights, sizes, arrays and states are set, with at least one step of one row;
-    `indices` is None or a list by direction, for the first layer, and weights are `fresh` where
-    this call has packed them."""
+    `indices` is None or a list by direction, for the first layer."""
     global next_back
     cdef Stack s
     cdef Pass *one
@@ -230,7 +228,7 @@ cdef int run_stack(
     cdef long long begin, end, lost = 0
     cdef bint even = True  # whether threads have about as much to do
     s.passes, s.layers, s.directions, s.steps = passes, layers, directions, 0
-    share(&s, threads, fresh)
+    share(&s, (<PackedWeights>weights[0]).for_training(), threads)
     for i in range(count):
         one = &passes[i]
         divide(&one.run, &one.plan, scratch, s.size, max(1, min(s.piece, one.run.T)))
@@ -302,7 +300,7 @@ def forward(list layers, int threads):
     if passes[0].run.count > 0:
         of = first[0]
         indices = None if of.index is None else [(<_tape.Pass>one).index for one in first]
-        run_stack(passes, len(layers), directions, weights, scratch, indices, True, threads)
+        run_stack(passes, len(layers), directions, weights, scratch, indices, threads)
         return
     for i in range(count):
         of = layers[i // directions][i % directions][0]
