@@ -27,7 +27,7 @@ from rnnkernel._bptt cimport (
     run_member,
 )
 from rnnkernel._chunks cimport SHARDS, all_by_units, list_all_rows
-from rnnkernel._clock cimport PHASES, nanoseconds, profiles_in_use
+from rnnkernel._clock cimport PHASES, current_call, nanoseconds
 from rnnkernel._crowd cimport is_crowded, report
 from rnnkernel._kernels cimport RK_TRANSPOSED_VECTORS
 from rnnkernel._memory cimport aligned_zeros, tile_pitch
@@ -36,8 +36,6 @@ from rnnkernel._plan cimport team_size, training_pays_off
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._tape cimport BackwardPass, Pass
 from rnnkernel._team cimport rk_expel, rk_flag, rk_gone, rk_lost, rk_member, rk_members
-
-from rnnkernel.profiling import current
 
 cnp.import_array()
 
@@ -437,7 +435,7 @@ cdef int run(Bptt *loops, list passes, int teams, int size) except -1:
     cdef Bptt *r
     cdef int i, threads = teams * size
     cdef long long begin, end
-    call = current() if profiles_in_use > 0 else None
+    call = current_call()
     spent = None if call is None else call.enter(threads)
     for i in range(teams):
         prepare(&loops[i], passes[i], scratch, size)

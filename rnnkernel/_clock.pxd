@@ -9,6 +9,9 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 # one.
 cdef long long profiles_in_use
 
+# The call that is being recorded, or None.
+cdef current_call()
+
 # As in profiling.PHASES.
 cdef enum:
     SET_UP

@@ -132,8 +132,7 @@ cdef cnp.ndarray aligned_zeros(Py_ssize_t count, int type_number):
 
 
 cdef Py_ssize_t tile_pitch(Py_ssize_t width, Py_ssize_t itemsize) noexcept:
-    """Whole cache lines, and never a large power of two of them: rows at a multiple of 4 KiB
-    would compete for one set of L1.
-    """
+    # Whole cache lines, and never a large power of two of them: rows at a multiple of 4 KiB would
+    # compete for one set of L1.
     cdef Py_ssize_t lines = (width * itemsize + ALIGNMENT - 1) // ALIGNMENT
     return (lines + (lines % 8 == 0)) * ALIGNMENT // itemsize

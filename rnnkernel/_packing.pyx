@@ -12,7 +12,7 @@ cimport numpy as cnp
 
 import numpy as np
 
-from rnnkernel._clock cimport PACK, UNPACK, nanoseconds, profiles_in_use
+from rnnkernel._clock cimport PACK, UNPACK, current_call, nanoseconds
 from rnnkernel._crowd cimport is_crowded
 from rnnkernel._kernels cimport (
     RK_ALIGNMENT,
@@ -25,8 +25,6 @@ from rnnkernel._kernels cimport (
     usable_threads,
 )
 from rnnkernel._memory cimport aligned_empty, aligned_zeros, new_array
-
-from rnnkernel.profiling import current
 
 # Below so many bytes of weights one thread packs: opening a team costs more.
 cdef Py_ssize_t SERIAL_BYTES = 1 << 20
@@ -390,7 +388,7 @@ cdef class PackedWeights:
         cdef long long began = nanoseconds()
         self.pack(0, threads)
         self.sources = None
-        call = current() if profiles_in_use > 0 else None
+        call = current_call()
         if call is not None:
             call.add(PACK, nanoseconds() - began)
         return 0
@@ -587,7 +585,7 @@ cdef class PackedGradients:
             copy_rows(data(bias_ih), self.bias, w.gradient_slots, &w.cell.input, w)
             for phase in range(w.cell.phases):
                 copy_rows(data(bias_hh), self.bias, w.gradient_slots, &w.cell.recurrent[phase], w)
-        call = current() if profiles_in_use > 0 else None
+        call = current_call()
         if call is not None:
             call.add(UNPACK, nanoseconds() - began)
 

@@ -26,8 +26,8 @@ from rnnkernel._clock cimport (
     WAITING,
     Clock,
     charge,
+    current_call,
     nanoseconds,
-    profiles_in_use,
     start_clock,
 )
 from rnnkernel._crowd cimport is_crowded, report
@@ -54,8 +54,6 @@ from rnnkernel._team cimport (
     rk_members,
     rk_raise,
 )
-
-from rnnkernel.profiling import current
 
 cnp.import_array()
 
@@ -253,7 +251,7 @@ cdef int run_stack(
     s.done = <rk_flag *>scratch.take_zeros(count * sizeof(rk_flag))
     s.spent = NULL
     threads = s.teams * s.size
-    call = current() if profiles_in_use > 0 else None
+    call = current_call()
     if call is not None:
         spent = call.enter(threads)
         s.spent = <long long *><Py_ssize_t>address(spent)

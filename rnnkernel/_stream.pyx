@@ -50,11 +50,9 @@ cnp.import_array()
 
 INTP = np.intp
 
-
 # From this much arithmetic on a step releases the GIL. Below, releasing would cost a part of the
 # step by itself, and waiting to get it back, where other threads run Python, many times the step.
 cdef double RELEASE_FLOPS = 100e3
-
 
 # Microseconds to open the threads of a step.
 cdef double OPENING = 5
