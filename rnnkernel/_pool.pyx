@@ -19,6 +19,16 @@ from posix.stdlib cimport posix_memalign
 cdef extern from *:
     """
     #include <stdatomic.h>
+    #include <sys/mman.h>
+
+    /* Where the system has huge pages for those who ask. A hint: it may refuse. */
+    static inline void rk_ask_huge_pages(void *memory, size_t size)
+    {
+    #ifdef MADV_HUGEPAGE
+        (void)madvise(memory, size, MADV_HUGEPAGE);
+    #endif
+    }
+
     static atomic_flag rk_pool_flag = ATOMIC_FLAG_INIT;
 
     /* Waits for no one: who has the pool may be asleep, and malloc serves as well. */
@@ -46,12 +56,16 @@ cdef extern from *:
         pass
 
     atomic_long rk_layers, rk_new_blocks
+    void rk_ask_huge_pages(void *memory, size_t size) nogil
     bint rk_pool_enter() nogil
     void rk_pool_leave() nogil
     long rk_count(atomic_long *count, long more) nogil
 
 cdef enum:
     HEADER = 64  # before a block, which keeps its alignment
+    # Blocks that hold a huge page begin with one. Only whole pages are asked for: a part of one
+    # would take more memory than the block has.
+    HUGE_PAGE = 1 << 21
 
 # Most bytes that wait.
 cdef size_t idle_limit = 1 << 28
@@ -117,8 +131,10 @@ cdef char *take_block(size_t size) noexcept nogil:
             idle -= block.size
         rk_pool_leave()
     if block == NULL:
-        if posix_memalign(&memory, HEADER, size) != 0:
+        if posix_memalign(&memory, HEADER if size < HUGE_PAGE else HUGE_PAGE, size) != 0:
             return NULL
+        if size >= HUGE_PAGE:
+            rk_ask_huge_pages(memory, size // HUGE_PAGE * HUGE_PAGE)
         block = <Block *>memory
         block.size = size
         rk_count(&rk_new_blocks, 1)

@@ -206,3 +206,28 @@ def test_other_arrays_keep_their_memory(layer, arrays):
     assert get_handler_name() == before
     assert get_handler_name(np.empty(1 << 20)) == before
     gc.collect()
+
+
+@pytest.mark.skipif(
+    not os.path.exists("/sys/kernel/mm/transparent_hugepage"), reason="a system with huge pages"
+)
+def test_only_large_blocks_ask_for_huge_pages():
+    """In a process of its own: what malloc gives again keeps what was asked for it."""
+    run(BEGIN + """
+def asked(array):
+    middle, inside = array.ctypes.data + array.nbytes // 2, False
+    for line in open("/proc/self/smaps"):
+        first, *rest = line.split()
+        if not first.endswith(":"):
+            begin, end = (int(place, 16) for place in first.split("-"))
+            inside = begin <= middle < end
+        elif inside and first == "VmFlags:":
+            return "hg" in rest
+
+
+layer = rk.RNN(1, 128)
+small, _ = layer(np.zeros((30, 64, 1), np.float32))
+assert small.nbytes < 1 << 21 and asked(small) is False
+large, _ = layer(np.zeros((150, 64, 1), np.float32))
+assert large.nbytes > 2 << 21 and asked(large) is True
+""")
