@@ -53,10 +53,12 @@ cdef Py_ssize_t ALIGNMENT = 64
 # these are large.
 cdef Py_ssize_t LARGE_WEIGHTS = 1 << 19
 
-# Batches of so many rows are in shards, where weights take no more than so many bytes: with larger
-# ones a thread does much with what it reads of another, and sums are dear. The bits of gradients
-# depend on it, so it depends on sizes alone, and not on the threads. Tests set SHARDED_ROWS.
+# Batches of so many rows, with so many in all steps, are in shards, where weights take no more than
+# so many bytes: with larger ones a thread does much with what it reads of another, and sums are
+# dear. The bits of gradients depend on it, so it depends on sizes alone, and not on the threads.
+# Tests set the first two.
 SHARDED_ROWS = 32
+SHARDED_STEPS = 256
 cdef Py_ssize_t SHARDED_BYTES = 1 << 20
 
 
@@ -359,10 +361,12 @@ cdef int from_tile(const Bptt *r, const char *tile, state, Py_ssize_t width) exc
 # ------------------------------------------------------------------------------------------------
 
 
-def shards_of(PackedWeights w, Py_ssize_t N):
-    """How many shards a batch of N rows is summed in."""
+def shards_of(PackedWeights w, Py_ssize_t T, Py_ssize_t N):
+    """How many shards the gradients of T steps of N rows are summed in."""
     weights = w.cell.gates * w.hidden_size * (w.input_size + w.projected_size)
-    return SHARDS if N >= SHARDED_ROWS and weights * w.item <= SHARDED_BYTES else 1
+    if N < SHARDED_ROWS or T * N < SHARDED_STEPS or weights * w.item > SHARDED_BYTES:
+        return 1
+    return SHARDS
 
 
 def sums_of_dgates(PackedWeights w, Py_ssize_t table_rows):

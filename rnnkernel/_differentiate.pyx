@@ -110,7 +110,7 @@ def differentiate(
             if flow:
                 record = np.zeros((T, N)), np.zeros((T, N)), np.zeros((T, N), np.uint8)
             passes.append(BackwardPass(
-                one, PackedGradients(one.weights, _backward.shards_of(one.weights, N)),
+                one, PackedGradients(one.weights, _backward.shards_of(one.weights, T, N)),
                 half(dlayer, d, D, P),
                 of(dfinal[0], index), of(dfinal[1], index) if has_cells else None, record,
                 dpart if dpart is None or d == 0 else dpart[::-1], dh0[index], of(dc0, index),

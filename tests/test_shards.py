@@ -9,13 +9,15 @@ from helpers import assert_same_bits
 from rnnkernel import _backward
 from tolerances import FLOAT64
 
-FROM = _backward.SHARDED_ROWS
+FROM, STEPS = _backward.SHARDED_ROWS, _backward.SHARDED_STEPS
 NEVER = 1 << 40
 
 
-def weight_gradients(layer, kind, N, rows, monkeypatch, *, T=61, num_threads=2, **kept):
-    """Where batches of so many `rows` are in shards; chunks of several steps, one of fewer."""
+def weight_gradients(layer, kind, N, rows, monkeypatch, *, steps=0, T=61, num_threads=2, **kept):
+    """Where batches of so many `rows`, with so many `steps`, are in shards; chunks of several steps,
+    one of fewer."""
     monkeypatch.setattr(_backward, "SHARDED_ROWS", rows)
+    monkeypatch.setattr(_backward, "SHARDED_STEPS", steps)
     x, state, arguments = batch(layer, kind, T, N)
     out = layer.forward(x, state, training=True, **arguments, **kept)
     grads = layer.backward(out, np.sin(out.y), num_threads=num_threads)
@@ -49,6 +51,7 @@ def test_checkpoints(case, kind, monkeypatch):
 
 def test_ids_are_one_hot_vectors(case, dtype, monkeypatch):
     monkeypatch.setattr(_backward, "SHARDED_ROWS", 2)
+    monkeypatch.setattr(_backward, "SHARDED_STEPS", 0)
     layer = getattr(rk, case.layer)(9, 21, dtype=dtype, rng=0, **case.options)
     ids, _, _ = batch(layer, "ids", T=61, N=5)
     gradients = []
@@ -59,12 +62,21 @@ def test_ids_are_one_hot_vectors(case, dtype, monkeypatch):
         assert_same_bits(gradients[0][name], wanted, name)
 
 
-@pytest.mark.parametrize(("N", "H", "sharded"), [(FROM - 1, 21, 0), (FROM, 21, 1), (FROM, 600, 0)])
-def test_which_batches_are_in_shards(N, H, sharded, monkeypatch):
-    """Many rows and small weights; in float32 the order of a sum shows."""
+@pytest.mark.parametrize(
+    ("T", "N", "H", "sharded"),
+    [
+        (61, FROM - 1, 21, 0),
+        (61, FROM, 21, 1),
+        (61, FROM, 600, 0),
+        (STEPS // FROM, FROM, 21, 1),
+        (STEPS // FROM - 1, FROM, 21, 0),
+    ],
+)
+def test_which_batches_are_in_shards(T, N, H, sharded, monkeypatch):
+    """Many rows, many steps and small weights; in float32 the order of a sum shows."""
     layer = rk.RNN(9, H, rng=0)
     by_default, in_one = (
-        weight_gradients(layer, "equal", N, rows, monkeypatch)["weight_hh_l0"]
+        weight_gradients(layer, "equal", N, rows, monkeypatch, steps=STEPS, T=T)["weight_hh_l0"]
         for rows in (FROM, NEVER)
     )
     assert sharded == (by_default.tobytes() != in_one.tobytes())
