@@ -4,12 +4,13 @@
  * The stretch is so short that its panel of B stays in cache while all rows pass over
  * it; between stretches the accumulators are parked in C. Full tiles use all registers but
  * those for B and the broadcast; with one or two rows several blocks at once keep the FMA
- * pipes busy. Loops have constant counts and are unrolled whole, so that the compiler
- * keeps the accumulators in registers; look at the assembly when it does not.
+ * pipes busy. Loops have constant counts and are unrolled whole, and those over k run at least
+ * once, so that the compiler keeps the accumulators in registers; look at the assembly when it
+ * does not.
  */
 #define RK_ACCUMULATORS (RK_REGISTERS == 16 ? 12 : 24)
 /* A stretch's panel. With 16 registers a tile has no instruction to spare: its panel shares L1
- * with the rows. With 32 it streams from L2 as fast, and every cut of k costs a tile 150 cycles. */
+ * with the rows. With 32 it streams from L2 as fast, and every cut of k costs a tile 100 cycles. */
 #define RK_PANEL_BYTES (RK_REGISTERS == 16 ? 25600 : 132000)
 #define RK_FEWEST_TILES (RK_REGISTERS == 16 ? 4 : 2) /* with time to ask for the next panel */
 #define RK_L2_BYTES (1 << 20) /* of a usual core; a hint, nothing depends on it */
@@ -19,7 +20,7 @@
     (RK_ACCUMULATORS / (nc) < RK_MAX_ROWS ? RK_ACCUMULATORS / (nc) : RK_MAX_ROWS)
 #define RK_MAX_ROWS 8
 
-/* One stretch of k for a tile: outer x inner steps from a[m] and b on. */
+/* One stretch of k for a tile: outer x inner steps, at least one, from a and b on. */
 typedef struct {
     ptrdiff_t outer, inner;
     ptrdiff_t a_outer, a_inner, b_outer, b_inner, b_block, c_block, init_block;
@@ -28,14 +29,15 @@ typedef struct {
 } RK(stretch);
 
 RK_INLINE void RK(tile)(const int mr, const int nb, const int nc, const RK(stretch) * s,
-                        const real *const *a, const real *b, real *const *c, const real *init)
+                        const real *a, const ptrdiff_t *a_row, const real *b, real *c,
+                        const ptrdiff_t *c_row, const real *init)
 {
     vec acc[24];
     const real *pa[RK_MAX_ROWS];
     RK_FOR (m, mr) {
-        pa[m] = a[m];
+        pa[m] = a + a_row[m];
         RK_FOR (w, nb) {
-            const real *from = init ? init + w * s->init_block : c[m] + w * s->c_block;
+            const real *from = init ? init + w * s->init_block : c + c_row[m] + w * s->c_block;
             RK_FOR (v, nc)
                 acc[(m * nb + w) * nc + v] = RK(vload)(from + v * LANES);
         }
@@ -43,10 +45,13 @@ RK_INLINE void RK(tile)(const int mr, const int nb, const int nc, const RK(stret
     const ptrdiff_t a_inner = s->a_inner, b_inner = s->b_inner, b_block = s->b_block;
     const ptrdiff_t inner = s->inner, ahead_step = s->ahead_step;
     const char *ahead = s->ahead;
-    for (ptrdiff_t o = 0; o < s->outer; o++) {
-        const real *pb = b;
+    ptrdiff_t left = s->outer;
+    do {
+        const real *pb[4], *const past = b + inner * b_inner;
         ptrdiff_t ia = 0;
-        for (ptrdiff_t k = 0; k < inner; k++) {
+        RK_FOR (w, nb)
+            pb[w] = b + w * b_block;
+        do {
             /* hold the shorter side of the tile in registers, stream the longer */
             if (mr < nb * nc) {
                 vec row[RK_MAX_ROWS];
@@ -54,7 +59,7 @@ RK_INLINE void RK(tile)(const int mr, const int nb, const int nc, const RK(stret
                     row[m] = RK(vset)(pa[m][ia]);
                 RK_FOR (w, nb) {
                     RK_FOR (v, nc) {
-                        const vec column = RK(vload)(pb + w * b_block + v * LANES);
+                        const vec column = RK(vload)(pb[w] + v * LANES);
                         RK_FOR (m, mr) {
                             const int j = (m * nb + w) * nc + v;
                             acc[j] = RK(vfma)(row[m], column, acc[j]);
@@ -64,7 +69,7 @@ RK_INLINE void RK(tile)(const int mr, const int nb, const int nc, const RK(stret
             } else {
                 vec column[4];
                 RK_FOR (v, nc)
-                    column[v] = RK(vload)(pb + v * LANES);
+                    column[v] = RK(vload)(pb[0] + v * LANES);
                 RK_FOR (m, mr) {
                     const vec row = RK(vset)(pa[m][ia]);
                     RK_FOR (v, nc)
@@ -75,30 +80,37 @@ RK_INLINE void RK(tile)(const int mr, const int nb, const int nc, const RK(stret
                 __builtin_prefetch(ahead, 0, 2);
                 ahead += ahead_step;
             }
-            pb += b_inner;
+            /* One index for all rows and a pointer for each block: kept from the compiler, which
+             * would take a pointer for each row, and an offset for each vector of a block. */
             ia += a_inner;
-        }
+            __asm__("" : "+r"(ia));
+            RK_FOR (w, nb) {
+                pb[w] += b_inner;
+                __asm__("" : "+r"(pb[w]));
+            }
+        } while (pb[0] != past);
         b += s->b_outer;
         RK_FOR (m, mr)
             pa[m] += s->a_outer;
-    }
+    } while (--left > 0);
     RK_FOR (m, mr) {
         RK_FOR (w, nb) {
+            real *to = c + c_row[m] + w * s->c_block;
             RK_FOR (v, nc)
-                RK(vstore)(c[m] + w * s->c_block + v * LANES, acc[(m * nb + w) * nc + v]);
+                RK(vstore)(to + v * LANES, acc[(m * nb + w) * nc + v]);
         }
     }
 }
 
 /* Each tile is a function of its own: inlined beside others, the compiler spills accumulators. */
-typedef void RK(tile_function)(const RK(stretch) *, const real *const *a, const real *b,
-                               real *const *c, const real *init);
+typedef void RK(tile_function)(const RK(stretch) *, const real *a, const ptrdiff_t *a_row,
+                               const real *b, real *c, const ptrdiff_t *c_row, const real *init);
 #define RK_TILE(mr, nb, nc)                                                                        \
     static __attribute__((noinline)) void RK(tile_##mr##_##nb##_##nc)(                             \
-        const RK(stretch) * s, const real *const *a, const real *b, real *const *c,                \
-        const real *init)                                                                          \
+        const RK(stretch) * s, const real *a, const ptrdiff_t *a_row, const real *b, real *c,      \
+        const ptrdiff_t *c_row, const real *init)                                                  \
     {                                                                                              \
-        RK(tile)(mr, nb, nc, s, a, b, c, init);                                                    \
+        RK(tile)(mr, nb, nc, s, a, a_row, b, c, c_row, init);                                      \
     }
 #define RK_TILES(nc)                                                                               \
     RK_TILE(1, 1, nc)                                                                              \
@@ -268,12 +280,6 @@ RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t fi
                                          : (const char *)(b + steps * nc * LANES);
             for (ptrdiff_t tile = 0, row = 0, mr; tile < tiles; tile++, row += mr) {
                 mr = base + (tile < extra);
-                const real *pa[RK_MAX_ROWS];
-                real *pc[RK_MAX_ROWS];
-                for (ptrdiff_t m = 0; m < mr; m++) {
-                    pa[m] = a + p->a_row[row + m];
-                    pc[m] = c + p->c_row[row + m];
-                }
                 RK(tile_function) *const tile_of = few ? few : RK(tiles)[nc - 1][mr - 1];
                 /* or for C of the next tile: sums of a gradient, or a reserve that nobody has yet
                  * written to, lie beyond L2; other numbers may lie between its rows */
@@ -284,12 +290,12 @@ RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t fi
                 if (RK_REGISTERS == 16 && !lines)
                     for (ptrdiff_t j = 0; j < sums; j += 64)
                         __builtin_prefetch(next_c + j, 1, 2);
-                if (RK_REGISTERS == 32 && steps) {
+                if (RK_REGISTERS == 32) {
                     const ptrdiff_t asked = tile * steps * pace;
                     s.ahead = asked < lines ? next + asked * 64 : next_c;
                     s.ahead_step = asked < lines ? pace * 64 : (sums + steps - 1) / steps;
                 }
-                tile_of(&s, pa, b, pc, init);
+                tile_of(&s, a, p->a_row + row, b, c, p->c_row + row, init);
                 if (RK_REGISTERS == 16)
                     for (ptrdiff_t j = tile * share; j < lines && j < tile * share + share; j++)
                         __builtin_prefetch(next + j * 64, 0, 2);
@@ -322,8 +328,26 @@ static void RK(product_columns)(const rk_product *p, ptrdiff_t vectors, ptrdiff_
     }
 }
 
+/* C = init. */
+static void RK(fill)(const rk_product *p)
+{
+    for (ptrdiff_t row = 0; row < p->rows; row++) {
+        for (ptrdiff_t block = 0; block < p->blocks; block++) {
+            const ptrdiff_t vectors = block + 1 < p->blocks ? p->vectors : p->last_vectors;
+            const real *from = (const real *)p->init + block * p->init_block;
+            real *to = (real *)p->c + p->c_row[row] + block * p->c_block;
+            for (ptrdiff_t v = 0; v < vectors; v++)
+                RK(vstore)(to + v * LANES, RK(vload)(from + v * LANES));
+        }
+    }
+}
+
 static void RK(product)(const rk_product *p)
 {
+    if (p->outer * p->inner == 0) {
+        if (p->init) RK(fill)(p);
+        return;
+    }
     const ptrdiff_t whole = p->blocks - (p->last_vectors < p->vectors);
     RK(product_columns)(p, p->vectors, whole);
     if (whole == p->blocks) return;
@@ -332,16 +356,4 @@ static void RK(product)(const rk_product *p)
     last.c = (real *)p->c + whole * p->c_block;
     if (p->init) last.init = (const real *)p->init + whole * p->init_block;
     RK(product_columns)(&last, p->last_vectors, 1);
-}
-
-static void RK(fill)(const rk_product *p)
-{
-    for (ptrdiff_t row = 0; row < p->rows; row++) {
-        for (ptrdiff_t block = 0; block < p->blocks; block++) {
-            const real *from = (const real *)p->init + block * p->init_block;
-            real *to = (real *)p->c + p->c_row[row] + block * p->c_block;
-            for (ptrdiff_t v = 0; v < p->vectors; v++)
-                RK(vstore)(to + v * LANES, RK(vload)(from + v * LANES));
-        }
-    }
 }

@@ -346,7 +346,7 @@ cdef void project_blocks(
         input_product(r, &p, begin)
     if past < r.cell.slots:
         # slots that only the recurrent product adds to
-        p.vectors = (r.cell.slots - past) * r.cell.unit_vectors
+        p.vectors = p.last_vectors = (r.cell.slots - past) * r.cell.unit_vectors
         p.c = gates + past * r.units * r.item
         p.init = bias + past * r.units * r.item
         r.kernels.fill(&p)
