@@ -66,21 +66,32 @@ static void RK(arrive)(const rk_arrival *p)
     }
 }
 
+/* n is a constant: as a variable, the sums would be in memory. */
+RK_INLINE void RK(add_rows)(const int n, ptrdiff_t rows, ptrdiff_t row_stride, const real *from,
+                            real *to)
+{
+    vec sum[4];
+    RK_FOR (j, n)
+        sum[j] = RK(vload)(to + j * LANES);
+    for (; rows > 0; rows--, from += row_stride)
+        RK_FOR (j, n)
+            sum[j] += RK(vload)(from + j * LANES);
+    RK_FOR (j, n)
+        RK(vstore)(to + j * LANES, sum[j]);
+}
+
 static void RK(row_sums)(const rk_row_sums *p)
 {
     for (ptrdiff_t block = p->block_begin; block < p->block_end; block++) {
         for (ptrdiff_t v = 0; v < p->vectors; v += 4) {
-            const ptrdiff_t n = p->vectors - v < 4 ? p->vectors - v : 4;
             real *to = (real *)p->sums + (block * p->vectors + v) * LANES;
             const real *from = (const real *)p->dgates + block * p->dgates_block + v * LANES;
-            vec sum[4];
-            for (ptrdiff_t j = 0; j < n; j++)
-                sum[j] = RK(vload)(to + j * LANES);
-            for (ptrdiff_t row = 0; row < p->rows; row++, from += p->row_stride)
-                for (ptrdiff_t j = 0; j < n; j++)
-                    sum[j] += RK(vload)(from + j * LANES);
-            for (ptrdiff_t j = 0; j < n; j++)
-                RK(vstore)(to + j * LANES, sum[j]);
+            switch (p->vectors - v) {
+            case 1: RK(add_rows)(1, p->rows, p->row_stride, from, to); break;
+            case 2: RK(add_rows)(2, p->rows, p->row_stride, from, to); break;
+            case 3: RK(add_rows)(3, p->rows, p->row_stride, from, to); break;
+            default: RK(add_rows)(4, p->rows, p->row_stride, from, to);
+            }
         }
     }
 }
