@@ -226,6 +226,16 @@ RK_INLINE RK(cut) RK(cut_k)(const rk_product *p, const int nc)
     return cut;
 }
 
+/* What each tile asks for of what is read later, where so many in a stretch ask for nothing else.
+ */
+RK_INLINE ptrdiff_t RK(share_of_later)(const rk_product *p, ptrdiff_t steps, ptrdiff_t tiles,
+                                       ptrdiff_t blocks)
+{
+    const ptrdiff_t stretches = (p->outer * p->inner + steps - 1) / steps;
+    if (tiles <= 0) return 0;
+    return (p->later_bytes * p->later_pieces / (tiles * stretches * blocks) + 64) / 64 * 64;
+}
+
 /* Columns first..first+nc of every block; `last` says whether the last block has them. */
 RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t first,
                                  ptrdiff_t blocks, RK(epilogue) * done, const void *context)
@@ -235,6 +245,7 @@ RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t fi
     const ptrdiff_t tiles = (p->rows + full - 1) / full;
     const ptrdiff_t base = tiles ? p->rows / tiles : 0, extra = p->rows - base * tiles;
     const ptrdiff_t b_bytes = blocks * p->outer * p->inner * nc * RK_VECTOR_BYTES;
+    ptrdiff_t later = 0; /* bytes of it that have been asked for */
     RK(stretch)
     s = {.a_outer = p->a_outer,
          .a_inner = p->a_inner,
@@ -274,6 +285,11 @@ RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t fi
                 tiles < RK_FEWEST_TILES)
                 lines = 0;
             const ptrdiff_t pace = tiles < 4 ? 2 : 1;
+            const ptrdiff_t later_share =
+                RK_REGISTERS == 32 && p->later
+                    ? RK(share_of_later)(
+                          p, steps, tiles - (lines + steps * pace - 1) / (steps * pace), blocks)
+                    : 0;
             const ptrdiff_t share = tiles ? (lines + tiles - 1) / tiles : 0;
             const char *const next = p->ahead && complete && block + step >= blocks
                                          ? p->ahead
@@ -294,6 +310,14 @@ RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t fi
                     const ptrdiff_t asked = tile * steps * pace;
                     s.ahead = asked < lines ? next + asked * 64 : next_c;
                     s.ahead_step = asked < lines ? pace * 64 : (sums + steps - 1) / steps;
+                    if (asked >= lines && later_share && later < p->later_bytes * p->later_pieces) {
+                        const ptrdiff_t at = later % p->later_bytes, rest = p->later_bytes - at;
+                        const ptrdiff_t size = rest < later_share ? rest : later_share;
+                        s.ahead =
+                            (const char *)p->later + later / p->later_bytes * p->later_piece + at;
+                        s.ahead_step = (size + steps - 1) / steps;
+                        later += size;
+                    }
                 }
                 tile_of(&s, a, p->a_row + row, b, c, p->c_row + row, init);
                 if (RK_REGISTERS == 16)
@@ -355,5 +379,6 @@ static void RK(product)(const rk_product *p)
     last.b = (const real *)p->b + whole * p->b_block;
     last.c = (real *)p->c + whole * p->c_block;
     if (p->init) last.init = (const real *)p->init + whole * p->init_block;
+    if (whole) last.later = NULL;
     RK(product_columns)(&last, p->last_vectors, 1);
 }

@@ -42,6 +42,10 @@ typedef struct {
     const void *init;              /* one row of starting values, or NULL: start from C */
     ptrdiff_t init_block;          /* its stride between column blocks */
     const void *ahead;             /* a panel as those of B, used next, from beyond L2; or NULL */
+    const void *later;             /* what else will be read soon, from beyond L2; or NULL */
+    ptrdiff_t later_bytes;         /* of a piece of it */
+    ptrdiff_t later_pieces;
+    ptrdiff_t later_piece;         /* bytes from one to the next */
 } rk_product;
 
 /* -- The same with a smaller B: small_weights.h has the two rules of summation ----------------- */

@@ -15,6 +15,8 @@ cdef extern from "rnnkernel.h" nogil:
         const void *init
         Py_ssize_t init_block
         const void *ahead
+        const void *later
+        Py_ssize_t later_bytes, later_pieces, later_piece
 
     ctypedef struct rk_small_product:
         rk_product product

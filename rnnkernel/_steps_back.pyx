@@ -193,7 +193,7 @@ cdef bint through_projection(
     p.rows = step.rows
     p.vectors = RK_TRANSPOSED_VECTORS
     p.outer, p.inner = 1, r.P
-    p.ahead = NULL
+    p.ahead = p.later = NULL
     p.a = r.dh + tile
     p.a_row = r.tile_row
     p.a_outer, p.a_inner = 0, 1
@@ -210,9 +210,10 @@ cdef bint through_projection(
 
 
 cdef void carry_back(
-    const Bptt *r, const Share *s, int phase, const rk_step_backward *step
+    const Bptt *r, const Share *s, int phase, Py_ssize_t t, const rk_step_backward *step
 ) noexcept nogil:
     """Through W_hh of one phase: dL/dh_{t-1}, or the gradient of what an earlier phase made."""
+    cdef Py_ssize_t row_gates = r.cell.memory_slots * r.units
     cdef const rk_window *window = &r.cell.recurrent[phase]
     cdef rk_product p = through(r, window, r.recurrent_transposed[phase])
     p.rows = step.rows
@@ -221,6 +222,13 @@ cdef void carry_back(
     p.c_row = r.tile_row
     if phase == 0 and r.cell.carries:
         p.init = NULL
+    if phase == 0 and t > 0 and r.gates != NULL:  # the next step's, which memory has
+        p.later = r.gates + (
+            (t - 1) * r.gates_time + s.block_begin * r.gates_block + s.begin * row_gates
+        ) * r.item
+        p.later_bytes = step.rows * row_gates * r.item
+        p.later_pieces = s.block_end - s.block_begin
+        p.later_piece = r.gates_block * r.item
     through_columns(r, window, &p, s.first, s.past)
 
 
@@ -285,7 +293,7 @@ cdef bint step_back(
         r.cell.backward[i](&step)
         if not meet(r, s, t):
             return False
-        carry_back(r, s, r.cell.phases - 1 - i, &step)
+        carry_back(r, s, r.cell.phases - 1 - i, t, &step)
     if reset != NULL:
         clear_columns(r, reset, <char *>step.dh, rows, s.first, s.past)
         if r.cell.states == 2:
