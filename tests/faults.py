@@ -29,7 +29,7 @@ GRADIENTS = "rnnkernel/_gradients.pyx"
 PACKING = "rnnkernel/_packing.pyx"
 LOOKUP, SEQUENCE, STREAM = "csrc/lookup.h", "rnnkernel/_sequence.py", "rnnkernel/_stream.pyx"
 CHECKPOINTS, SMALL = "rnnkernel/_checkpoints.py", "csrc/small_weights.h"
-PACK = "csrc/pack.h"
+PACK, PRODUCT = "csrc/pack.h", "csrc/product.h"
 UNROLL, DIFFERENTIATE = "rnnkernel/_unroll.pyx", "rnnkernel/_differentiate.pyx"
 BACKWARD, POOL = "rnnkernel/_backward.pyx", "rnnkernel/_pool.pyx"
 TEAM, CROWD = "rnnkernel/_team.h", "rnnkernel/_crowd.pyx"
@@ -54,6 +54,26 @@ FAULTS = [
         "passing / (CROWDING * team), 100",
         "passing / (CROWDING * team), 10",
         **only("pays_off"),
+    ),
+    Fault(
+        "product: a second tile takes the rows of the first",
+        PRODUCT,
+        "tile_of(&s, a, p->a_row + row, b,",
+        "tile_of(&s, a, p->a_row, b,",
+    ),
+    Fault(
+        "product: a second stretch begins with the first of k again",
+        PRODUCT,
+        "i * p->b_inner + first * LANES;",
+        "first * LANES;",
+        **only("values", "long_sums"),
+    ),
+    Fault(
+        "product: a sum of no terms stays what was there",
+        PRODUCT,
+        "if (p->init) RK(fill)(p); return;",
+        "return;",
+        **only("shards"),
     ),
     Fault(
         "LSTM: i and f change places in the epilogue",
@@ -448,6 +468,13 @@ FAULTS = [
         "if begin < past and end > first and rk_passed(&r.parts[i]) <= p.done:",
         "if begin < past and end > first and rk_passed(&r.parts[i]) < p.done:",
         **only("split_backward", "apart"),
+    ),
+    Fault(
+        "shards: a single step is summed in two",
+        BACKWARD,
+        "or T * N < SHARDED_STEPS or",
+        "or",
+        **only("shards", "which"),
     ),
     Fault(
         "shards: those of a shorter chunk begin elsewhere",
