@@ -213,7 +213,9 @@ def test_other_arrays_keep_their_memory(layer, arrays):
 )
 def test_only_large_blocks_ask_for_huge_pages():
     """In a process of its own: what malloc gives again keeps what was asked for it."""
-    run(BEGIN + """
+    run(
+        BEGIN
+        + """
 def asked(array):
     middle, inside = array.ctypes.data + array.nbytes // 2, False
     for line in open("/proc/self/smaps"):
@@ -230,4 +232,5 @@ small, _ = layer(np.zeros((30, 64, 1), np.float32))
 assert small.nbytes < 1 << 21 and asked(small) is False
 large, _ = layer(np.zeros((150, 64, 1), np.float32))
 assert large.nbytes > 2 << 21 and asked(large) is True
-""")
+"""
+    )

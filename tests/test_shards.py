@@ -14,8 +14,8 @@ NEVER = 1 << 40
 
 
 def weight_gradients(layer, kind, N, rows, monkeypatch, *, steps=0, T=61, num_threads=2, **kept):
-    """Where batches of so many `rows`, with so many `steps`, are in shards; chunks of several steps,
-    one of fewer."""
+    """Where batches of so many `rows`, and so many in all `steps`, are in shards; chunks of several
+    steps, one of fewer."""
     monkeypatch.setattr(_backward, "SHARDED_ROWS", rows)
     monkeypatch.setattr(_backward, "SHARDED_STEPS", steps)
     x, state, arguments = batch(layer, kind, T, N)
