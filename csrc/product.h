@@ -226,17 +226,26 @@ RK_INLINE RK(cut) RK(cut_k)(const rk_product *p, const int nc)
     return cut;
 }
 
-/* What each tile asks for of what is read later, where so many in a stretch ask for nothing else.
- */
-RK_INLINE ptrdiff_t RK(share_of_later)(const rk_product *p, ptrdiff_t steps, ptrdiff_t tiles,
-                                       ptrdiff_t blocks)
+/* Has a tile ask L2 for so many bytes, some at each step. */
+RK_INLINE void RK(tile_asks)(RK(stretch) * s, const char *from, ptrdiff_t bytes)
 {
-    const ptrdiff_t stretches = (p->outer * p->inner + steps - 1) / steps;
-    if (tiles <= 0) return 0;
-    return (p->later_bytes * p->later_pieces / (tiles * stretches * blocks) + 64) / 64 * 64;
+    const ptrdiff_t steps = s->outer * s->inner;
+    s->ahead = from;
+    s->ahead_step = (bytes + steps - 1) / steps;
 }
 
-/* Columns first..first+nc of every block; `last` says whether the last block has them. */
+/* The same for a share of what is read later, of which `done` bytes have been asked for. How many
+ * these are. */
+RK_INLINE ptrdiff_t RK(tile_asks_later)(RK(stretch) * s, const rk_product *p, ptrdiff_t done,
+                                        ptrdiff_t share)
+{
+    const ptrdiff_t piece = done / p->later_bytes, at = done % p->later_bytes;
+    const ptrdiff_t rest = p->later_bytes - at, bytes = rest < share ? rest : share;
+    RK(tile_asks)(s, (const char *)p->later + piece * p->later_piece + at, bytes);
+    return bytes;
+}
+
+/* Columns first..first+nc of every block. */
 RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t first,
                                  ptrdiff_t blocks, RK(epilogue) * done, const void *context)
 {
@@ -245,7 +254,8 @@ RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t fi
     const ptrdiff_t tiles = (p->rows + full - 1) / full;
     const ptrdiff_t base = tiles ? p->rows / tiles : 0, extra = p->rows - base * tiles;
     const ptrdiff_t b_bytes = blocks * p->outer * p->inner * nc * RK_VECTOR_BYTES;
-    ptrdiff_t later = 0; /* bytes of it that have been asked for */
+    const ptrdiff_t later_bytes = p->later ? p->later_bytes * p->later_pieces : 0;
+    ptrdiff_t later_done = 0;
     RK(stretch)
     s = {.a_outer = p->a_outer,
          .a_inner = p->a_inner,
@@ -285,12 +295,14 @@ RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t fi
                 tiles < RK_FEWEST_TILES)
                 lines = 0;
             const ptrdiff_t pace = tiles < 4 ? 2 : 1;
-            const ptrdiff_t later_share =
-                RK_REGISTERS == 32 && p->later
-                    ? RK(share_of_later)(
-                          p, steps, tiles - (lines + steps * pace - 1) / (steps * pace), blocks)
-                    : 0;
             const ptrdiff_t share = tiles ? (lines + tiles - 1) / tiles : 0;
+            ptrdiff_t later_share = 0;
+            if (later_bytes) { /* for the tiles that no panel wants, of all stretches and blocks */
+                const ptrdiff_t idle = tiles - (lines + steps * pace - 1) / (steps * pace);
+                const ptrdiff_t stretches = (p->outer * p->inner + steps - 1) / steps;
+                if (idle > 0)
+                    later_share = (later_bytes / (idle * stretches * blocks) + 64) / 64 * 64;
+            }
             const char *const next = p->ahead && complete && block + step >= blocks
                                          ? p->ahead
                                          : (const char *)(b + steps * nc * LANES);
@@ -308,16 +320,12 @@ RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t fi
                         __builtin_prefetch(next_c + j, 1, 2);
                 if (RK_REGISTERS == 32) {
                     const ptrdiff_t asked = tile * steps * pace;
-                    s.ahead = asked < lines ? next + asked * 64 : next_c;
-                    s.ahead_step = asked < lines ? pace * 64 : (sums + steps - 1) / steps;
-                    if (asked >= lines && later_share && later < p->later_bytes * p->later_pieces) {
-                        const ptrdiff_t at = later % p->later_bytes, rest = p->later_bytes - at;
-                        const ptrdiff_t size = rest < later_share ? rest : later_share;
-                        s.ahead =
-                            (const char *)p->later + later / p->later_bytes * p->later_piece + at;
-                        s.ahead_step = (size + steps - 1) / steps;
-                        later += size;
-                    }
+                    if (asked < lines)
+                        RK(tile_asks)(&s, next + asked * 64, steps * pace * 64);
+                    else if (later_done < later_bytes)
+                        later_done += RK(tile_asks_later)(&s, p, later_done, later_share);
+                    else
+                        RK(tile_asks)(&s, next_c, sums);
                 }
                 tile_of(&s, a, p->a_row + row, b, c, p->c_row + row, init);
                 if (RK_REGISTERS == 16)
