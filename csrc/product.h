@@ -254,7 +254,8 @@ RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t fi
     const ptrdiff_t tiles = (p->rows + full - 1) / full;
     const ptrdiff_t base = tiles ? p->rows / tiles : 0, extra = p->rows - base * tiles;
     const ptrdiff_t b_bytes = blocks * p->outer * p->inner * nc * RK_VECTOR_BYTES;
-    const ptrdiff_t later_bytes = p->later ? p->later_bytes * p->later_pieces : 0;
+    const ptrdiff_t later_bytes =
+        RK_REGISTERS == 32 && p->later ? p->later_bytes * p->later_pieces : 0;
     ptrdiff_t later_done = 0;
     RK(stretch)
     s = {.a_outer = p->a_outer,
