@@ -13,7 +13,9 @@
  * with the rows. With 32 it streams from L2 as fast, and every cut of k costs a tile 100 cycles. */
 #define RK_PANEL_BYTES (RK_REGISTERS == 16 ? 25600 : 132000)
 #define RK_FEWEST_TILES (RK_REGISTERS == 16 ? 4 : 2) /* with time to ask for the next panel */
-#define RK_L2_BYTES (1 << 20) /* of a usual core; a hint, nothing depends on it */
+/* Caches of a usual core; hints, nothing depends on them. */
+#define RK_L1_BYTES (48 << 10)
+#define RK_L2_BYTES (1 << 20)
 
 /* Rows of the largest tile with nc vectors. */
 #define RK_FULL_ROWS(nc)                                                                           \
@@ -183,13 +185,15 @@ static RK(tile_function) *const RK(two_row_tiles)[4][2] = {
 };
 #endif
 
-/* The tile for some rows, and how many blocks it takes at once of those that are left. */
+/* The tile for some rows, and how many blocks it takes at once of those that are left. A row takes
+ * `most` if it can. */
 RK_INLINE RK(tile_function) *
-    RK(choose_tile)(ptrdiff_t rows, ptrdiff_t nc, ptrdiff_t left, ptrdiff_t *blocks)
+    RK(choose_tile)(ptrdiff_t rows, ptrdiff_t nc, ptrdiff_t left, ptrdiff_t most, ptrdiff_t *blocks)
 {
     if (rows == 1) {
         /* as even as can be: 4 blocks are 2 + 2 where 3 fit, not 3 + 1 */
-        const ptrdiff_t most = nc == 4 && RK_REGISTERS == 16 ? 3 : 4;
+        const ptrdiff_t fit = nc == 4 && RK_REGISTERS == 16 ? 3 : 4;
+        if (most > fit) most = fit;
         const ptrdiff_t groups = (left + most - 1) / most;
         *blocks = (left + groups - 1) / groups;
         return RK(one_row_tiles)[nc - 1][*blocks - 1];
@@ -245,9 +249,11 @@ RK_INLINE ptrdiff_t RK(tile_asks_later)(RK(stretch) * s, const rk_product *p, pt
     return bytes;
 }
 
-/* Columns first..first+nc of every block. */
+/* Columns first..first+nc of every block. A single tile of rows reads B once, and may take the last
+ * block first: what one step used last the next one finds in L1. */
 RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t first,
-                                 ptrdiff_t blocks, RK(epilogue) * done, const void *context)
+                                 ptrdiff_t blocks, int last_first, RK(epilogue) * done,
+                                 const void *context)
 {
     const RK(cut) cut = RK(cut_k)(p, nc);
     const ptrdiff_t full = RK_FULL_ROWS(nc);
@@ -257,6 +263,12 @@ RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t fi
     const ptrdiff_t later_bytes =
         RK_REGISTERS == 32 && p->later ? p->later_bytes * p->later_pieces : 0;
     ptrdiff_t later_done = 0;
+    /* what is swept to and fro goes by as many blocks as L1 holds: two, or it is not worth it */
+    ptrdiff_t most = 4;
+    if (tiles == 1 && b_bytes > RK_L1_BYTES && 2 * b_bytes <= blocks * RK_L1_BYTES)
+        most = blocks * RK_L1_BYTES / b_bytes;
+    else
+        last_first = 0;
     RK(stretch)
     s = {.a_outer = p->a_outer,
          .a_inner = p->a_inner,
@@ -266,8 +278,9 @@ RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t fi
          .c_block = p->c_block,
          .init_block = p->init_block};
 
-    for (ptrdiff_t block = 0, step; block < blocks; block += step) {
-        RK(tile_function) *const few = RK(choose_tile)(p->rows, nc, blocks - block, &step);
+    for (ptrdiff_t taken = 0, step; taken < blocks; taken += step) {
+        RK(tile_function) *const few = RK(choose_tile)(p->rows, nc, blocks - taken, most, &step);
+        const ptrdiff_t block = last_first ? blocks - taken - step : taken;
         ptrdiff_t o = 0, i = 0;
         do {
             s.outer = p->outer - o < cut.outer ? p->outer - o : cut.outer;
@@ -342,10 +355,10 @@ static void RK(product_any)(const rk_product *p, ptrdiff_t nc, ptrdiff_t first, 
 {
     if (blocks <= 0) return;
     switch (nc) {
-    case 1: RK(product_group)(p, 1, first, blocks, NULL, NULL); break;
-    case 2: RK(product_group)(p, 2, first, blocks, NULL, NULL); break;
-    case 3: RK(product_group)(p, 3, first, blocks, NULL, NULL); break;
-    case 4: RK(product_group)(p, 4, first, blocks, NULL, NULL); break;
+    case 1: RK(product_group)(p, 1, first, blocks, 0, NULL, NULL); break;
+    case 2: RK(product_group)(p, 2, first, blocks, 0, NULL, NULL); break;
+    case 3: RK(product_group)(p, 3, first, blocks, 0, NULL, NULL); break;
+    case 4: RK(product_group)(p, 4, first, blocks, 0, NULL, NULL); break;
     default: __builtin_unreachable();
     }
 }

@@ -64,7 +64,7 @@ RK_INLINE void RK(forward_blocks)(const rk_step *s, const int unit_vectors, cons
         return;
     }
 #endif
-    RK(product_group)(&p, nc, 0, p.blocks, epilogue, s);
+    RK(product_group)(&p, nc, 0, p.blocks, s->last_first, epilogue, s);
 }
 
 /* One phase of a step. */

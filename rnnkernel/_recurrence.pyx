@@ -445,6 +445,7 @@ cdef bint run_steps(const Run *r, Part *part) noexcept nogil:
                     clear(r, part, t)
                     cleared = t + 1
             s.gates = gates_at(r, t)
+            s.last_first = t & 1
             if r.cell.states == 2:
                 if t == 0:
                     s.c_prev = r.c0 + begin * r.units * r.item
