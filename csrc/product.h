@@ -193,9 +193,8 @@ RK_INLINE RK(tile_function) *
     if (rows == 1) {
         /* as even as can be: 4 blocks are 2 + 2 where 3 fit, not 3 + 1 */
         const ptrdiff_t fit = nc == 4 && RK_REGISTERS == 16 ? 3 : 4;
-        if (most > fit) most = fit;
-        const ptrdiff_t groups = (left + most - 1) / most;
-        *blocks = (left + groups - 1) / groups;
+        const ptrdiff_t groups = most < fit ? (left + most - 1) / most : (left + fit - 1) / fit;
+        *blocks = groups == 1 ? left : (left + groups - 1) / groups;
         return RK(one_row_tiles)[nc - 1][*blocks - 1];
     }
 #if RK_REGISTERS == 32
@@ -238,15 +237,26 @@ RK_INLINE void RK(tile_asks)(RK(stretch) * s, const char *from, ptrdiff_t bytes)
     s->ahead_step = (bytes + steps - 1) / steps;
 }
 
-/* The same for a share of what is read later, of which `done` bytes have been asked for. How many
- * these are. */
-RK_INLINE ptrdiff_t RK(tile_asks_later)(RK(stretch) * s, const rk_product *p, ptrdiff_t done,
-                                        ptrdiff_t share)
+/* How far the regions are that a product asks for. */
+typedef struct {
+    const rk_region *region;
+    ptrdiff_t count, piece, at; /* of regions that are left, and where in the first of them */
+    ptrdiff_t bytes;            /* for a tile */
+} RK(later);
+
+/* The same for a tile's share of them. */
+RK_INLINE void RK(tile_asks_later)(RK(stretch) * s, RK(later) * l)
 {
-    const ptrdiff_t piece = done / p->later_bytes, at = done % p->later_bytes;
-    const ptrdiff_t rest = p->later_bytes - at, bytes = rest < share ? rest : share;
-    RK(tile_asks)(s, (const char *)p->later + piece * p->later_piece + at, bytes);
-    return bytes;
+    const rk_region *const region = l->region;
+    const ptrdiff_t rest = region->bytes - l->at, bytes = rest < l->bytes ? rest : l->bytes;
+    RK(tile_asks)(s, (const char *)region->from + l->piece * region->piece + l->at, bytes);
+    l->at += bytes;
+    if (l->at < region->bytes) return;
+    l->at = 0;
+    if (++l->piece < region->pieces) return;
+    l->piece = 0;
+    l->region++;
+    l->count--;
 }
 
 /* Columns first..first+nc of every block. A single tile of rows reads B once, and may take the last
@@ -260,9 +270,10 @@ RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t fi
     const ptrdiff_t tiles = (p->rows + full - 1) / full;
     const ptrdiff_t base = tiles ? p->rows / tiles : 0, extra = p->rows - base * tiles;
     const ptrdiff_t b_bytes = blocks * p->outer * p->inner * nc * RK_VECTOR_BYTES;
-    const ptrdiff_t later_bytes =
-        RK_REGISTERS == 32 && p->later ? p->later_bytes * p->later_pieces : 0;
-    ptrdiff_t later_done = 0;
+    RK(later) later = {p->later, RK_REGISTERS == 32 ? p->later_count : 0, 0, 0, 0};
+    ptrdiff_t later_bytes = 0;
+    for (ptrdiff_t i = 0; i < later.count; i++)
+        later_bytes += p->later[i].bytes * p->later[i].pieces;
     /* what is swept to and fro goes by as many blocks as L1 holds: two, or it is not worth it */
     ptrdiff_t most = 4;
     if (tiles == 1 && b_bytes > RK_L1_BYTES && 2 * b_bytes <= blocks * RK_L1_BYTES)
@@ -310,12 +321,12 @@ RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t fi
                 lines = 0;
             const ptrdiff_t pace = tiles < 4 ? 2 : 1;
             const ptrdiff_t share = tiles ? (lines + tiles - 1) / tiles : 0;
-            ptrdiff_t later_share = 0;
+            later.bytes = 0;
             if (later_bytes) { /* for the tiles that no panel wants, of all stretches and blocks */
                 const ptrdiff_t idle = tiles - (lines + steps * pace - 1) / (steps * pace);
                 const ptrdiff_t stretches = (p->outer * p->inner + steps - 1) / steps;
                 if (idle > 0)
-                    later_share = (later_bytes / (idle * stretches * blocks) + 64) / 64 * 64;
+                    later.bytes = (later_bytes / (idle * stretches * blocks) + 64) / 64 * 64;
             }
             const char *const next = p->ahead && complete && block + step >= blocks
                                          ? p->ahead
@@ -336,8 +347,8 @@ RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t fi
                     const ptrdiff_t asked = tile * steps * pace;
                     if (asked < lines)
                         RK(tile_asks)(&s, next + asked * 64, steps * pace * 64);
-                    else if (later_done < later_bytes)
-                        later_done += RK(tile_asks_later)(&s, p, later_done, later_share);
+                    else if (later.count > 0 && later.bytes > 0)
+                        RK(tile_asks_later)(&s, &later);
                     else
                         RK(tile_asks)(&s, next_c, sums);
                 }
@@ -401,6 +412,6 @@ static void RK(product)(const rk_product *p)
     last.b = (const real *)p->b + whole * p->b_block;
     last.c = (real *)p->c + whole * p->c_block;
     if (p->init) last.init = (const real *)p->init + whole * p->init_block;
-    if (whole) last.later = NULL;
+    if (whole) last.later_count = 0;
     RK(product_columns)(&last, p->last_vectors, 1);
 }

@@ -15,6 +15,14 @@
 
 #include <stddef.h>
 
+/* -- What lies beyond L2 and is wanted there soon: pieces of so many bytes --------------------- */
+typedef struct {
+    const void *from;
+    ptrdiff_t bytes;  /* of a piece */
+    ptrdiff_t pieces; /* at least one */
+    ptrdiff_t piece;  /* bytes from one to the next */
+} rk_region;
+
 /* -- Matrix product: C[r][j] = init[j] or C[r][j], then += sum over k of A[r][k] * B[k][j] ----
  *
  * k ascends as (outer, inner); every element is one chain of fused multiply-adds in that
@@ -42,10 +50,8 @@ typedef struct {
     const void *init;              /* one row of starting values, or NULL: start from C */
     ptrdiff_t init_block;          /* its stride between column blocks */
     const void *ahead;             /* a panel as those of B, used next, from beyond L2; or NULL */
-    const void *later;             /* what else will be read soon, from beyond L2; or NULL */
-    ptrdiff_t later_bytes;         /* of a piece of it */
-    ptrdiff_t later_pieces;
-    ptrdiff_t later_piece;         /* bytes from one to the next */
+    const rk_region *later;        /* what else to ask for meanwhile */
+    ptrdiff_t later_count;
 } rk_product;
 
 /* -- The same with a smaller B: small_weights.h has the two rules of summation ----------------- */

@@ -2,6 +2,10 @@
 # The meaning of every field stands there. Py_ssize_t is its ptrdiff_t.
 
 cdef extern from "rnnkernel.h" nogil:
+    ctypedef struct rk_region:
+        const void *from_ "from"
+        Py_ssize_t bytes, pieces, piece
+
     ctypedef struct rk_product:
         Py_ssize_t rows, blocks, vectors, last_vectors, outer, inner
         const void *a
@@ -15,8 +19,8 @@ cdef extern from "rnnkernel.h" nogil:
         const void *init
         Py_ssize_t init_block
         const void *ahead
-        const void *later
-        Py_ssize_t later_bytes, later_pieces, later_piece
+        const rk_region *later
+        Py_ssize_t later_count
 
     ctypedef struct rk_small_product:
         rk_product product

@@ -260,7 +260,7 @@ cdef void project_table(const Run *r, Py_ssize_t begin) noexcept nogil:
     p.last_vectors = r.input_last_vectors
     p.outer = 1
     p.inner = r.I
-    p.ahead = p.later = NULL
+    p.ahead, p.later_count = NULL, 0
     p.a = r.x
     p.a_row = r.table_x + begin
     p.a_outer = 0
@@ -335,7 +335,7 @@ cdef void project_blocks(
     p.b_outer = 0
     p.b = weights + begin * p.b_block * r.weight_item
     p.ahead = weights + ahead * p.b_block * r.weight_item if ahead >= 0 else NULL
-    p.later = NULL
+    p.later_count = 0
     p.c = gates + first * r.units * r.item
     p.c_row = part.chunk_gates
     p.c_block = r.gates_block

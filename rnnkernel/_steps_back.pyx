@@ -15,6 +15,7 @@ from rnnkernel._kernels cimport (
     RK_TRANSPOSED_VECTORS,
     rk_arrival,
     rk_product,
+    rk_region,
     rk_step_backward,
     rk_window,
 )
@@ -193,7 +194,7 @@ cdef bint through_projection(
     p.rows = step.rows
     p.vectors = RK_TRANSPOSED_VECTORS
     p.outer, p.inner = 1, r.P
-    p.ahead = p.later = NULL
+    p.ahead, p.later_count = NULL, 0
     p.a = r.dh + tile
     p.a_row = r.tile_row
     p.a_outer, p.a_inner = 0, 1
@@ -209,12 +210,54 @@ cdef bint through_projection(
     return True
 
 
+cdef Py_ssize_t add_rows(
+    rk_region *regions, Py_ssize_t count, const char *start, Py_ssize_t rows, Py_ssize_t row,
+    Py_ssize_t width,
+) noexcept nogil:
+    """Adds rows that lie beside one another, sizes in bytes; how many regions there are then."""
+    if start == NULL or row != width:
+        return count
+    regions[count].from_, regions[count].bytes, regions[count].pieces = start, rows * width, 1
+    return count + 1
+
+
+cdef Py_ssize_t next_reads(
+    const Bptt *r, const Share *s, Py_ssize_t t, Py_ssize_t rows, rk_region *regions
+) noexcept nogil:
+    """What the step before t will read, which memory has; how many regions."""
+    cdef Py_ssize_t row_gates = r.cell.memory_slots * r.units, count = 0
+    cdef const char *x = NULL
+    cdef const char *dy = NULL
+    cdef const char *y = NULL
+    if t == 0:
+        return 0
+    if r.gates != NULL:
+        regions[0].from_ = r.gates + (
+            (t - 1) * r.gates_time + s.block_begin * r.gates_block + s.begin * row_gates
+        ) * r.item
+        regions[0].bytes = rows * row_gates * r.item
+        regions[0].pieces = s.block_end - s.block_begin
+        regions[0].piece = r.gates_block * r.item
+        count = regions[0].pieces > 0
+    if r.alive != NULL or s.members > 1:
+        return count
+    if r.dy != NULL and r.dy_unit == 1:
+        dy = r.dy + ((t - 1) * r.dy_time + s.begin * r.dy_batch) * r.item
+    if r.x_groups != NULL and r.index == NULL:
+        x = r.x + ((t - 1) * r.x_time + s.begin * r.x_batch) * r.item
+    if t > 1:
+        y = r.y + ((t - 2) * r.y_time + s.begin * r.y_batch) * r.item
+    count = add_rows(regions, count, dy, rows, r.dy_batch * r.item, r.P * r.item)
+    count = add_rows(regions, count, x, rows, r.x_batch * r.item, r.I * r.item)
+    return add_rows(regions, count, y, rows, r.y_batch * r.item, r.P * r.item)
+
+
 cdef void carry_back(
     const Bptt *r, const Share *s, int phase, Py_ssize_t t, const rk_step_backward *step
 ) noexcept nogil:
     """Through W_hh of one phase: dL/dh_{t-1}, or the gradient of what an earlier phase made."""
-    cdef Py_ssize_t row_gates = r.cell.memory_slots * r.units
     cdef const rk_window *window = &r.cell.recurrent[phase]
+    cdef rk_region[4] regions
     cdef rk_product p = through(r, window, r.recurrent_transposed[phase])
     p.rows = step.rows
     p.a_row = step.dgates_row
@@ -222,13 +265,8 @@ cdef void carry_back(
     p.c_row = r.tile_row
     if phase == 0 and r.cell.carries:
         p.init = NULL
-    if phase == 0 and t > 0 and r.gates != NULL:  # the next step's, which memory has
-        p.later = r.gates + (
-            (t - 1) * r.gates_time + s.block_begin * r.gates_block + s.begin * row_gates
-        ) * r.item
-        p.later_bytes = step.rows * row_gates * r.item
-        p.later_pieces = s.block_end - s.block_begin
-        p.later_piece = r.gates_block * r.item
+    if phase == 0:
+        p.later, p.later_count = regions, next_reads(r, s, t, step.rows, regions)
     through_columns(r, window, &p, s.first, s.past)
 
 

@@ -69,6 +69,13 @@ FAULTS = [
         **only("values", "long_sums"),
     ),
     Fault(
+        "product: a sweep back does the last blocks again and again",
+        PRODUCT,
+        "last_first ? blocks - taken - step : taken;",
+        "last_first ? blocks - step : taken;",
+        **only("bits"),
+    ),
+    Fault(
         "product: a sum of no terms stays what was there",
         PRODUCT,
         "if (p->init) RK(fill)(p); return;",
