@@ -10,9 +10,11 @@ from rnnkernel._rows cimport bound_by_length
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._team cimport rk_begin_parts, rk_expel, rk_flag, rk_handover, rk_range
 
-# Rows (t, n) that are projected at once: enough to use a panel of W_ih well, few enough that
-# the gates of inference stay in L2.
+# Rows (t, n) that are projected at once for each thread: enough to use a panel of W_ih well, few
+# enough that the gates of inference stay in L2, beside the weights that pass through it: half as
+# many where a thread's gates are more bytes than these.
 cdef Py_ssize_t PROJECTED_ROWS = 128
+cdef Py_ssize_t PROJECTED_BYTES = 768 << 10
 
 # Below this much arithmetic a call stays on one thread, whatever it reads.
 SERIAL_FLOPS = 400e3
@@ -220,7 +222,7 @@ cdef int plan_team(
 cdef int divide(Run *r, Plan *plan, Scratch scratch, int team, Py_ssize_t piece) except -1:
     """How up to `team` threads share a pass whose weights and arrays are set; they project up to
     `piece` steps at once."""
-    cdef Py_ssize_t i
+    cdef Py_ssize_t i, rows
     plan.pieces = 0
     if r.index != NULL and not r.one_hot:
         plan.pieces = (r.table_rows + TABLE_ROWS - 1) // TABLE_ROWS
@@ -232,7 +234,10 @@ cdef int divide(Run *r, Plan *plan, Scratch scratch, int team, Py_ssize_t piece)
     if plan.to_first:
         for i in range(1, plan.tiles):
             plan.bounds[i] = r.section[min(i, r.sections)]
-    r.chunk = PROJECTED_ROWS * (plan.team if plan.by_units else plan.tiles) * r.T // r.count
+    rows = PROJECTED_ROWS
+    if not r.keeps and rows * r.cell.memory_slots * r.H * r.item > PROJECTED_BYTES:
+        rows //= 2
+    r.chunk = rows * (plan.team if plan.by_units else plan.tiles) * r.T // r.count
     r.chunk = min(piece, max(1, r.chunk))
     if r.panels != NULL and r.chunk == r.T and (plan.by_units or plan.tiles == 1):
         let_pass(r, plan, scratch)
