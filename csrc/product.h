@@ -191,7 +191,8 @@ RK_INLINE RK(tile_function) *
     RK(choose_tile)(ptrdiff_t rows, ptrdiff_t nc, ptrdiff_t left, ptrdiff_t most, ptrdiff_t *blocks)
 {
     if (rows == 1) {
-        /* as even as can be: 4 blocks are 2 + 2 where 3 fit, not 3 + 1 */
+        /* as even as can be: 4 blocks are 2 + 2 where 3 fit, not 3 + 1; by a constant where it can
+         * be, and not at all by 1, since a short step waits for a division */
         const ptrdiff_t fit = nc == 4 && RK_REGISTERS == 16 ? 3 : 4;
         const ptrdiff_t groups = most < fit ? (left + most - 1) / most : (left + fit - 1) / fit;
         *blocks = groups == 1 ? left : (left + groups - 1) / groups;

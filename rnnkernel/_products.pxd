@@ -61,7 +61,7 @@ cdef inline void through_columns(
     p.outer = r.blocks - 1
     if p.outer > 0:
         product_over(r, p, first, past)
-        p.init = NULL
+        p.init, p.later_count = NULL, 0  # it has been asked for
     p.a = <const char *>p.a + p.outer * p.a_outer * r.item
     p.b = <const char *>p.b + p.outer * p.b_outer * r.item
     p.inner = r.H - p.outer * r.units

@@ -263,10 +263,10 @@ cdef void carry_back(
     p.a_row = step.dgates_row
     p.c = (r.dearly if phase > 0 else r.dh) + s.begin * r.pitch * r.item
     p.c_row = r.tile_row
-    if phase == 0 and r.cell.carries:
-        p.init = NULL
     if phase == 0:
         p.later, p.later_count = regions, next_reads(r, s, t, step.rows, regions)
+        if r.cell.carries:
+            p.init = NULL
     through_columns(r, window, &p, s.first, s.past)
 
 
