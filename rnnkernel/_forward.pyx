@@ -53,7 +53,7 @@ cdef void set_weights(Run *r, PackedWeights w, Py_ssize_t N) noexcept:
     r.clears = False
     r.reset = r.resets = NULL
     r.index = NULL
-    r.c0 = NULL
+    r.c0, r.c0_row, r.c0_block = NULL, r.units, N * r.units
     r.keeps = False
     r.panels = NULL
     r.passing = 0
@@ -293,7 +293,7 @@ cdef void take_first_cell(const Pass *one, PackedWeights w, Py_ssize_t n) noexce
     """The final cell state at a position without steps."""
     cdef const Run *r = &one.run
     unpack_cell_state(
-        w, r.c0 + n * r.units * r.item, r.N * r.units * r.item, &one.c_n,
+        w, r.c0 + n * r.c0_row * r.item, r.c0_block * r.item, &one.c_n,
         n if r.order == NULL else r.order[n],
     )
 

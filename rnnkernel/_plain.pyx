@@ -53,7 +53,7 @@ def infer(called, x, state, num_threads, lengths=None):
     cdef int type_number = sizes.type_number
     cdef Py_ssize_t D = sizes.directions, L = sizes.layers
     cdef Py_ssize_t P = sizes.projected_size, H = sizes.hidden_size
-    cdef Py_ssize_t T, N, item, k, d, index
+    cdef Py_ssize_t T, N, item, k, d, index, width
     cdef bint batch_first = layer.batch_first
     cdef cnp.ndarray x_array, y, h_n, c_n = None
     cdef PackedWeights w
@@ -65,7 +65,6 @@ def infer(called, x, state, num_threads, lengths=None):
     cdef Matrix first_c = Matrix(NULL, 0, 0)
     cdef list arrays = None, weights = []
     cdef object rows
-    cdef const Py_ssize_t *order
     cdef char *layer_x
     cdef char *layer_y
     cdef char *between[2]
@@ -140,16 +139,14 @@ def infer(called, x, state, num_threads, lengths=None):
                 r.y, r.y_time = r.y + (T - 1) * y_time * item, -y_time
             set_first(&one.h0, scratch, initial[0], index, N, P, item, steps.batched)
             last_row(&one.h_n, h_n, index, N, P, item)
-            order = NULL
             if rows is not None:
                 set_rows(r, rows[d])
-                order = r.order
             one.c_n.data = one.reserve = NULL
             if sizes.states == 2:
-                set_first(&first_c, scratch, initial[1], index, N, H, item, steps.batched)
+                width = w.blocks * w.units  # whole blocks are read
+                set_first(&first_c, scratch, initial[1], index, N, width, item, steps.batched)
                 last_row(&one.c_n, c_n, index, N, H, item)
-                r.c0 = scratch.take(w.blocks * N * w.units * item)
-                pack_cell_states(w, &first_c, N, order, <char *>r.c0)
+                set_first_cells(r, w, scratch, &first_c, initial[1] is None)
         layer_x, x_time, x_batch, x_unit = layer_y, y_time, y_batch, 1
     run_stack(passes, L, D, weights, scratch, None, threads)
     if ticket >= 0:
@@ -172,6 +169,21 @@ cdef int set_first(
     m.data = <char *>cnp.PyArray_DATA(a) + index * cnp.PyArray_STRIDE(a, 0)
     m.row = cnp.PyArray_STRIDE(a, 1) if batched else 0
     m.unit = cnp.PyArray_STRIDE(a, 2 if batched else 1)
+    return 0
+
+
+cdef int set_first_cells(
+    Run *r, PackedWeights w, Scratch scratch, const Matrix *c, bint zeros
+) except -1:
+    """The initial cell states: where they lie, if their rows are as the loop reads them."""
+    if zeros or (
+        r.order == NULL and c.unit == w.item and c.row % w.item == 0
+        and w.hidden_size == w.blocks * w.units
+    ):
+        r.c0, r.c0_row, r.c0_block = c.data, c.row // w.item, w.units
+    else:
+        r.c0 = scratch.take(w.blocks * r.N * w.units * w.item)
+        pack_cell_states(w, c, r.N, r.order, <char *>r.c0)
     return 0
 
 

@@ -45,7 +45,8 @@ cdef struct Run:
     Py_ssize_t gates_time, gates_block
     bint keeps                    # whether backward reads them
     const Py_ssize_t *gates_row
-    const char *c0                # [block][N][U]
+    const char *c0                # c0[block, n, u] at block * c0_block + n * c0_row + u
+    Py_ssize_t c0_row, c0_block
     char *h                       # two tiles, in turn h_{t-1} and h_t: row n at h_row[n]
     Py_ssize_t h_time             # from one to the other
     char *early                   # likewise one: what a first phase hands to the second

@@ -448,9 +448,9 @@ cdef bint run_steps(const Run *r, Part *part) noexcept nogil:
             s.last_first = t & 1
             if r.cell.states == 2:
                 if t == 0:
-                    s.c_prev = r.c0 + begin * r.units * r.item
-                    s.c_prev_row = r.units
-                    s.c_prev_block = r.N * r.units
+                    s.c_prev = r.c0 + begin * r.c0_row * r.item
+                    s.c_prev_row = r.c0_row
+                    s.c_prev_block = r.c0_block
                 else:
                     s.c_prev = gates_at(r, t - 1) + (
                         r.gates_row[begin] + r.cell.slots * r.units

@@ -18,7 +18,10 @@ cdef inline void copy_row(
     """Numbers one by one where they do not lie side by side; strides in bytes."""
     cdef Py_ssize_t i
     if stride == item and to_stride == item:
-        memcpy(to, row, count * item)
+        if count * item == 64:  # units of most blocks: the compiler makes that a few moves
+            memcpy(to, row, 64)
+        else:
+            memcpy(to, row, count * item)
         return
     for i in range(count):
         memcpy(to + i * to_stride, row + i * stride, item)
@@ -37,7 +40,8 @@ cdef inline void pack_cell_states(
             to = packed + (block * N + n) * width
             units = min(w.units, w.hidden_size - block * w.units)
             copy_row(to, w.item, row + block * w.units * c.unit, c.unit, units, w.item)
-            memset(to + units * w.item, 0, width - units * w.item)
+            if units < w.units:
+                memset(to + units * w.item, 0, width - units * w.item)
 
 
 cdef inline void unpack_cell_state(
