@@ -36,6 +36,7 @@ from rnnkernel._plan cimport team_size, training_pays_off
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._tape cimport BackwardPass, Pass
 from rnnkernel._team cimport rk_expel, rk_flag, rk_gone, rk_lost, rk_member, rk_members
+from rnnkernel._teamwork cimport teamwork
 
 cnp.import_array()
 
@@ -400,6 +401,7 @@ cdef int prepare(Bptt *r, BackwardPass of, Scratch scratch, int team) except -1:
     r.dx_rows = DX_ROWS
     if r.cell.gates * r.H * r.I * r.item > LARGE_WEIGHTS:
         r.dx_rows = max(DX_ROWS, (r.chunk_rows + team - 1) // team)
+    r.teamwork = teamwork(team)
     r.apart = team > 1 and not all_by_units(r, team)
     lay_out(r, scratch.take(lay_out(r, NULL, sums_size, team)), sums_size, team)
     clear_memory(r)

@@ -29,6 +29,7 @@ cdef struct Bptt:
     const rk_cell *cell
     Py_ssize_t T, N, I, H, P, item, units, blocks
     int sharing
+    double teamwork                     # what it costs to meet, of the most
     rk_flag *flags                      # of the team's members
     rk_flag *begun                      # pieces of gradients, by shard
     rk_flag *done                       # of all shards

@@ -148,8 +148,8 @@ cdef bint by_units(const Bptt *r, const Chunk *c, int members) noexcept nogil:
 
     By rows every thread reads all of W_hh at every step. That is dear for few rows and where it
     does not fit into L2, which the part of it for some of the units may. But those who share units
-    meet in every step, which costs some 2500 cycles in each phase, and more where other programs
-    want the cores: what saves little is not worth it.
+    meet in every step, which costs up to 2500 cycles in each phase (rnnkernel/_teamwork.pyx), and
+    more where other programs want the cores: what saves little is not worth it.
     """
     cdef Py_ssize_t rows = (c.rows + c.steps - 1) // c.steps  # on average
     cdef Py_ssize_t vectors = vectors_of(r, r.P), most = 0
@@ -161,7 +161,7 @@ cdef bint by_units(const Bptt *r, const Chunk *c, int members) noexcept nogil:
             most, vector_part(r, vectors, i + 1, members) - vector_part(r, vectors, i, members)
         )
     return (
-        step_cycles(r, rows, most) + 2500 * r.cell.phases
+        step_cycles(r, rows, most) + 2500 * r.teamwork * r.cell.phases
         < 0.95 * step_cycles(r, (rows + members - 1) // members, vectors)
     )
 

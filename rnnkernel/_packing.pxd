@@ -50,7 +50,7 @@ cdef class PackedWeights:
         self, rk_packing *job, weight, const rk_window *window, char *packed
     ) except -1
     cdef int pack_vectors(self, bias_ih, bias_hh, weight_ch) except -1
-    cdef void pack(self, int first, int threads) noexcept
+    cdef int pack(self, int first, int threads) except -1
     cdef int pack_all(self, int threads) except -1
     cdef char *moved(self, list parts, char *part, Py_ssize_t count, dtype) except NULL
     cdef char *scale(self, list parts, scale, const rk_window *window) except NULL

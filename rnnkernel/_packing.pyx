@@ -13,7 +13,6 @@ cimport numpy as cnp
 import numpy as np
 
 from rnnkernel._clock cimport PACK, UNPACK, current_call, nanoseconds
-from rnnkernel._crowd cimport is_crowded
 from rnnkernel._kernels cimport (
     RK_ALIGNMENT,
     RK_FLOAT32,
@@ -22,12 +21,9 @@ from rnnkernel._kernels cimport (
     RK_INT8,
     RK_TRANSPOSED_VECTORS,
     kernels,
-    usable_threads,
 )
 from rnnkernel._memory cimport aligned_empty, aligned_zeros, new_array
-
-# Below so many bytes of weights one thread packs: opening a team costs more.
-cdef Py_ssize_t SERIAL_BYTES = 1 << 20
+from rnnkernel._teamwork cimport team_to_move
 
 ctypedef fused real:
     float
@@ -88,12 +84,10 @@ cdef void pack_share(const Panel *panels, int count, int part, int parts) noexce
 
 
 cdef void run_panels(
-    const Panel *panels, int count, Py_ssize_t size, int threads
+    const Panel *panels, int count, int team
 ) noexcept nogil:
-    """Packs or unpacks weights of `size` bytes."""
-    cdef int part, team = 1
-    if size >= SERIAL_BYTES and not is_crowded(0):
-        team = usable_threads(threads)
+    """Packs or unpacks weights."""
+    cdef int part
     if team <= 1:
         pack_share(panels, count, 0, 1)
         return
@@ -375,14 +369,16 @@ cdef class PackedWeights:
                 add_gate(self.peepholes, 3, i, data(weight_ch), i, self)
         return 0
 
-    cdef void pack(self, int first, int threads) noexcept:
+    cdef int pack(self, int first, int threads) except -1:
         """The panels from `first` on."""
         cdef Py_ssize_t size = 0
-        cdef int i
+        cdef int i, team
         for i in range(first, self.panel_count):
             size += self.panels[i].job.hidden * self.panels[i].job.gates * self.panels[i].job.k
+        team = team_to_move(size * self.item, threads)
         with nogil:
-            run_panels(&self.panels[first], self.panel_count - first, size * self.item, threads)
+            run_panels(&self.panels[first], self.panel_count - first, team)
+        return 0
 
     cdef int pack_all(self, int threads) except -1:
         cdef long long began = nanoseconds()
@@ -546,7 +542,7 @@ cdef class PackedGradients:
     ):
         """Writes the canonical gradients into the arrays (rows contiguous); those from the biases
         on may be None. With `columns` those of W_ih go there, and zeros to the others."""
-        cdef int phase, count = 1
+        cdef int phase, team, count = 1
         cdef PackedWeights w = self.weights
         cdef Py_ssize_t size
         cdef Panel[3] panels
@@ -575,8 +571,9 @@ cdef class PackedGradients:
             panels[phase].move = w.kernels.unpack
             panels[phase].blocks = w.blocks
         size = (w.input_size + w.projected_size) * w.cell.gates * w.hidden_size * w.item
+        team = team_to_move(size, threads)
         with nogil:
-            run_panels(panels, count, size, threads)
+            run_panels(panels, count, team)
         if weight_ch is not None:
             copy_rows(data(weight_ch), self.bias, w.gradient_slots, &w.cell.peephole, w)
         if weight_hr is not None:

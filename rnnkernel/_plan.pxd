@@ -3,11 +3,14 @@ from rnnkernel._scratch cimport Scratch
 
 # How many threads are worth opening for so much arithmetic in so many pieces.
 cdef int team_size(double flops, Py_ssize_t tiles, int threads) except -1
-# Whether a team that takes `shared` microseconds is better than a thread that takes `alone`:
+# By how many microseconds a team that takes `shared` is better than a thread that takes `alone`:
 # `opening` is how long it takes a team to begin and end, and what it reads and writes to go from
-# core to core.
-cdef bint pays_off(double alone, double shared, double opening) except -1
-# The same of a forward and its backward, from their arithmetic and how many rows it has in a step.
+# core to core, where that is dear.
+cdef double gain(double alone, double shared, double opening, int team) except? -1
+# Whether to open it for that, now: its threads may be asleep.
+cdef bint pays_off(double gained) except -1
+# Whether to open one for a forward and its backward, from their arithmetic and how many rows it has
+# in a step.
 # Weights that one thread has packed go from core to core, and sums and gradients come back.
 cdef bint training_pays_off(
     double flops, double weight_bytes, double rows, Py_ssize_t item, int team

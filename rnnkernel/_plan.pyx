@@ -9,6 +9,7 @@ from rnnkernel._recurrence cimport BOTH, TABLE_ROWS, Plan, Run, panel_bytes
 from rnnkernel._rows cimport bound_by_length
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._team cimport rk_begin_parts, rk_expel, rk_flag, rk_handover, rk_range
+from rnnkernel._teamwork cimport WAKING, are_asleep, note_call, teamwork
 
 # Rows (t, n) that are projected at once for each thread: enough to use a panel of W_ih well, few
 # enough that the gates of inference stay in L2, beside the weights that pass through it: half as
@@ -23,8 +24,8 @@ SERIAL_FLOPS = 400e3
 # setting it.
 TEAMS_ARE_FREE = False
 
-# What several threads do at once takes so much longer, since they share caches and power.
-cdef double CROWDING = 1.2
+# What several threads do at once takes up to so much longer, since they share caches and power.
+cdef double CROWDING = 0.2
 
 # Packing a weight takes as long as so much.
 cdef double PACKING = 10
@@ -93,8 +94,14 @@ cdef int team_size(double flops, Py_ssize_t tiles, int threads) except -1:
     return max(1, <int>min(usable_threads(threads), tiles))
 
 
-cdef bint pays_off(double alone, double shared, double opening) except -1:
-    return TEAMS_ARE_FREE or CROWDING * shared + opening < alone
+cdef double gain(double alone, double shared, double opening, int team) except? -1:
+    return alone - shared - (CROWDING * shared + opening) * teamwork(team)
+
+
+cdef bint pays_off(double gained) except -1:
+    cdef bint asleep = are_asleep()
+    note_call()
+    return TEAMS_ARE_FREE or gained > (WAKING if asleep else 0)
 
 
 cdef bint training_pays_off(
@@ -104,9 +111,9 @@ cdef bint training_pays_off(
     cdef double products = flops * item / 320e3, passing = 3e-4 * weight_bytes
     cdef double share = max(rows / team, 0.7)
     cdef double slower = (1 + 3 / share) / (1 + 3 / rows)
-    return pays_off(
-        products + passing, products / team * slower + passing / (CROWDING * team), 100
-    )
+    return pays_off(gain(
+        products + passing, products / team * slower + passing / (1.2 * team), 100, team
+    ))
 
 
 cdef Py_ssize_t weights_of_block(const Run *r) noexcept:
@@ -136,16 +143,17 @@ cdef double step_time(const Run *r, Py_ssize_t rows, Py_ssize_t blocks) noexcept
     return 0.3 + max(products, arrival) + 0.15 * arrival
 
 
-cdef double shared_step(const Run *r, Py_ssize_t rows, int team, bint units) noexcept:
+cdef double shared_step(const Run *r, Py_ssize_t rows, int team, bint units) except -1:
     """Microseconds that a team takes for a step of so many rows, shared by units or by rows.
 
     Of units each thread streams only its own weights, which several threads' L2 may hold together;
-    for that all meet, in 0.7 us, and read what the others have written of h.
+    for that all wait for the last one, meet, in up to 0.45 us (rnnkernel/_teamwork.pyx), and read
+    what the others have written of h.
     """
     if not units:
         return step_time(r, (rows + team - 1) // team, r.blocks)
-    return step_time(r, rows, (r.blocks + team - 1) // team) + (
-        r.cell.phases * (0.7 + rows * r.P * r.item * 200e-6)
+    return 1.01 * step_time(r, rows, (r.blocks + team - 1) // team) + r.cell.phases * (
+        0.25 + teamwork(team) * (0.45 + rows * r.P * r.item * 200e-6)
     )
 
 

@@ -8,13 +8,10 @@ cimport numpy as cnp
 
 import numpy as np
 
-from rnnkernel._kernels cimport usable_threads
 from rnnkernel._memory cimport new_array
+from rnnkernel._teamwork cimport team_to_move
 
 cnp.import_array()
-
-# Below so many bytes one thread copies: opening a team costs more.
-cdef Py_ssize_t SERIAL_BYTES = 1 << 20
 
 
 cdef inline Py_ssize_t *offsets(cnp.ndarray array) noexcept:
@@ -273,7 +270,7 @@ def copy_steps(cnp.ndarray x, lengths, int threads):
     to = <char *>cnp.PyArray_DATA(<cnp.ndarray>copy)
     if lengths is not None:
         having = offsets(lengths)
-    team = usable_threads(threads) if T * N * width >= SERIAL_BYTES else 1
+    team = team_to_move(T * N * width, threads)
     if team <= 1:
         for t in range(T):
             copy_step(to + t * N * width, source + t * time, t, N, row, width, having)

@@ -37,6 +37,7 @@ from rnnkernel._plan cimport (
     divide,
     flops_of,
     let_hand_over,
+    gain,
     pays_off,
     team_size,
     team_step,
@@ -203,7 +204,7 @@ cdef int share(Stack *s, bint training, int threads) except -1:
         if not (
             training_pays_off(3 * flops, weights, count, r.item, threads)
             if training
-            else pays_off(time, time_of(s, count), OPENING)
+            else pays_off(gain(time, time_of(s, count), OPENING, threads))
         ):
             s[0] = tried
     if PIECE is not None and s.pieces > 1:

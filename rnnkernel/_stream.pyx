@@ -39,12 +39,12 @@ from rnnkernel._crowd cimport is_crowded, report
 from rnnkernel._forward cimport set_weights
 from rnnkernel._memory cimport aligned_zeros
 from rnnkernel._packing cimport PackedWeights, address
-from rnnkernel._plan cimport pays_off, plan_team, team_size, team_step
+from rnnkernel._plan cimport gain, pays_off, plan_team, team_size, team_step
 from rnnkernel._recurrence cimport Plan, Run, run_team
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._team cimport rk_flag, rk_lost, rk_meet, rk_member, rk_members
 
-from rnnkernel import _arguments, _check, _threads, profiling
+from rnnkernel import _arguments, _check, _plan, _threads, profiling
 
 cnp.import_array()
 
@@ -114,6 +114,7 @@ cdef class Stream:
     cdef bint[WAYS] releases
     cdef Run *runs                 # one a layer
     cdef Plan[WAYS] plans
+    cdef double[WAYS] gains        # microseconds by which such a team is better than one thread
     cdef int way                   # of the step that is being made
     cdef long long *spent          # by thread and phase, where the step is recorded, or NULL
     cdef long long end             # when the caller's thread had done its part of a step
@@ -202,8 +203,10 @@ cdef class Stream:
                 flops -= 2.0 * r.cell.gates * r.H * r.I * N
             self.plans[way].pieces = 0
             team = team_size(flops, max(N, r.blocks), _threads.resolve(None))
-            if team > 1 and not pays_off(self.step_time(1), self.step_time(team), OPENING):
-                team = 1
+            if team > 1:
+                self.gains[way] = gain(self.step_time(1), self.step_time(team), OPENING, team)
+                if self.gains[way] <= 0 and not _plan.TEAMS_ARE_FREE:
+                    team = 1
             plan_team(&self.plans[way], r, self.scratch, 1, N, team)
             self.releases[way] = flops >= RELEASE_FLOPS
 
@@ -257,6 +260,7 @@ cdef class Stream:
         cdef Plan *plan
         cdef long long begin, end
         cdef Py_ssize_t wrong
+        cdef int team = 1
         cdef bint flat, is_ids = False, through = False
         cdef object call = None, spent
         if profiles_in_use > 0:
@@ -297,14 +301,16 @@ cdef class Stream:
                 self.point_at_vectors(x_array, flat)
             self.runs[self.layers - 1].y = <char *>cnp.PyArray_DATA(y_array)
             plan = &self.plans[self.way]
+            if plan.team > 1 and pays_off(self.gains[self.way]) and not is_crowded(0):
+                team = plan.team
             if call is not None:
-                spent = call.enter(plan.team)
+                spent = call.enter(team)
                 self.spent = <long long *><Py_ssize_t>address(spent)
-            if plan.team > 1 and not is_crowded(0):
+            if team > 1:
                 with nogil:
                     memset(plan.flags, 0, plan.team * sizeof(rk_flag))
                     begin = self.end = nanoseconds()
-                    with parallel(num_threads=plan.team):
+                    with parallel(num_threads=team):
                         self.advance(rk_members(), rk_member())
                     end = nanoseconds()
                     report(end - begin, rk_lost(plan.flags, plan.team) + end - self.end)
@@ -316,7 +322,7 @@ cdef class Stream:
             self.parity ^= 1
             if call is not None:
                 self.spent = NULL
-                call.leave(plan.team)
+                call.leave(team)
         finally:
             PyThread_release_lock(self.lock)
         if through:

@@ -25,6 +25,10 @@ cdef extern from "_team.h":
     # Returns when all members have come as often as this one; what they wrote before is seen.
     # `flags` are `members` zeroed flags, at a multiple of 64 bytes.
     void rk_meet(rk_flag *flags, int members, int member) nogil
+    # Nanoseconds of a meeting, as the first member finds by some.
+    void rk_time_meetings(
+        rk_flag *flags, rk_flag *past, int members, int member, double *shortest
+    ) nogil
     # The team of who has these zeroed flags, from now on.
     rk_team rk_join(rk_flag *flags, int size, int mate) nogil
     # As rk_meet, in a loop of which some steps are done and some are left. Returns 0 if this member

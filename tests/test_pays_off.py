@@ -5,14 +5,23 @@ import pytest
 from rnnkernel._kernels import compiler
 
 import rnnkernel as rk
-from rnnkernel import _plan
+from rnnkernel import _plan, _teamwork
 
 TWO = 2 if compiler()[2] else 1  # as many as there can be
 
 
+DEAR, CHEAP = 1.0, 0.1  # what it may cost to work together
+FOR_EVER = 1 << 60
+
+
 @pytest.fixture(autouse=True)
 def teams_cost(monkeypatch):
+    """The most, and threads are awake, as they are to a call that follows another."""
     monkeypatch.setattr(_plan, "TEAMS_ARE_FREE", False)
+    monkeypatch.setattr(_teamwork, "COST", DEAR)
+    before = _teamwork.set_awake(FOR_EVER)
+    yield
+    _teamwork.set_awake(before)
 
 
 def threads_of(*calls):
@@ -47,6 +56,51 @@ def test_training_costs_more():
     x = np.random.default_rng(1).standard_normal((8, 12, 64)).astype(np.float32)
     frozen = layer.freeze()
     assert threads_of(lambda: frozen(x, num_threads=2), *both(layer, x)) == [TWO, 1, 1]
+
+
+def small_calls(layer):
+    """Whose threads save less than it takes to wake them."""
+    T = 4 if isinstance(layer, rk.LSTM) else 8
+    x = np.random.default_rng(1).standard_normal((T, 12, layer.input_size)).astype(layer.dtype)
+    frozen = layer.freeze()
+    return lambda: frozen(x, num_threads=2), *both(layer, x)
+
+
+@pytest.mark.parametrize("cls", [rk.RNN, rk.GRU, rk.LSTM])
+def test_cheap_teamwork(cls, monkeypatch):
+    """Calls that are too small for a team where it is dear have one where it is not."""
+    calls = small_calls(cls(40, 40, rng=0))
+    assert threads_of(*calls) == [1] * 3
+    monkeypatch.setattr(_teamwork, "COST", CHEAP)
+    assert threads_of(*calls) == [TWO] * 3
+
+
+def test_threads_that_sleep(monkeypatch):
+    """Nobody wakes them for a small call, but for a large one."""
+    layer = rk.LSTM(40, 40, rng=0)
+    calls = small_calls(layer)
+    monkeypatch.setattr(_teamwork, "COST", CHEAP)
+    _teamwork.set_awake(-1)
+    assert threads_of(*calls) == [1] * 3
+    large = np.ones((200, 64, 40), np.float32)
+    frozen = layer.freeze()
+    assert threads_of(lambda: frozen(large, num_threads=2), *both(layer, large)) == [TWO] * 3
+
+
+def test_streams_whose_threads_sleep(monkeypatch):
+    monkeypatch.setattr("rnnkernel._threads._requested", 2)
+    monkeypatch.setattr(_teamwork, "COST", CHEAP)
+    stream, x = rk.LSTM(64, 64, rng=0).freeze().stream(16), np.ones((16, 64), np.float32)
+    assert threads_of(lambda: stream.step(x)) == [TWO]
+    _teamwork.set_awake(-1)
+    assert threads_of(lambda: stream.step(x)) == [1]
+
+
+def test_teamwork_is_measured(monkeypatch):
+    monkeypatch.setattr(_teamwork, "COST", None)
+    costs = [_teamwork.cost(team) for team in (1, TWO, TWO)]
+    assert 0 < costs[1] <= 1
+    assert costs[0] == 1 and costs[1] == costs[2]
 
 
 def test_weights_that_one_cache_does_not_hold():
