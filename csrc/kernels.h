@@ -158,6 +158,7 @@ static const rk_kernels
 #undef RK_FEWEST_TILES
 #undef RK_L2_BYTES
 #undef RK_FULL_ROWS
+#undef RK_IN_REGISTER
 #undef RK_TILE
 #undef RK_TILES
 #undef RK_FOR_UNITS

@@ -17,6 +17,17 @@
 #define RK_L1_BYTES (48 << 10)
 #define RK_L2_BYTES (1 << 20)
 
+/* Keeps the compiler from loading it again for each use, as an operand of FMAs. */
+#if defined(__x86_64__) && RK_REGISTERS == 32
+#define RK_IN_REGISTER(vector) __asm__("" : "+v"(vector))
+#elif defined(__x86_64__)
+#define RK_IN_REGISTER(vector) __asm__("" : "+x"(vector))
+#elif defined(__aarch64__)
+#define RK_IN_REGISTER(vector) __asm__("" : "+w"(vector))
+#else
+#define RK_IN_REGISTER(vector)
+#endif
+
 /* Rows of the largest tile with nc vectors. */
 #define RK_FULL_ROWS(nc)                                                                           \
     (RK_ACCUMULATORS / (nc) < RK_MAX_ROWS ? RK_ACCUMULATORS / (nc) : RK_MAX_ROWS)
@@ -61,7 +72,8 @@ RK_INLINE void RK(tile)(const int mr, const int nb, const int nc, const RK(stret
                     row[m] = RK(vset)(pa[m][ia]);
                 RK_FOR (w, nb) {
                     RK_FOR (v, nc) {
-                        const vec column = RK(vload)(pb[w] + v * LANES);
+                        vec column = RK(vload)(pb[w] + v * LANES);
+                        if (mr > 1) RK_IN_REGISTER(column);
                         RK_FOR (m, mr) {
                             const int j = (m * nb + w) * nc + v;
                             acc[j] = RK(vfma)(row[m], column, acc[j]);
