@@ -36,7 +36,7 @@ ISAS = {
     "baseline": ([], {"any"}),
     "avx2": (["-mavx2", "-mfma", "-mf16c"], {"x86_64", "AMD64"}),
     "avx512": (
-        ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"],
+        ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mprefer-vector-width=512"],
         {"x86_64", "AMD64"},
     ),
     # AArch64 GCC moves all loads of a step before its FMAs and runs out of registers, 32 or not

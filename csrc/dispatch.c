@@ -14,21 +14,24 @@ RK_DECLARE(baseline)
 
 /* __builtin_cpu_supports asks the operating system too whether it saves the registers. Not every
  * compiler's knows F16C, which has no registers of its own. */
-#ifdef RK_HAVE_AVX2
+#if defined(RK_HAVE_AVX2) || defined(RK_HAVE_AVX512)
 #include <cpuid.h>
-static int has_avx2(void)
+static int has_fma_and_f16c(void)
 {
     unsigned eax, ebx, ecx, edx;
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-           __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
+    return __builtin_cpu_supports("fma") && __get_cpuid(1, &eax, &ebx, &ecx, &edx) &&
+           (ecx & bit_F16C);
 }
+#endif
+#ifdef RK_HAVE_AVX2
+static int has_avx2(void) { return __builtin_cpu_supports("avx2") && has_fma_and_f16c(); }
 RK_DECLARE(avx2)
 #endif
 #ifdef RK_HAVE_AVX512
 static int has_avx512(void)
 {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vl");
+           __builtin_cpu_supports("avx512vl") && has_fma_and_f16c();
 }
 RK_DECLARE(avx512)
 #endif

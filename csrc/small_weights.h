@@ -157,6 +157,76 @@ static RK(small_function) *const RK(small_block_tiles)[2][4][4] = {
     {RK_SMALL_BLOCK(1, 1), RK_SMALL_BLOCK(1, 2), RK_SMALL_BLOCK(1, 3), RK_SMALL_BLOCK(1, 4)},
 };
 
+/* One row of half weights in vectors of 32 bytes: AMD's processors widen two of these a cycle, and
+ * one of 64 in two cycles. Others do not (their float16 is bound by streaming, or by an instruction
+ * a vector). Twice as many accumulators, so at most three blocks. */
+#if RK_VECTOR_BYTES == 64
+#define RK_NARROW_HALF __builtin_cpu_is("amd")
+RK_INLINE void RK(narrow_tile)(const int nb, const int nc, const rk_small_product *q,
+                               const real *const *a, const char *b, real *const *c,
+                               const real *init)
+{
+    const rk_product *p = &q->product;
+    const ptrdiff_t b_block = p->b_block * 2, a_inner = p->a_inner, b_inner = p->b_inner * 2;
+    __m256 acc[24];
+    RK_FOR (w, nb) {
+        const real *from = init ? init + w * p->init_block : c[0] + w * p->c_block;
+        RK_FOR (v, 2 * nc)
+            acc[w * 2 * nc + v] = _mm256_loadu_ps(from + v * 8);
+    }
+    for (ptrdiff_t k = 0; k < p->inner; k++) {
+        const __m256 row = _mm256_set1_ps(a[0][k * a_inner]);
+        RK_FOR (w, nb) {
+            RK_FOR (v, 2 * nc) {
+                const __m128i *at = (const __m128i *)(b + w * b_block + v * 16);
+                const int j = w * 2 * nc + v;
+                acc[j] = _mm256_fmadd_ps(row, _mm256_cvtph_ps(_mm_loadu_si128(at)), acc[j]);
+            }
+        }
+        b += b_inner;
+    }
+    RK_FOR (w, nb) {
+        RK_FOR (v, 2 * nc)
+            _mm256_storeu_ps(c[0] + w * p->c_block + v * 8, acc[w * 2 * nc + v]);
+    }
+}
+#define RK_NARROW_TILE(nb, nc)                                                                     \
+    static __attribute__((noinline)) void RK(narrow_tile_##nb##_##nc)(                             \
+        const rk_small_product *q, const real *const *a, const char *b, real *const *c,            \
+        const real *init, const real *scale)                                                       \
+    {                                                                                              \
+        (void)scale;                                                                               \
+        RK(narrow_tile)(nb, nc, q, a, b, c, init);                                                 \
+    }
+#define RK_NARROW_TILES(nc) RK_NARROW_TILE(1, nc) RK_NARROW_TILE(2, nc) RK_NARROW_TILE(3, nc)
+RK_NARROW_TILES(1)
+RK_NARROW_TILES(2)
+RK_NARROW_TILES(3)
+RK_NARROW_TILES(4)
+/* [vectors - 1][blocks - 1] */
+static RK(small_function) *const RK(narrow_tiles)[4][3] = {
+    {RK(narrow_tile_1_1), RK(narrow_tile_2_1), RK(narrow_tile_3_1)},
+    {RK(narrow_tile_1_2), RK(narrow_tile_2_2), RK(narrow_tile_3_2)},
+    {RK(narrow_tile_1_3), RK(narrow_tile_2_3), RK(narrow_tile_3_3)},
+    {RK(narrow_tile_1_4), RK(narrow_tile_2_4), RK(narrow_tile_3_4)},
+};
+#else
+#define RK_NARROW_HALF 0
+#endif
+
+/* The tile for some rows of some blocks. */
+RK_INLINE RK(small_function) *
+    RK(choose_small_tile)(int int8, int narrow, ptrdiff_t nc, ptrdiff_t rows, ptrdiff_t blocks)
+{
+#if RK_VECTOR_BYTES == 64
+    if (narrow) return RK(narrow_tiles)[nc - 1][blocks - 1];
+#else
+    (void)narrow;
+#endif
+    return rows == 1 ? RK(small_row_tiles)[int8][nc - 1][blocks - 1]
+                     : RK(small_block_tiles)[int8][nc - 1][rows - 1];
+}
+
 /* nc columns of every block, from vector `first` on. */
 static void RK(small_group)(const rk_small_product *q, ptrdiff_t nc, ptrdiff_t first,
                             ptrdiff_t blocks, RK(epilogue) * done, const void *context)
@@ -164,7 +234,8 @@ static void RK(small_group)(const rk_small_product *q, ptrdiff_t nc, ptrdiff_t f
     const rk_product *p = &q->product;
     const int int8 = q->storage == RK_INT8;
     const ptrdiff_t size = int8 ? 1 : 2;
-    const ptrdiff_t most = p->rows > 1 ? 1 : nc == 4 && RK_REGISTERS == 16 ? 3 : 4;
+    const int narrow = !int8 && p->rows == 1 && RK_NARROW_HALF;
+    const ptrdiff_t most = p->rows > 1 ? 1 : narrow || (nc == 4 && RK_REGISTERS == 16) ? 3 : 4;
     const ptrdiff_t tiles = (p->rows + RK_SMALL_ROWS - 1) / RK_SMALL_ROWS;
     for (ptrdiff_t block = 0, step; block < blocks; block += step) {
         const ptrdiff_t left = blocks - block, groups = (left + most - 1) / most;
@@ -183,8 +254,7 @@ static void RK(small_group)(const rk_small_product *q, ptrdiff_t nc, ptrdiff_t f
                 a[m] = (const real *)p->a + p->a_row[row + m];
                 c[m] = to + p->c_row[row + m];
             }
-            (p->rows == 1 ? RK(small_row_tiles)[int8][nc - 1][step - 1]
-                          : RK(small_block_tiles)[int8][nc - 1][mr - 1])(q, a, b, c, init, scale);
+            RK(choose_small_tile)(int8, narrow, nc, mr, step)(q, a, b, c, init, scale);
             if (done) done(context, block, step, row, mr);
         }
     }
@@ -215,6 +285,9 @@ static void RK(small_product)(const rk_small_product *q)
 #undef RK_SMALL_LARGEST
 #undef RK_SMALL_FOUR
 #undef RK_SMALL_TILES
+#undef RK_NARROW_HALF
+#undef RK_NARROW_TILE
+#undef RK_NARROW_TILES
 #undef RK_SMALL_ROW
 #undef RK_SMALL_BLOCK
 #endif
