@@ -7,6 +7,12 @@ from rnnkernel._bptt cimport Bptt
 from rnnkernel._kernels cimport RK_TRANSPOSED_VECTORS, rk_product, rk_window
 
 
+cdef enum:
+    # Terms that are zero, in a sum over units, from which on they are left out: a sum in two parts
+    # takes as long as some more terms.
+    LEAST_PADDING = 24
+
+
 cdef inline void product_over(
     const Bptt *r, const rk_product *whole, Py_ssize_t first, Py_ssize_t past
 ) noexcept nogil:
@@ -54,16 +60,17 @@ cdef inline void through_columns(
     const Bptt *r, const rk_window *window, rk_product *p, Py_ssize_t first, Py_ssize_t past
 ) noexcept nogil:
     """Some columns, in vectors, of what `through` began."""
-    if window.slots > 1:
+    cdef Py_ssize_t padding = r.blocks * r.units - r.H
+    if padding * window.slots < LEAST_PADDING:
         product_over(r, p, first, past)
         return
-    # a single slot: the sum ends with the last unit, not with its block
+    # each slot's part of the sum ends with the last unit, not with its block
     p.outer = r.blocks - 1
     if p.outer > 0:
         product_over(r, p, first, past)
         p.init, p.later_count = NULL, 0  # it has been asked for
     p.a = <const char *>p.a + p.outer * p.a_outer * r.item
     p.b = <const char *>p.b + p.outer * p.b_outer * r.item
-    p.inner = r.H - p.outer * r.units
-    p.outer = 1
+    p.outer, p.inner = window.slots, r.units - padding
+    p.a_outer, p.b_outer = r.units, r.units * p.b_inner
     product_over(r, p, first, past)

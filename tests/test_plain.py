@@ -114,6 +114,24 @@ def test_any_strides(layer):
     check(layer, x.swapaxes(0, 1), state)
 
 
+@pytest.mark.parametrize("stack", STACKS, ids=str)
+@pytest.mark.parametrize("split", ["rows", "units"])
+def test_cell_states_of_whole_blocks(stack, split, dtype, monkeypatch):
+    """Are read where they lie, if their units are side by side."""
+    monkeypatch.setattr(_plan, "SPLIT", split)
+    layer = rk.LSTM(7, 32, dtype=dtype, rng=0, **stack)
+    x, (h, c) = draw(layer, 3, 13)
+    apart = np.repeat(np.repeat(c, 2, axis=1), 2, axis=2)
+    same = np.broadcast_to(c[:, :1], c.shape)
+    for cells in (c, c[:, ::-1], apart[:, ::2, ::2], apart[:, ::2, :32], same, c[..., ::-1]):
+        check(layer, x, (h, cells))
+        expected = layer(x, (h, np.array(cells)), num_threads=1)
+        y, last = layer(x, (h, cells), num_threads=2)
+        assert_same_bits(y, expected[0], "y")
+        assert_same_bits(last[1], expected[1][1], "c")
+    check(layer, x, None)
+
+
 def test_what_is_not_plain_goes_the_other_way(layer):
     x, state = draw(layer, 4, 3)
     states = parts(state)
