@@ -20,8 +20,7 @@ from rnnkernel._team cimport rk_flag, rk_member, rk_members, rk_time_meetings
 # What `teamwork` says, for tests; None measures it.
 COST = None
 
-# Microseconds of a meeting on the processor that the estimates were fitted on. Whoever has dearer
-# ones was measured while other programs had its cores.
+# Microseconds of a meeting on the processor that the estimates were fitted on.
 cdef double USUAL = 0.7
 
 # Nanoseconds that threads stay awake for: libgomp's spin for 6 to 15 ms.
@@ -30,10 +29,16 @@ cdef long long AWAKE = 5_000_000
 # One thread moves fewer bytes faster, where teamwork costs the most.
 cdef double SERIAL_BYTES = 1 << 20
 
+# Nanoseconds between two measurements.
+cdef long long A_WHILE = 50_000_000
+
 cdef enum:
     MOST = 64  # sizes of teams that are told apart
+    OFTEN = 5  # measurements of one, at most
 
 cdef double[MOST + 1] measured  # of each size, or 0
+cdef int[MOST + 1] times        # that it was measured
+cdef long long measured_at = 0
 cdef long long last_call = 0    # that could have opened a team
 
 
@@ -49,14 +54,20 @@ cdef double measure(int team) except -1:
 
 
 cdef double teamwork(int team) except -1:
+    global measured_at
     if COST is not None:
         return COST
     if team < 2:
         return 1
     if team > MOST:
         team = MOST
-    if measured[team] == 0:
+    # dear ones may have been measured while the cores were wanted elsewhere
+    if measured[team] == 0 or (
+        measured[team] == 1 and times[team] < OFTEN and nanoseconds() > measured_at + A_WHILE
+    ):
         measured[team] = min(1, max(0.02, measure(team) / USUAL))
+        times[team] += 1
+        measured_at = nanoseconds()
     return measured[team]
 
 
