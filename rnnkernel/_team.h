@@ -121,9 +121,10 @@ static inline void rk_gather(rk_flag *flags, int members, int member)
             sched_yield(); /* it may need this core for that */
 }
 
-/* How long a meeting takes, in ns, as member 0 finds: the shortest mean of some batches, since other
- * programs only make it longer. `past`, another zeroed flag, tells the others when it has enough.
- * Nobody yields: other libraries' threads spin and do, and would have the core for a slice. */
+/* How long a meeting takes, in ns, as member 0 finds: the shortest mean of some batches, since
+ * other programs only make it longer. `past`, another zeroed flag, tells the others when it has
+ * enough. Nobody yields: other libraries' threads spin and do, and would have the core for a slice.
+ */
 static inline void rk_time_meetings(rk_flag *flags, rk_flag *past, int members, int member,
                                     double *shortest)
 {
