@@ -5,6 +5,7 @@ import pytest
 from rnnkernel._kernels import compiler
 
 import rnnkernel as rk
+from helpers import assert_same_bits
 from rnnkernel import _plan, _teamwork
 
 TWO = 2 if compiler()[2] else 1  # as many as there can be
@@ -94,6 +95,21 @@ def test_streams_whose_threads_sleep(monkeypatch):
     assert threads_of(lambda: stream.step(x)) == [TWO]
     _teamwork.set_awake(-1)
     assert threads_of(lambda: stream.step(x)) == [1]
+
+
+@pytest.mark.parametrize("cls", [rk.RNN, rk.GRU, rk.LSTM])
+def test_teams_that_pack_and_copy(cls, monkeypatch):
+    """One thread, or a team where that is cheap: x, weights and gradients are the same."""
+    layer, rng = cls(61, 83, rng=0), np.random.default_rng(1)
+    x = rng.standard_normal((19, 13, 61)).astype(np.float32)  # 60 KB, and may be written to
+    results = []
+    for cost in (DEAR, CHEAP / 10):
+        monkeypatch.setattr(_teamwork, "COST", cost)
+        out = layer.forward(x, training=True, num_threads=3)
+        grads = layer.backward(out, np.ones_like(out.y), num_threads=3)
+        results.append([out.y, grads.x, *grads.parameters.values()])
+    for one, team in zip(*results, strict=True):
+        assert_same_bits(team, one)
 
 
 def test_teamwork_is_measured(monkeypatch):
