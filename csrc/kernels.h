@@ -159,6 +159,11 @@ static const rk_kernels
 #undef RK_L2_BYTES
 #undef RK_FULL_ROWS
 #undef RK_IN_REGISTER
+#undef RK_HALVES
+#undef RK_HALF_OF
+#undef RK_HALF_VECTOR
+#undef RK_HALF_TILE
+#undef RK_HALF_TILES
 #undef RK_TILE
 #undef RK_TILES
 #undef RK_FOR_UNITS

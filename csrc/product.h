@@ -181,6 +181,76 @@ static RK(tile_function) *const RK(tiles)[4][RK_MAX_ROWS] = {
 #endif
 };
 
+/* A block of which at most half of the units exist, in vectors of half the length: where a core has
+ * no more than one multiply-add of 64 bytes in a cycle, but two of 32, it takes half the time. */
+#if RK_VECTOR_BYTES == 64
+#define RK_HALVES __builtin_cpu_is("amd")
+#if RK_DOUBLE
+#define RK_HALF_OF(op) _mm256_##op##_pd
+#define RK_HALF_VECTOR __m256d
+#else
+#define RK_HALF_OF(op) _mm256_##op##_ps
+#define RK_HALF_VECTOR __m256
+#endif
+RK_INLINE void RK(half_tile)(const int mr, const int nc, const RK(stretch) * s, const real *a,
+                             const ptrdiff_t *a_row, const real *b, real *c, const ptrdiff_t *c_row,
+                             const real *init)
+{
+    RK_HALF_VECTOR acc[24], column[4];
+    const real *pa[RK_MAX_ROWS], *const past = b + s->inner * s->b_inner;
+    const ptrdiff_t a_inner = s->a_inner, b_inner = s->b_inner;
+    ptrdiff_t ia = 0;
+    RK_FOR (m, mr) {
+        const real *from = init ? init : c + c_row[m];
+        pa[m] = a + a_row[m];
+        RK_FOR (v, nc)
+            acc[m * nc + v] = RK_HALF_OF(loadu)(from + v * LANES);
+    }
+    do {
+        RK_FOR (v, nc)
+            column[v] = RK_HALF_OF(loadu)(b + v * LANES);
+        RK_FOR (m, mr) {
+            const RK_HALF_VECTOR row = RK_HALF_OF(set1)(pa[m][ia]);
+            RK_FOR (v, nc)
+                acc[m * nc + v] = RK_HALF_OF(fmadd)(row, column[v], acc[m * nc + v]);
+        }
+        ia += a_inner;
+        __asm__("" : "+r"(ia));
+        b += b_inner;
+        __asm__("" : "+r"(b));
+    } while (b != past);
+    RK_FOR (m, mr) {
+        RK_FOR (v, nc)
+            RK_HALF_OF(storeu)(c + c_row[m] + v * LANES, acc[m * nc + v]);
+    }
+}
+#define RK_HALF_TILE(mr, nc)                                                                       \
+    static __attribute__((noinline)) void RK(half_tile_##mr##_##nc)(                               \
+        const RK(stretch) * s, const real *a, const ptrdiff_t *a_row, const real *b, real *c,      \
+        const ptrdiff_t *c_row, const real *init)                                                  \
+    {                                                                                              \
+        RK(half_tile)(mr, nc, s, a, a_row, b, c, c_row, init);                                     \
+    }
+#define RK_HALF_TILES(nc)                                                                          \
+    RK_HALF_TILE(1, nc)                                                                            \
+    RK_HALF_TILE(2, nc)                                                                            \
+    RK_HALF_TILE(3, nc)                                                                            \
+    RK_HALF_TILE(4, nc) RK_HALF_TILE(5, nc) RK_HALF_TILE(6, nc)
+RK_HALF_TILES(3)
+RK_HALF_TILE(7, 3)
+RK_HALF_TILE(8, 3)
+RK_HALF_TILES(4)
+/* [vectors - 3][rows - 1]: cells with several gates and a vector for each */
+static RK(tile_function) *const RK(half_tiles)[2][RK_MAX_ROWS] = {
+    {RK(half_tile_1_3), RK(half_tile_2_3), RK(half_tile_3_3), RK(half_tile_4_3), RK(half_tile_5_3),
+     RK(half_tile_6_3), RK(half_tile_7_3), RK(half_tile_8_3)},
+    {RK(half_tile_1_4), RK(half_tile_2_4), RK(half_tile_3_4), RK(half_tile_4_4), RK(half_tile_5_4),
+     RK(half_tile_6_4)},
+};
+#else
+#define RK_HALVES 0
+#endif
+
 /* Tiles of one or two rows over several blocks, [vectors - 1][blocks - 1]. */
 static RK(tile_function) *const RK(one_row_tiles)[4][4] = {
     {RK(tile_1_1_1), RK(tile_1_2_1), RK(tile_1_3_1), RK(tile_1_4_1)},
@@ -275,7 +345,7 @@ RK_INLINE void RK(tile_asks_later)(RK(stretch) * s, RK(later) * l)
 /* Columns first..first+nc of every block. A single tile of rows reads B once, and may take the last
  * block first: what one step used last the next one finds in L1. */
 RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t first,
-                                 ptrdiff_t blocks, int last_first, RK(epilogue) * done,
+                                 ptrdiff_t blocks, int last_first, int half, RK(epilogue) * done,
                                  const void *context)
 {
     const RK(cut) cut = RK(cut_k)(p, nc);
@@ -346,7 +416,10 @@ RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t fi
                                          : (const char *)(b + steps * nc * LANES);
             for (ptrdiff_t tile = 0, row = 0, mr; tile < tiles; tile++, row += mr) {
                 mr = base + (tile < extra);
-                RK(tile_function) *const tile_of = few ? few : RK(tiles)[nc - 1][mr - 1];
+                RK(tile_function) *tile_of = few ? few : RK(tiles)[nc - 1][mr - 1];
+#if RK_VECTOR_BYTES == 64
+                if (half) tile_of = RK(half_tiles)[nc - 3][mr - 1];
+#endif
                 /* or for C of the next tile: sums of a gradient, or a reserve that nobody has yet
                  * written to, lie beyond L2; other numbers may lie between its rows */
                 ptrdiff_t sums = tile + 1 == tiles ? 0 : mr * nc * RK_VECTOR_BYTES;
@@ -375,26 +448,27 @@ RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t fi
     }
 }
 
-static void RK(product_any)(const rk_product *p, ptrdiff_t nc, ptrdiff_t first, ptrdiff_t blocks)
+static void RK(product_any)(const rk_product *p, ptrdiff_t nc, ptrdiff_t first, ptrdiff_t blocks,
+                            int half)
 {
     if (blocks <= 0) return;
     switch (nc) {
-    case 1: RK(product_group)(p, 1, first, blocks, 0, NULL, NULL); break;
-    case 2: RK(product_group)(p, 2, first, blocks, 0, NULL, NULL); break;
-    case 3: RK(product_group)(p, 3, first, blocks, 0, NULL, NULL); break;
-    case 4: RK(product_group)(p, 4, first, blocks, 0, NULL, NULL); break;
+    case 1: RK(product_group)(p, 1, first, blocks, 0, 0, NULL, NULL); break;
+    case 2: RK(product_group)(p, 2, first, blocks, 0, 0, NULL, NULL); break;
+    case 3: RK(product_group)(p, 3, first, blocks, 0, half, NULL, NULL); break;
+    case 4: RK(product_group)(p, 4, first, blocks, 0, half, NULL, NULL); break;
     default: __builtin_unreachable();
     }
 }
 
 /* Vectors in groups of at most four, as even as can be; the last block apart where it has
  * fewer. */
-static void RK(product_columns)(const rk_product *p, ptrdiff_t vectors, ptrdiff_t blocks)
+static void RK(product_columns)(const rk_product *p, ptrdiff_t vectors, ptrdiff_t blocks, int half)
 {
     const ptrdiff_t groups = (vectors + 3) / 4;
     for (ptrdiff_t g = 0, first = 0, nc; g < groups; g++, first += nc) {
         nc = (vectors - first + groups - g - 1) / (groups - g);
-        RK(product_any)(p, nc, first, blocks);
+        RK(product_any)(p, nc, first, blocks, half);
     }
 }
 
@@ -418,13 +492,15 @@ static void RK(product)(const rk_product *p)
         if (p->init) RK(fill)(p);
         return;
     }
-    const ptrdiff_t whole = p->blocks - (p->last_vectors < p->vectors);
-    RK(product_columns)(p, p->vectors, whole);
+    const int half = RK_HALVES && p->half_of_last && p->outer == 1 && p->last_vectors >= 3 &&
+                     p->last_vectors <= 4;
+    const ptrdiff_t whole = p->blocks - (half || p->last_vectors < p->vectors);
+    RK(product_columns)(p, p->vectors, whole, 0);
     if (whole == p->blocks) return;
     rk_product last = *p;
     last.b = (const real *)p->b + whole * p->b_block;
     last.c = (real *)p->c + whole * p->c_block;
     if (p->init) last.init = (const real *)p->init + whole * p->init_block;
     if (whole) last.later_count = 0;
-    RK(product_columns)(&last, p->last_vectors, 1);
+    RK(product_columns)(&last, p->last_vectors, 1, half);
 }

@@ -36,6 +36,7 @@ typedef struct {
     ptrdiff_t blocks;       /* column blocks */
     ptrdiff_t vectors;      /* vectors of columns in a block */
     ptrdiff_t last_vectors; /* how many of them to compute in the last block (1..vectors) */
+    int half_of_last;       /* whether nobody reads the second halves of its vectors: a hint */
     ptrdiff_t outer, inner; /* K = outer * inner */
 
     const void *a;                 /* broadcast operand */

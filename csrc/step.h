@@ -33,7 +33,7 @@
 /* The product into a window of the gates of some blocks, `nc` vectors of each, then the epilogue.
  */
 RK_INLINE void RK(forward_blocks)(const rk_step *s, const int unit_vectors, const int slot,
-                                  const int slots, const int nc, RK(epilogue) * epilogue)
+                                  const int slots, const int nc, int half, RK(epilogue) * epilogue)
 {
     const ptrdiff_t width = slots * unit_vectors * LANES;
     const rk_product p = {
@@ -64,7 +64,7 @@ RK_INLINE void RK(forward_blocks)(const rk_step *s, const int unit_vectors, cons
         return;
     }
 #endif
-    RK(product_group)(&p, nc, 0, p.blocks, s->last_first, epilogue, s);
+    RK(product_group)(&p, nc, 0, p.blocks, s->last_first, half, epilogue, s);
 }
 
 /* One phase of a step. */
@@ -75,20 +75,28 @@ RK_INLINE void RK(forward_step)(const rk_step *s, const int unit_vectors, const 
     const ptrdiff_t units = unit_vectors * LANES;
     /* vectors of the last block that hold units; a single slot leaves the others out */
     const ptrdiff_t needed = (s->hidden - (s->block_end - 1) * units + LANES - 1) / LANES;
-    if (slots > 1 || needed >= unit_vectors) {
-        RK(forward_blocks)(s, unit_vectors, slot, slots, nc, epilogue);
+    /* in inference nobody reads the gates of units past H, which may be left as anything */
+    const int half = RK_HALVES && slots > 2 && unit_vectors == 1 && !s->keeps &&
+                     s->storage == RK_WHOLE && s->projected > 0 &&
+                     2 * (s->hidden - (s->block_end - 1) * units) <= units;
+    if (!half && (slots > 1 || needed >= unit_vectors)) {
+        RK(forward_blocks)(s, unit_vectors, slot, slots, nc, 0, epilogue);
         return;
     }
     rk_step part = *s;
     part.block_end = s->block_end - 1;
     if (part.block_begin < part.block_end)
-        RK(forward_blocks)(&part, unit_vectors, slot, slots, nc, epilogue);
+        RK(forward_blocks)(&part, unit_vectors, slot, slots, nc, 0, epilogue);
     part.block_begin = s->block_end - 1;
     part.block_end = s->block_end;
+    if (slots > 1) {
+        RK(forward_blocks)(&part, unit_vectors, slot, slots, nc, 1, epilogue);
+        return;
+    }
     switch (needed) {
-    case 1: RK(forward_blocks)(&part, unit_vectors, slot, slots, 1, epilogue); break;
-    case 2: RK(forward_blocks)(&part, unit_vectors, slot, slots, 2, epilogue); break;
-    case 3: RK(forward_blocks)(&part, unit_vectors, slot, slots, 3, epilogue); break;
+    case 1: RK(forward_blocks)(&part, unit_vectors, slot, slots, 1, 0, epilogue); break;
+    case 2: RK(forward_blocks)(&part, unit_vectors, slot, slots, 2, 0, epilogue); break;
+    case 3: RK(forward_blocks)(&part, unit_vectors, slot, slots, 3, 0, epilogue); break;
     default: __builtin_unreachable();
     }
 }

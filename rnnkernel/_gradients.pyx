@@ -52,7 +52,7 @@ cdef rk_product block_gradient(
     """A sum over time that goes to one unit block of a weight gradient with so many rows."""
     cdef rk_product p
     p.rows, p.blocks = rows, 1
-    p.ahead, p.later_count = NULL, 0
+    p.ahead, p.later_count, p.half_of_last = NULL, 0, False
     p.vectors = p.last_vectors = window.slots * r.cell.unit_vectors
     p.b_block = p.c_block = 0
     p.c = gradient + block * rows * window.slots * r.units * r.item
@@ -138,7 +138,7 @@ cdef void add_projection_gradient(
     cdef rk_product p
     cdef Py_ssize_t width = RK_TRANSPOSED_VECTORS * r.kernels.lanes
     p.rows, p.blocks = r.P, 1
-    p.ahead, p.later_count = NULL, 0
+    p.ahead, p.later_count, p.half_of_last = NULL, 0, False
     p.vectors = min(RK_TRANSPOSED_VECTORS, vectors_of(r, r.H) - column * RK_TRANSPOSED_VECTORS)
     p.last_vectors = p.vectors
     p.a_row = r.flat_a

@@ -21,6 +21,7 @@ cdef extern from "rnnkernel.h" nogil:
         const void *ahead
         const rk_region *later
         Py_ssize_t later_count
+        bint half_of_last
 
     ctypedef struct rk_small_product:
         rk_product product

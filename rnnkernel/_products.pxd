@@ -42,7 +42,7 @@ cdef inline rk_product through(
 ) noexcept nogil:
     """C = dgates W over one window but for the rows of A and C; `weights` are transposed panels."""
     cdef rk_product p
-    p.ahead, p.later_count = NULL, 0
+    p.ahead, p.later_count, p.half_of_last = NULL, 0, False
     p.vectors = RK_TRANSPOSED_VECTORS
     p.outer, p.inner = r.blocks, window.slots * r.units
     p.a = r.dgates + window.slot * r.units * r.item

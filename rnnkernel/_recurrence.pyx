@@ -260,7 +260,7 @@ cdef void project_table(const Run *r, Py_ssize_t begin) noexcept nogil:
     p.last_vectors = r.input_last_vectors
     p.outer = 1
     p.inner = r.I
-    p.ahead, p.later_count = NULL, 0
+    p.ahead, p.later_count, p.half_of_last = NULL, 0, False
     p.a = r.x
     p.a_row = r.table_x + begin
     p.a_outer = 0
@@ -336,6 +336,11 @@ cdef void project_blocks(
     p.b = weights + begin * p.b_block * r.weight_item
     p.ahead = weights + ahead * p.b_block * r.weight_item if ahead >= 0 else NULL
     p.later_count = 0
+    # nobody reads the gates of units past H in inference
+    p.half_of_last = (
+        not r.keeps and end == r.blocks and r.cell.unit_vectors == 1
+        and 2 * (r.blocks * r.units - r.H) >= r.units
+    )
     p.c = gates + first * r.units * r.item
     p.c_row = part.chunk_gates
     p.c_block = r.gates_block

@@ -194,7 +194,7 @@ cdef bint through_projection(
     p.rows = step.rows
     p.vectors = RK_TRANSPOSED_VECTORS
     p.outer, p.inner = 1, r.P
-    p.ahead, p.later_count = NULL, 0
+    p.ahead, p.later_count, p.half_of_last = NULL, 0, False
     p.a = r.dh + tile
     p.a_row = r.tile_row
     p.a_outer, p.a_inner = 0, 1
