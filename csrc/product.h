@@ -181,10 +181,17 @@ static RK(tile_function) *const RK(tiles)[4][RK_MAX_ROWS] = {
 #endif
 };
 
-/* A block of which at most half of the units exist, in vectors of half the length: where a core has
- * no more than one multiply-add of 64 bytes in a cycle, but two of 32, it takes half the time. */
+/* Whether two vectors of 32 bytes take as long as one of 64: AMD's cores have two multiply-adds of
+ * the former in a cycle, and some no more than one of the latter. */
 #if RK_VECTOR_BYTES == 64
 #define RK_HALVES __builtin_cpu_is("amd")
+#else
+#define RK_HALVES 0
+#endif
+
+/* There a block of which at most half of the units exist, in vectors of half the length, takes half
+ * the time. */
+#if RK_VECTOR_BYTES == 64
 #if RK_DOUBLE
 #define RK_HALF_OF(op) _mm256_##op##_pd
 #define RK_HALF_VECTOR __m256d
@@ -247,8 +254,6 @@ static RK(tile_function) *const RK(half_tiles)[2][RK_MAX_ROWS] = {
     {RK(half_tile_1_4), RK(half_tile_2_4), RK(half_tile_3_4), RK(half_tile_4_4), RK(half_tile_5_4),
      RK(half_tile_6_4)},
 };
-#else
-#define RK_HALVES 0
 #endif
 
 /* Tiles of one or two rows over several blocks, [vectors - 1][blocks - 1]. */

@@ -110,6 +110,7 @@ typedef struct {
     ptrdiff_t projected; /* P */
     ptrdiff_t block_begin, block_end; /* unit blocks to compute; of `project` column blocks of P */
     int last_first; /* whether of few rows the last block is computed first */
+    int half_of_last; /* as in rk_product */
 
     const void *operand; /* (rows, K=P) broadcast operand: h_prev, or r * h_prev; of `project`
                             (rows, K=H) o * tanh(c) */

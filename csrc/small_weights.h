@@ -157,11 +157,10 @@ static RK(small_function) *const RK(small_block_tiles)[2][4][4] = {
     {RK_SMALL_BLOCK(1, 1), RK_SMALL_BLOCK(1, 2), RK_SMALL_BLOCK(1, 3), RK_SMALL_BLOCK(1, 4)},
 };
 
-/* One row of half weights in vectors of 32 bytes: AMD's processors widen two of these a cycle, and
- * one of 64 in two cycles. Others do not (their float16 is bound by streaming, or by an instruction
- * a vector). Twice as many accumulators, so at most three blocks. */
+/* One row of half weights in vectors of 32 bytes where RK_HALVES: AMD's processors widen two of
+ * these a cycle, and one of 64 in two cycles. Twice as many accumulators, so at most three blocks.
+ */
 #if RK_VECTOR_BYTES == 64
-#define RK_NARROW_HALF __builtin_cpu_is("amd")
 RK_INLINE void RK(narrow_tile)(const int nb, const int nc, const rk_small_product *q,
                                const real *const *a, const char *b, real *const *c,
                                const real *init)
@@ -210,8 +209,6 @@ static RK(small_function) *const RK(narrow_tiles)[4][3] = {
     {RK(narrow_tile_1_3), RK(narrow_tile_2_3), RK(narrow_tile_3_3)},
     {RK(narrow_tile_1_4), RK(narrow_tile_2_4), RK(narrow_tile_3_4)},
 };
-#else
-#define RK_NARROW_HALF 0
 #endif
 
 /* The tile for some rows of some blocks. */
@@ -234,7 +231,7 @@ static void RK(small_group)(const rk_small_product *q, ptrdiff_t nc, ptrdiff_t f
     const rk_product *p = &q->product;
     const int int8 = q->storage == RK_INT8;
     const ptrdiff_t size = int8 ? 1 : 2;
-    const int narrow = !int8 && p->rows == 1 && RK_NARROW_HALF;
+    const int narrow = !int8 && p->rows == 1 && RK_HALVES;
     const ptrdiff_t most = p->rows > 1 ? 1 : narrow || (nc == 4 && RK_REGISTERS == 16) ? 3 : 4;
     const ptrdiff_t tiles = (p->rows + RK_SMALL_ROWS - 1) / RK_SMALL_ROWS;
     for (ptrdiff_t block = 0, step; block < blocks; block += step) {
@@ -285,7 +282,6 @@ static void RK(small_product)(const rk_small_product *q)
 #undef RK_SMALL_LARGEST
 #undef RK_SMALL_FOUR
 #undef RK_SMALL_TILES
-#undef RK_NARROW_HALF
 #undef RK_NARROW_TILE
 #undef RK_NARROW_TILES
 #undef RK_SMALL_ROW

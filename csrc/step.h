@@ -75,10 +75,7 @@ RK_INLINE void RK(forward_step)(const rk_step *s, const int unit_vectors, const 
     const ptrdiff_t units = unit_vectors * LANES;
     /* vectors of the last block that hold units; a single slot leaves the others out */
     const ptrdiff_t needed = (s->hidden - (s->block_end - 1) * units + LANES - 1) / LANES;
-    /* in inference nobody reads the gates of units past H, which may be left as anything */
-    const int half = RK_HALVES && slots > 2 && unit_vectors == 1 && !s->keeps &&
-                     s->storage == RK_WHOLE && s->projected > 0 &&
-                     2 * (s->hidden - (s->block_end - 1) * units) <= units;
+    const int half = RK_HALVES && s->half_of_last && slots > 2 && s->storage == RK_WHOLE;
     if (!half && (slots > 1 || needed >= unit_vectors)) {
         RK(forward_blocks)(s, unit_vectors, slot, slots, nc, 0, epilogue);
         return;

@@ -57,6 +57,7 @@ cdef extern from "rnnkernel.h" nogil:
     ctypedef struct rk_step:
         Py_ssize_t rows, hidden, projected, block_begin, block_end
         int last_first
+        bint half_of_last
         const void *operand
         const Py_ssize_t *operand_row
         const void *weights

@@ -112,7 +112,7 @@ cdef bint training_pays_off(
     cdef double share = max(rows / team, 0.7)
     cdef double slower = (1 + 3 / share) / (1 + 3 / rows)
     return pays_off(gain(
-        products + passing, products / team * slower + passing / (1.2 * team), 100, team
+        products + passing, products / team * slower + passing / ((1 + CROWDING) * team), 100, team
     ))
 
 

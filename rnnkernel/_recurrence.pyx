@@ -309,6 +309,15 @@ cdef bint project(const Run *r, Part *part, Py_ssize_t t, Py_ssize_t steps) noex
     return part.ranges == NULL or end_round(r, part, t)
 
 
+cdef inline bint half_is_enough(const Run *r, Py_ssize_t past) noexcept nogil:
+    """Whether of the block before `past` nobody reads more than the first halves of its vectors: no
+    more of its units exist, and backward, which reads the gates of all, does not follow."""
+    return (
+        past == r.blocks and not r.keeps and r.cell.unit_vectors == 1
+        and 2 * (r.blocks * r.units - r.H) >= r.units
+    )
+
+
 cdef void project_blocks(
     const Run *r, const Part *part, Py_ssize_t t, Py_ssize_t rows, Py_ssize_t begin,
     Py_ssize_t end, const char *weights, Py_ssize_t ahead,
@@ -336,11 +345,7 @@ cdef void project_blocks(
     p.b = weights + begin * p.b_block * r.weight_item
     p.ahead = weights + ahead * p.b_block * r.weight_item if ahead >= 0 else NULL
     p.later_count = 0
-    # nobody reads the gates of units past H in inference
-    p.half_of_last = (
-        not r.keeps and end == r.blocks and r.cell.unit_vectors == 1
-        and 2 * (r.blocks * r.units - r.H) >= r.units
-    )
+    p.half_of_last = half_is_enough(r, end)
     p.c = gates + first * r.units * r.item
     p.c_row = part.chunk_gates
     p.c_block = r.gates_block
@@ -405,6 +410,7 @@ cdef void step_passing(const Run *r, const Part *part, rk_step *s) noexcept nogi
     while s.block_begin < past:
         s.block_end = min(s.block_begin + r.passing_blocks, past)
         s.weights = pass_panel(r, part, 1, s.block_begin, s.block_end)
+        s.half_of_last = half_is_enough(r, s.block_end)
         r.cell.forward[0](s)
         s.block_begin = s.block_end
 
@@ -482,6 +488,7 @@ cdef bint run_steps(const Run *r, Part *part) noexcept nogil:
                     s.ahead = NULL
                     if ahead >= 0:
                         s.ahead = r.recurrent[phase] + ahead * block_bytes
+                    s.half_of_last = half_is_enough(r, s.block_end)
                     if r.passing == BOTH:
                         step_passing(r, part, &s)
                     else:
@@ -491,7 +498,7 @@ cdef bint run_steps(const Run *r, Part *part) noexcept nogil:
                         return False
                 s.operand = made
             if r.projection != NULL:
-                s.weights, s.ahead = r.projection, NULL
+                s.weights, s.ahead, s.half_of_last = r.projection, NULL, False
                 s.h = h_at(r, t + 1)
                 s.block_begin = r.projection_columns * part.team.member // part.team.members
                 s.block_end = (

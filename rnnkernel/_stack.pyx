@@ -36,8 +36,8 @@ from rnnkernel._packing cimport PackedWeights, address
 from rnnkernel._plan cimport (
     divide,
     flops_of,
-    let_hand_over,
     gain,
+    let_hand_over,
     pays_off,
     team_size,
     team_step,

@@ -51,8 +51,8 @@ FAULTS = [
     Fault(
         "training opens a team as inference does",
         PLAN,
-        "passing / (1.2 * team), 100, team",
-        "passing / (1.2 * team), 10, team",
+        "passing / ((1 + CROWDING) * team), 100, team",
+        "passing / ((1 + CROWDING) * team), 10, team",
         **only("pays_off"),
     ),
     Fault(
