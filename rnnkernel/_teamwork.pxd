@@ -1,6 +1,6 @@
 # What it costs here that so many threads work together, as a share of what it costs on the
-# processor that the estimates of _plan.pyx and _chunks.pyx were fitted on: at most 1. Measured every now
-# and then.
+# processor that the estimates of _plan.pyx and _chunks.pyx were fitted on: at most 1. Measured
+# every now and then.
 cdef double teamwork(int team) except -1
 # Whether the threads of the last team have gone to sleep by now; `note_call` says that a call was
 # made that could have opened one.

@@ -1,10 +1,10 @@
 """What it costs on this machine that threads work together.
 
 A meeting, where each sees what the others have written, takes 0.07 us on one processor and 1 us on
-another. So it is measured, for each size of a team: where it is cheap far smaller calls gain by one.
-All that goes from core to core, as the opening of a team does, is counted in proportion to what it
-takes beyond the least. It is measured again and again while calls come: a host may move the cores of
-a virtual machine, and other programs may have had them.
+another. So it is measured, for each size of a team: where it is cheap far smaller calls gain by
+one. All that goes from core to core, as the opening of a team does, is counted in proportion to
+what it takes beyond the least. It is measured again and again while calls come: a host may move the
+cores of a virtual machine, and other programs may have had them.
 
 Threads of a team that has ended wait for the next one awake, for some milliseconds, and then sleep.
 To wake them takes longer than a small call, so calls that come one by one, with time between them,
