@@ -20,6 +20,7 @@
 
 #include "activations.h"
 #include "product.h"
+#include "quads.h"
 #include "small_weights.h"
 
 #include "arrival.h"
@@ -132,6 +133,9 @@ static const rk_kernels
             .fill = RK(fill),
 #if !RK_DOUBLE
             .small_product = RK(small_product),
+#endif
+#if !RK_DOUBLE && RK_VECTOR_BYTES == 64
+            .has_quads = RK(has_quads),
 #endif
             .gather = RK(gather),
             .scatter = RK(scatter),

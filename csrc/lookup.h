@@ -5,21 +5,43 @@ RK_INLINE ptrdiff_t RK(lookup_vectors)(const rk_lookup *p, ptrdiff_t block)
     return block == p->blocks - 1 ? p->last_vectors : p->vectors;
 }
 
-/* Asks for a row of the table. */
-RK_INLINE void RK(ask)(const rk_lookup *p, ptrdiff_t row, ptrdiff_t size)
+/* Where a block has a row of the table, or the quad that it is in; and where a column's entry is
+ * in that. */
+RK_INLINE const char *RK(table_at)(const rk_lookup *p, ptrdiff_t block, ptrdiff_t row,
+                                   const int storage, const ptrdiff_t size)
 {
+    ptrdiff_t at = p->table_row[row];
+    if (storage == RK_INT8_QUADS) {
+        const ptrdiff_t k = at / p->scale_block;
+        at = 4 * (k / 4 + 1 + k / RK_QUAD_PIECE) * p->scale_block;
+    }
+    return (const char *)p->table + (block * p->table_block + at) * size;
+}
+RK_INLINE ptrdiff_t RK(entry_bytes)(const int storage, const ptrdiff_t size)
+{
+    return storage == RK_INT8_QUADS ? 4 : size;
+}
+
+/* Asks for a row of the table. */
+RK_INLINE void RK(ask)(const rk_lookup *p, ptrdiff_t row, const int storage, const ptrdiff_t size)
+{
+    const ptrdiff_t bytes = p->vectors * LANES * RK(entry_bytes)(storage, size);
     for (ptrdiff_t block = 0; block < p->blocks; block++) {
-        const char *from =
-            (const char *)p->table + (block * p->table_block + p->table_row[row]) * size;
-        for (ptrdiff_t at = 0; at < p->vectors * LANES * size; at += 64)
+        const char *from = RK(table_at)(p, block, row, storage, size);
+        for (ptrdiff_t at = 0; at < bytes; at += 64)
             __builtin_prefetch(from + at, 0, 2);
     }
 }
 
-/* LANES elements of a table as it is stored. */
-RK_INLINE vec RK(entry)(const int storage, const char *from)
+/* LANES elements of a table as it is stored; in quads, of which of their rows. */
+RK_INLINE vec RK(entry)(const int storage, const char *from, int of_quad)
 {
 #if !RK_DOUBLE
+    if (storage == RK_INT8_QUADS) {
+        ivec four;
+        __builtin_memcpy(&four, from, sizeof four);
+        return __builtin_convertvector((four << (24 - 8 * of_quad)) >> 24, vec);
+    }
     if (storage == RK_HALF) return RK(widen_half)((const unsigned short *)from);
     if (storage == RK_INT8) return RK(widen_int8)((const signed char *)from);
 #endif
@@ -29,14 +51,16 @@ RK_INLINE vec RK(entry)(const int storage, const char *from)
 RK_INLINE void RK(gather_row)(const rk_lookup *p, ptrdiff_t row, const int storage,
                               const ptrdiff_t size)
 {
+    int of_quad = 0;
+    if (storage == RK_INT8_QUADS) of_quad = (int)(p->table_row[row] / p->scale_block % 4);
     for (ptrdiff_t block = 0; block < p->blocks; block++) {
-        const char *from =
-            (const char *)p->table + (block * p->table_block + p->table_row[row]) * size;
+        const char *from = RK(table_at)(p, block, row, storage, size);
         const real *init = p->init ? (const real *)p->init + block * p->init_block : NULL;
         real *to = (real *)p->c + block * p->c_block + p->c_row[row];
         for (ptrdiff_t v = 0; v < RK(lookup_vectors)(p, block); v++) {
-            vec entry = RK(entry)(storage, from + v * LANES * size);
-            if (storage == RK_INT8) {
+            const ptrdiff_t at = v * LANES * RK(entry_bytes)(storage, size);
+            vec entry = RK(entry)(storage, from + at, of_quad);
+            if (storage == RK_INT8 || storage == RK_INT8_QUADS) {
                 const real *scale = (const real *)p->scale + block * p->scale_block + v * LANES;
                 entry = RK(vfma)(RK(vload)(scale), entry, RK(vload)(init + v * LANES));
             } else if (init) {
@@ -61,7 +85,7 @@ RK_INLINE void RK(gather_from)(const rk_lookup *p, const int storage, const ptrd
     ptrdiff_t row = 0;
     if (p->ahead) {
         for (; row + p->ahead < p->rows; row++) {
-            RK(ask)(p, row + p->ahead, size);
+            RK(ask)(p, row + p->ahead, storage, size);
             RK(gather_row)(p, row, storage, size);
         }
     }
@@ -80,6 +104,12 @@ static void RK(gather)(const rk_lookup *p)
         RK(gather_from)(p, RK_INT8, 1);
         return;
     }
+#if RK_VECTOR_BYTES == 64
+    if (p->storage == RK_INT8_QUADS) {
+        RK(gather_from)(p, RK_INT8_QUADS, 1);
+        return;
+    }
+#endif
 #endif
     RK(gather_from)(p, RK_WHOLE, sizeof(real));
 }
@@ -89,7 +119,7 @@ static void RK(scatter)(const rk_lookup *p)
     ptrdiff_t row = p->rows - 1;
     if (p->ahead) {
         for (; row >= p->ahead; row--) {
-            RK(ask)(p, row - p->ahead, sizeof(real));
+            RK(ask)(p, row - p->ahead, RK_WHOLE, sizeof(real));
             RK(scatter_row)(p, row);
         }
     }

@@ -56,12 +56,22 @@ typedef struct {
 } rk_product;
 
 /* -- The same with a smaller B: small_weights.h has the two rules of summation ----------------- */
-enum { RK_WHOLE, RK_HALF, RK_INT8 }; /* how the elements of packed weights are stored */
+/* How the elements of packed weights are stored. In quads (quads.h) four k's of a column lie side
+ * by side: a panel is [block][piece of k][1 row of integers, K / 4 rounded up][..][U][4 bytes]. */
+enum { RK_WHOLE, RK_HALF, RK_INT8, RK_INT8_QUADS };
+enum { RK_QUAD_PIECE = 2048 };
+
+/* How many k's as long a block's panel is. */
+static inline ptrdiff_t rk_panel_rows(ptrdiff_t k, int storage)
+{
+    if (storage != RK_INT8_QUADS) return k;
+    return 4 * ((k + 3) / 4 + (k + RK_QUAD_PIECE - 1) / RK_QUAD_PIECE);
+}
 
 typedef struct {
     rk_product product; /* outer = 1; strides of B in its own elements */
-    int storage;        /* of B: RK_HALF or RK_INT8 */
-    const void *scale;  /* with RK_INT8: of each column, laid out as a row of init */
+    int storage;        /* of B: not RK_WHOLE */
+    const void *scale;  /* of int8: of each column, laid out as a row of init */
     ptrdiff_t scale_block;
 } rk_small_product;
 
@@ -74,7 +84,8 @@ typedef struct {
     ptrdiff_t vectors;          /* vectors of columns in a block */
     ptrdiff_t last_vectors;     /* how many of them to do in the last block */
     void *table;                /* [block][..][vectors] */
-    const ptrdiff_t *table_row; /* (rows) offset of the table's row that belongs to each */
+    const ptrdiff_t *table_row; /* (rows) offset of the table's row that belongs to each, were it
+                                   not in quads */
     ptrdiff_t ahead;            /* rows by which they are asked for before their turn, or 0 */
     ptrdiff_t table_block;
     void *c;
@@ -83,7 +94,7 @@ typedef struct {
     const void *init; /* gather: one row to add, or NULL */
     ptrdiff_t init_block;
     int storage;        /* gather: of the table, its strides in its own elements */
-    const void *scale;  /* with RK_INT8: of each column, laid out as a row of init */
+    const void *scale;  /* of int8: of each column, laid out as a row of init */
     ptrdiff_t scale_block;
 } rk_lookup;
 
@@ -118,7 +129,7 @@ typedef struct {
     const void *weights; /* packed recurrent weights of this phase, or W_hr */
 
     int storage; /* of weights */
-    const void *scale; /* [block][slots][U] with RK_INT8 */
+    const void *scale; /* [block][slots][U] of int8 */
     const void *ahead; /* as in rk_product */
 
     void *gates; /* [block][rows][slots of memory][U]: in x-projection, out gates (and c) */
@@ -263,6 +274,7 @@ typedef struct {
     void (*product)(const rk_product *);
     void (*fill)(const rk_product *); /* C[r][j] = init[j] and no more */
     void (*small_product)(const rk_small_product *); /* NULL for double */
+    int (*has_quads)(void); /* whether it is fast with RK_INT8_QUADS; NULL where it has none */
     void (*gather)(const rk_lookup *);
     void (*scatter)(const rk_lookup *);
     void (*pack)(const rk_packing *);

@@ -10,7 +10,7 @@
  *
  * where the sum starts at 0 and is one chain of fused multiply-adds, k ascending. It adds to what
  * is there last, not first; beside that the rule of bits holds: a column's result depends on its
- * operands alone.
+ * operands alone. Where int8 lies in quads, quads.h has another rule.
  */
 #if !RK_DOUBLE
 
@@ -230,6 +230,12 @@ static void RK(small_group)(const rk_small_product *q, ptrdiff_t nc, ptrdiff_t f
 {
     const rk_product *p = &q->product;
     const int int8 = q->storage == RK_INT8;
+#if RK_VECTOR_BYTES == 64
+    if (q->storage == RK_INT8_QUADS) {
+        RK(quad_group)(q, nc, first, blocks, done, context);
+        return;
+    }
+#endif
     const ptrdiff_t size = int8 ? 1 : 2;
     const int narrow = !int8 && p->rows == 1 && RK_HALVES;
     const ptrdiff_t most = p->rows > 1 ? 1 : narrow || (nc == 4 && RK_REGISTERS == 16) ? 3 : 4;
@@ -269,7 +275,7 @@ static void RK(small_product)(const rk_small_product *q)
         RK(small_group)(q, nc, first, whole, NULL, NULL);
     }
     if (whole == p->blocks) return;
-    const ptrdiff_t size = q->storage == RK_INT8 ? 1 : 2;
+    const ptrdiff_t size = q->storage == RK_HALF ? 2 : 1;
     last.product.b = (const char *)p->b + whole * p->b_block * size;
     last.product.c = (real *)p->c + whole * p->c_block;
     if (p->init) last.product.init = (const real *)p->init + whole * p->init_block;

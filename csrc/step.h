@@ -36,6 +36,7 @@ RK_INLINE void RK(forward_blocks)(const rk_step *s, const int unit_vectors, cons
                                   const int slots, const int nc, int half, RK(epilogue) * epilogue)
 {
     const ptrdiff_t width = slots * unit_vectors * LANES;
+    const ptrdiff_t b_block = rk_panel_rows(s->projected, s->storage) * width;
     const rk_product p = {
         .rows = s->rows,
         .blocks = s->block_end - s->block_begin,
@@ -46,8 +47,8 @@ RK_INLINE void RK(forward_blocks)(const rk_step *s, const int unit_vectors, cons
         .a = s->operand,
         .a_row = s->operand_row,
         .a_inner = 1,
-        .b = (const real *)s->weights + s->block_begin * s->projected * width,
-        .b_block = s->projected * width,
+        .b = (const real *)s->weights + s->block_begin * b_block,
+        .b_block = b_block,
         .b_inner = width,
         .c = (real *)s->gates + s->block_begin * s->gates_block + slot * unit_vectors * LANES,
         .c_row = s->gates_row,
@@ -58,7 +59,7 @@ RK_INLINE void RK(forward_blocks)(const rk_step *s, const int unit_vectors, cons
     if (s->storage != RK_WHOLE) {
         rk_small_product small = {.product = p, .storage = s->storage, .scale_block = width};
         small.product.b =
-            (const char *)s->weights + s->block_begin * p.b_block * (s->storage == RK_INT8 ? 1 : 2);
+            (const char *)s->weights + s->block_begin * b_block * (s->storage == RK_HALF ? 2 : 1);
         if (s->scale) small.scale = (const real *)s->scale + s->block_begin * width;
         RK(small_group)(&small, nc, 0, p.blocks, epilogue, s);
         return;

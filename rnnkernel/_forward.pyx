@@ -18,7 +18,7 @@ cdef extern from *:
 import numpy as np
 
 from rnnkernel cimport _tape
-from rnnkernel._kernels cimport RK_INT8, RK_WHOLE
+from rnnkernel._kernels cimport RK_HALF, RK_WHOLE, rk_panel_rows
 from rnnkernel._memory cimport aligned_empty, aligned_zeros, tile_pitch
 from rnnkernel._packing cimport PackedWeights, address
 from rnnkernel._recurrence cimport Plan, Run, gates_at, h_at, list_chunk
@@ -39,7 +39,9 @@ cdef void set_weights(Run *r, PackedWeights w, Py_ssize_t N) noexcept:
     r.bias, r.input = w.bias, w.input
     r.recurrent = <const char **>w.recurrent
     r.storage, r.input_scale = w.storage, w.input_scale
-    r.weight_item = w.item if w.storage == RK_WHOLE else 1 if w.storage == RK_INT8 else 2
+    r.weight_item = w.item if w.storage == RK_WHOLE else 2 if w.storage == RK_HALF else 1
+    r.input_rows = rk_panel_rows(r.I, r.storage)
+    r.recurrent_rows = rk_panel_rows(r.P, r.storage)
     r.recurrent_scale = <const char **>w.recurrent_scale
     r.projection, r.peepholes, r.cell_clip = w.projection, w.peepholes, w.cell_clip
     r.projection_columns = w.column_blocks(r.P)

@@ -135,6 +135,8 @@ cdef extern from "rnnkernel.h" nogil:
         RK_WHOLE
         RK_HALF
         RK_INT8
+        RK_INT8_QUADS
+        RK_QUAD_PIECE
         RK_CELLS
         RK_FLOAT32
         RK_FLOAT64
@@ -163,6 +165,7 @@ cdef extern from "rnnkernel.h" nogil:
         void (*product)(const rk_product *) noexcept nogil
         void (*fill)(const rk_product *) noexcept nogil
         void (*small_product)(const rk_small_product *) noexcept nogil
+        bint (*has_quads)() noexcept nogil
         void (*gather)(const rk_lookup *) noexcept nogil
         void (*scatter)(const rk_lookup *) noexcept nogil
         void (*pack)(const rk_packing *) noexcept nogil
@@ -172,6 +175,7 @@ cdef extern from "rnnkernel.h" nogil:
         void (*row_sums)(const rk_row_sums *) noexcept nogil
         void (*dropout)(const rk_dropout *) noexcept nogil
 
+    Py_ssize_t rk_panel_rows(Py_ssize_t k, int storage) noexcept
     const char *rk_isa_name(int index) noexcept
     bint rk_isa_usable(int index) noexcept
     const rk_kernels *rk_isa_kernels(int index, int dtype) noexcept

@@ -66,6 +66,13 @@ def selected_isa():
     return chosen[RK_FLOAT32].isa.decode()
 
 
+def has_quads():
+    """Whether int8 weights are multiplied as integers: csrc/quads.h."""
+    cdef bint (*ask)() noexcept nogil
+    ask = chosen[RK_FLOAT32].has_quads
+    return bool(ask != NULL and ask())
+
+
 def compiler():
     """The compiler's own name and version, the flags, and whether OpenMP was there."""
     return RK_COMPILER.decode(), RK_FLAGS.decode(), bool(RK_OPENMP)

@@ -23,7 +23,7 @@ cdef class PackedWeights:
     cdef char *input                          # [block][I][G][U]
     cdef char *recurrent[2]                   # [block][P][slots][U], by phase
     cdef int storage                          # of input and recurrent
-    cdef char *input_scale                    # [block][G][U] with RK_INT8
+    cdef char *input_scale                    # [block][G][U] of int8, or NULL
     cdef char *recurrent_scale[2]             # [block][slots][U], by phase
     cdef char *peepholes                      # [block][3][U], or NULL
     cdef char *projection                     # [columns of P][H][4 vectors], or NULL
@@ -53,6 +53,7 @@ cdef class PackedWeights:
     cdef int pack(self, int first, int threads) except -1
     cdef int pack_all(self, int threads) except -1
     cdef char *moved(self, list parts, char *part, Py_ssize_t count, dtype) except NULL
+    cdef char *shrunk(self, list parts, char *part, Py_ssize_t rows, int slots) except NULL
     cdef char *scale(self, list parts, scale, const rk_window *window) except NULL
     cdef bint for_training(self) noexcept
     cdef int type_number(self) noexcept

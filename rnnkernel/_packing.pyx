@@ -19,11 +19,20 @@ from rnnkernel._kernels cimport (
     RK_FLOAT64,
     RK_HALF,
     RK_INT8,
+    RK_INT8_QUADS,
+    RK_QUAD_PIECE,
     RK_TRANSPOSED_VECTORS,
     kernels,
+    rk_panel_rows,
 )
 from rnnkernel._memory cimport aligned_empty, aligned_zeros, new_array
 from rnnkernel._teamwork cimport team_to_move
+
+from rnnkernel._kernels import has_quads
+
+# Whether int8 weights lie in quads (csrc/quads.h) where the processor is faster with those. Tests
+# change it.
+QUADS = True
 
 ctypedef fused real:
     float
@@ -398,7 +407,10 @@ cdef class PackedWeights:
         are integers from -127 to 127 that these multiply. There are no transposed copies."""
         cdef int phase
         cdef Py_ssize_t width = self.blocks * self.units
-        smaller, parts = np.float16 if scale_ih is None else np.int8, []
+        self.storage = RK_HALF
+        if scale_ih is not None:
+            self.storage = RK_INT8_QUADS if QUADS and has_quads() else RK_INT8
+        parts = []
         self.bias = self.moved(parts, self.bias, self.cell.slots * width, self.dtype)
         if self.peepholes != NULL:
             self.peepholes = self.moved(parts, self.peepholes, 3 * width, self.dtype)
@@ -406,20 +418,18 @@ cdef class PackedWeights:
             count = self.column_blocks(self.projected_size) * self.hidden_size
             count *= RK_TRANSPOSED_VECTORS * self.kernels.lanes
             self.projection = self.moved(parts, self.projection, count, self.dtype)
-        width *= self.cell.input.slots
-        self.input = self.moved(parts, self.input, width * self.input_size, smaller)
+        self.input = self.shrunk(parts, self.input, self.input_size, self.cell.input.slots)
         if scale_ih is not None:
             self.input_scale = self.scale(parts, scale_ih, &self.cell.input)
         for phase in range(self.cell.phases):
-            width = self.blocks * self.units * self.cell.recurrent[phase].slots
-            self.recurrent[phase] = self.moved(
-                parts, self.recurrent[phase], width * self.projected_size, smaller
+            self.recurrent[phase] = self.shrunk(
+                parts, self.recurrent[phase], self.projected_size,
+                self.cell.recurrent[phase].slots,
             )
             if scale_hh is not None:
                 self.recurrent_scale[phase] = self.scale(
                     parts, scale_hh, &self.cell.recurrent[phase]
                 )
-        self.storage = RK_HALF if scale_ih is None else RK_INT8
         self.memory = parts
 
     cdef char *moved(self, list parts, char *part, Py_ssize_t count, dtype) except NULL:
@@ -428,6 +438,30 @@ cdef class PackedWeights:
         array = aligned_empty(count, np.dtype(dtype).num)
         array[...] = self.memory[start : start + count * self.item].view(self.dtype)
         parts.append(array)
+        return data(array)
+
+    cdef char *shrunk(self, list parts, char *part, Py_ssize_t rows, int slots) except NULL:
+        """A panel of so many rows, stored smaller, as an array of its own. csrc/quads.h says how
+        int8 lies in quads."""
+        cdef Py_ssize_t width = slots * self.units, first, k, at = 0
+        if self.storage != RK_INT8_QUADS:
+            kind = np.float16 if self.storage == RK_HALF else np.int8
+            return self.moved(parts, part, self.blocks * rows * width, kind)
+        array = aligned_zeros(
+            self.blocks * rk_panel_rows(rows, self.storage) * width, cnp.NPY_INT8
+        )
+        parts.append(array)
+        quads = array.reshape(self.blocks, -1, width, 4)
+        start = <Py_ssize_t>part - <Py_ssize_t>address(self.memory)
+        panel = self.memory[start : start + self.blocks * rows * width * self.item]
+        panel = panel.view(self.dtype).reshape(self.blocks, rows, width)
+        for first in range(0, rows, RK_QUAD_PIECE):
+            piece = panel[:, first : first + RK_QUAD_PIECE]
+            quads[:, at].view(np.int32)[..., 0] = -64 * piece.sum(axis=1)
+            for k in range(4):
+                some = piece[:, k::4]
+                quads[:, at + 1 : at + 1 + some.shape[1], :, k] = some
+            at += 1 + (piece.shape[1] + 3) // 4
         return data(array)
 
     cdef char *scale(self, list parts, scale, const rk_window *window) except NULL:

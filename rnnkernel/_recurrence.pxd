@@ -32,7 +32,8 @@ cdef struct Run:
     const char *bias
     const char *input
     const char **recurrent
-    int storage, weight_item      # of the weights, and the scales of RK_INT8
+    int storage, weight_item      # of the weights, and the scales of int8
+    Py_ssize_t input_rows, recurrent_rows  # of a block's panel, as rk_panel_rows has them
     const char *input_scale
     const char **recurrent_scale
     const char *projection        # or NULL

@@ -12,7 +12,6 @@ Where rows differ in length or have resets they go by position and own step
 
 from rnnkernel._clock cimport LOOP, PACK, PROJECTION, WAITING, Clock, charge, start_clock
 from rnnkernel._kernels cimport (
-    RK_INT8,
     RK_WHOLE,
     fp_enter,
     fp_leave,
@@ -224,7 +223,9 @@ cdef void input_product(
         return
     small.product = p[0]
     small.storage = r.storage
-    small.scale = r.input_scale + from_block * p.b_inner * r.item
+    small.scale = NULL
+    if r.input_scale != NULL:
+        small.scale = r.input_scale + from_block * p.b_inner * r.item
     small.scale_block = p.b_inner
     r.kernels.small_product(&small)
 
@@ -235,7 +236,7 @@ cdef void look_up(const Run *r, const rk_product *p, Py_ssize_t from_block) noex
     cdef int item = r.weight_item if r.one_hot else r.item
     look.rows, look.blocks = p.rows, p.blocks
     look.vectors, look.last_vectors = p.vectors, p.last_vectors
-    look.table_block = r.table_rows * p.b_inner
+    look.table_block = (r.input_rows if r.one_hot else r.table_rows) * p.b_inner
     look.table = r.table + from_block * look.table_block * item
     look.table_row = p.a_row
     look.ahead = rows_ahead(r.blocks * look.table_block * item)
@@ -243,7 +244,7 @@ cdef void look_up(const Run *r, const rk_product *p, Py_ssize_t from_block) noex
     look.init, look.storage, look.scale = NULL, RK_WHOLE, NULL
     if r.one_hot:
         look.init, look.storage = p.init, r.storage
-        if r.storage == RK_INT8:
+        if r.input_scale != NULL:
             look.scale = r.input_scale + from_block * p.b_inner * r.item
     look.init_block = p.init_block
     look.scale_block = p.b_inner
@@ -267,7 +268,7 @@ cdef void project_table(const Run *r, Py_ssize_t begin) noexcept nogil:
     p.a_inner = r.x_unit
     p.b = r.input
     p.b_inner = r.cell.input.slots * r.units
-    p.b_block = r.I * p.b_inner
+    p.b_block = r.input_rows * p.b_inner
     p.b_outer = 0
     p.c = r.table
     p.c_row = r.table_row + begin
@@ -340,7 +341,7 @@ cdef void project_blocks(
     p.a_outer = 0
     p.a_inner = r.x_unit
     p.b_inner = r.cell.input.slots * r.units
-    p.b_block = r.I * p.b_inner
+    p.b_block = r.input_rows * p.b_inner
     p.b_outer = 0
     p.b = weights + begin * p.b_block * r.weight_item
     p.ahead = weights + ahead * p.b_block * r.weight_item if ahead >= 0 else NULL
@@ -482,7 +483,8 @@ cdef bint run_steps(const Run *r, Part *part) noexcept nogil:
                 else:
                     made = h_at(r, t + 1)
                 s.h = made + from_begin
-                block_bytes = r.cell.recurrent[phase].slots * r.units * r.P * r.weight_item
+                block_bytes = r.cell.recurrent[phase].slots * r.units * r.recurrent_rows
+                block_bytes *= r.weight_item
                 s.block_end = begin_round(part)
                 while take_blocks(part, &s.block_begin, &s.block_end, &ahead):
                     s.ahead = NULL

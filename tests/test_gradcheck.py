@@ -118,9 +118,7 @@ def test_right_clipped_gradients_pass(make, clip, batch_first):
         return type(layer).backward(self, out, dy, dstate)
 
     unclipped = type(type(layer).__name__, (type(layer),), {"backward": backward_without_clip})
-    other = unclipped(
-        layer.input_size, layer.hidden_size, dtype=np.float64, rng=1, **layer.options
-    )
+    other = unclipped(layer.input_size, layer.hidden_size, dtype=np.float64, rng=1, **layer.options)
     with pytest.raises(GradientError):
         rk.gradcheck(other, x, clip=clip)
 

@@ -1,6 +1,7 @@
 """Frozen layers with float16 and int8 weights: what they compute, and how far that is off."""
 
 import pickle
+import platform
 from dataclasses import replace
 
 import numpy as np
@@ -9,16 +10,27 @@ import pytest
 import rnnkernel as rk
 from drawn import draw
 from helpers import assert_same_bits, layer_state, make_layer
+from rnnkernel import _kernels, _packing
 from tolerances import assert_output_close
 
-KINDS = ["float16", "int8"]
-# (T, N, I, H): rows alone and in tiles of every size, blocks alone and in fours, unfilled ones
-SIZES = [(5, 1, 7, 11), (4, 3, 9, 24), (3, 13, 33, 67), (2, 6, 20, 130), (1, 1, 1, 1)]
+KINDS = ["float16", "int8", "int8 as floats"]
+# (T, N, I, H): rows alone and in tiles of every size, blocks alone and in fours, unfilled ones,
+# and more k's than one piece of integers has
+SIZES = [
+    (5, 1, 7, 11),
+    (4, 3, 9, 24),
+    (3, 13, 33, 67),
+    (2, 6, 20, 130),
+    (1, 1, 1, 1),
+    (1, 5, 4203, 3),
+]
 
 
 @pytest.fixture(params=KINDS)
-def kind(request):
-    return request.param
+def kind(request, monkeypatch):
+    """How weights are stored; int8 by sums of floats, too, where it goes by sums of integers."""
+    monkeypatch.setattr(_packing, "QUADS", request.param != "int8 as floats")
+    return request.param.split()[0]
 
 
 @pytest.fixture(params=SIZES, ids=str)
@@ -158,16 +170,102 @@ def test_pickled(case, kind):
         assert_same_bits(again.parameters[name], array, name)
 
 
-def test_nan_and_inf_of_x_stay_in_their_row(case, kind):
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_nan_and_inf_of_x_stay_in_their_row(case, kind, value):
     problem = draw(case, 4, 3, 5, 13, dtype=np.float32)
     fast = make_layer(problem).freeze(kind)
     expected, _ = fast(problem.x)
     x = problem.x.copy()
-    x[1, 1, 2] = np.nan
+    x[1, 1, 2] = value
     y, _ = fast(x)
     assert_same_bits(y[:, [0, 2]], expected[:, [0, 2]])
     assert_same_bits(y[0], expected[0])
-    assert np.isnan(y[1:, 1]).all()
+    if np.isnan(value) or (kind == "int8" and _packing.QUADS and _kernels.has_quads()):
+        assert np.isnan(y[1:, 1]).all()
+
+
+def integers(a):
+    """A row in quads: digits of its integers, and 2^u."""
+    exponent = max(np.frexp(np.abs(a).max())[1], -104)
+    whole = np.rint(np.ldexp(a.astype(np.float64), 22 - exponent)).astype(np.int64) + (1 << 22)
+    return [whole & 255, whole >> 8 & 255, (whole >> 16) - 64], np.ldexp(1.0, int(exponent) - 22)
+
+
+def sum_of_integers(row, q):
+    """Of a row and a column of integers, with the roundings of csrc/quads.h."""
+    digits, unit = integers(row)
+    low, middle, high = (int((digit * q).sum()) for digit in digits)
+    once = np.float32(256 * int(np.float32(high)) + int(np.float32(middle)))
+    return np.float32(256 * int(once) + int(np.float32(low))) * unit
+
+
+def sum_of_floats(row, q):
+    """By multiply-adds in turn, each rounded once, or twice where the processor has none fused."""
+    fused = _kernels.selected_isa() != "baseline" or platform.machine() != "x86_64"
+    total = np.float32(0)
+    for a, b in zip(row, q, strict=True):
+        product = np.longdouble(a) * np.longdouble(b)
+        total = np.float32((product if fused else np.float32(product)) + total)
+    return total
+
+
+@pytest.mark.parametrize("summed", [sum_of_integers, sum_of_floats])
+@pytest.mark.parametrize("magnitude", [1, 3e-4, 1e-33, 1e33])
+def test_int8_has_the_bits_of_its_rule(monkeypatch, summed, magnitude):
+    """relu shows the sums: its other product is 0."""
+    monkeypatch.setattr(_packing, "QUADS", summed is sum_of_integers)
+    if summed is sum_of_integers and not _kernels.has_quads():
+        summed = sum_of_floats
+    rng = np.random.default_rng(3)
+    layer = rk.RNN(37, 19, nonlinearity="relu", bias=False, rng=0)
+    layer.parameters["weight_hh_l0"].fill(0)
+    x = (magnitude * rng.standard_normal((2, 5, 37)) * rng.random((2, 5, 37)) ** 4).astype("f4")
+    x[np.abs(x) < 1e-3 * magnitude] = 0  # no denormals
+    x[0, 1] = 0
+    x[1, 2, 5] = 40 * magnitude
+    y, _ = layer.freeze("int8")(x)
+    stored = layer.freeze("int8").parameters["weight_ih_l0"]
+    scale = np.abs(stored).max(axis=1) / 127
+    q = np.rint(stored / scale[:, None]).astype(np.int64)
+    assert (np.abs(q).max(axis=1) == 127).all()
+    expected = [
+        s * summed(row, c) for row in x.reshape(-1, 37) for s, c in zip(scale, q, strict=True)
+    ]
+    expected = np.array(expected, np.float32).reshape(y.shape)
+    assert np.count_nonzero(expected > 0) > 50
+    assert_same_bits(y, np.maximum(expected, 0))
+
+
+@pytest.mark.parametrize("summed", ["integers", "floats"])
+def test_int8_of_ids_is_that_of_one_hot_vectors(monkeypatch, case, summed):
+    """Of each place in a quad, and of every piece."""
+    monkeypatch.setattr(_packing, "QUADS", summed == "integers")
+    classes = 4203
+    fast = getattr(rk, case.layer)(classes, 21, rng=0, **case.options).freeze("int8")
+    ids = np.array([[0, 1, 2, 3], [2047, 2048, 2049, 4095], [4096, 4201, 4202, 7]])
+    one_hot = np.zeros((*ids.shape, classes), np.float32)
+    np.put_along_axis(one_hot, ids[..., None], 1, axis=2)
+    expected = fast(one_hot)[0]
+    assert_same_bits(fast(ids)[0], expected)
+    stream = fast.stream(4)
+    for t in range(3):
+        assert_same_bits(stream.step(ids[t]), expected[t])
+
+
+def test_int8_of_more_units_than_a_piece_has(monkeypatch):
+    layer = rk.GRU(3, 2100, rng=0)
+    x = np.random.default_rng(0).standard_normal((3, 3, 3)).astype(np.float32)
+    y, _ = layer.freeze("int8")(x)
+    monkeypatch.setattr(_packing, "QUADS", False)
+    np.testing.assert_allclose(y, layer.freeze("int8")(x)[0], rtol=0, atol=1e-6)
+
+
+def test_int8_of_x_with_gaps(case, kind):
+    problem = draw(case, 3, 6, 33, 21, dtype=np.float32)
+    fast = make_layer(problem).freeze(kind)
+    apart = np.full((3, 6, 99), np.nan, np.float32)[..., ::3]
+    apart[...] = problem.x
+    assert_same_bits(fast(apart)[0], fast(problem.x)[0])
 
 
 def trained():
