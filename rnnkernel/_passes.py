@@ -75,7 +75,7 @@ def forward(
         table = constant(x)
     rows = None
     if T > 0 and N > 0 and (lengths is not None or reset is not None or table is not None):
-        sections = sections_of(layer, N, threads) if training else 1
+        sections = sections_of(layer, N, threads, training)
         sequence = Sequence(T, N, lengths, reset, sections)
         rows = [sequence.rows(d == 1) for d in range(layer._directions)]
     count, L = layer.num_layers * layer._directions, layer.num_layers

@@ -31,6 +31,7 @@ from rnnkernel._sizes cimport Sizes, sizes_of
 from rnnkernel._stack cimport run_stack
 from rnnkernel._states cimport Matrix, pack_cell_states
 
+from rnnkernel._plan import sections_of
 from rnnkernel._threads import resolve
 from rnnkernel.profiling import begin
 
@@ -78,7 +79,8 @@ def infer(called, x, state, num_threads, lengths=None):
     initial = plain_states(sizes, state, N, steps.batched)
     if initial is None:
         return None
-    found = plain_rows(lengths, &steps, <int>D, 1)
+    sections = 1 if lengths is None else sections_of(layer, N, threads, False)
+    found = plain_rows(lengths, &steps, <int>D, sections)
     if found is None:
         return None
     rows = found[1]

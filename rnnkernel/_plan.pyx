@@ -175,12 +175,12 @@ cdef double team_step(const Run *r, Py_ssize_t rows, int team) except -1:
     return shared_step(r, rows, team, team > 1 and splits_units(r, rows, team))
 
 
-def sections_of(layer, Py_ssize_t N, int threads):
-    """How many sections the rows of a training call are to stand in, where they differ: two where
-    threads will share its steps by rows, in halves or parts of them."""
+def sections_of(layer, Py_ssize_t N, int threads, bint training):
+    """How many sections the rows of a call are to stand in, where they differ: two where threads
+    will share its steps by rows, in halves or parts of them."""
     cdef Py_ssize_t weights = len(layer._cell.gates) * layer.hidden_size * layer._widths[0]
     if threads > 1 and N >= SECTIONED_ROWS * threads and (
-        weights * layer.dtype.itemsize <= SECTIONED_BYTES
+        weights * layer.dtype.itemsize <= (SECTIONED_BYTES if training else SECTIONED_BYTES // 2)
     ):
         return 2
     return 1

@@ -58,7 +58,7 @@ def train(layer, x, state, int threads, lengths=None):
     if initial is None:
         return None
     found = plain_rows(
-        lengths, &steps, <int>sizes.directions, sections_of(layer, steps.N, threads)
+        lengths, &steps, <int>sizes.directions, sections_of(layer, steps.N, threads, True)
     )
     if found is None:
         return None

@@ -1,4 +1,4 @@
-"""Rows of unequal batches in sections, by training on several threads: all bits as without."""
+"""Rows of unequal batches in sections, on several threads: all bits as without."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 import rnnkernel as rk
 from batches import KINDS, batch
 from helpers import assert_same_bits
-from rnnkernel import _backward, _plan
+from rnnkernel import _backward, _passes, _plain, _plan
 from sequences import parts
 
 FROM = _plan.SECTIONED_ROWS
@@ -49,6 +49,31 @@ def test_bits(case, dtype, kind, N, monkeypatch):
     monkeypatch.setattr(_plan, "SECTIONED_ROWS", 0)
     for num_threads, back_threads in ((2, 2), (2, 1), (3, 2), (2, 3)):
         check(layer, given, expected, num_threads=num_threads, back_threads=back_threads)
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+@pytest.mark.parametrize("N", [2, 9, 33])
+@pytest.mark.parametrize("split", ["rows", "units"])
+def test_bits_of_inference(case, dtype, kind, N, split, monkeypatch):
+    layer = getattr(rk, case.layer)(9, 21, dtype=dtype, rng=0, **case.options)
+    x, state, arguments = batch(layer, kind, 61, N)
+    y, final = layer(x, state, num_threads=1, **arguments)
+    found = []
+
+    def sections_of(*arguments):
+        found.append(_plan.sections_of(*arguments))
+        return found[-1]
+
+    for module in (_plain, _passes):
+        monkeypatch.setattr(module, "sections_of", sections_of)
+    monkeypatch.setattr(_plan, "SECTIONED_ROWS", 0)
+    monkeypatch.setattr(_plan, "SPLIT", split)
+    for num_threads in (2, 3):
+        got, last = layer(x, state, num_threads=num_threads, **arguments)
+        assert found.pop() == 2
+        assert_same_bits(got, y)
+        for array, wanted in zip(parts(last), parts(final), strict=True):
+            assert_same_bits(array, wanted)
 
 
 @pytest.mark.parametrize("backward", [{}, {"flow": True}, {"clip": rk.Clip(norm=0.5)}], ids=str)
@@ -135,6 +160,9 @@ def test_which_batches_have_them(N, H, num_threads, sections, monkeypatch):
     x = np.zeros((2, N, 9), np.float32)
     given = x, None, {"reset": np.ones((2, N), bool)}
     assert train(layer, given, num_threads=num_threads)[1] == sections
+    assert _plan.sections_of(layer, N, num_threads, False) == len(sections)
     if len(sections) > 1:
+        assert _plan.sections_of(rk.RNN(9, 400), N, num_threads, True) == 2
+        assert _plan.sections_of(rk.RNN(9, 400), N, num_threads, False) == 1
         given = x, None, {"lengths": np.array([2] * 10 + [1] * 22)}
         assert train(layer, given, num_threads=num_threads)[1] == [11, 21]
