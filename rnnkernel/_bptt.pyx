@@ -226,11 +226,12 @@ cdef bint has_steps(
 
 
 cdef bint take_piece(
-    const Bptt *r, const Progress *p, rk_team *team, Clock *clock, rk_idle *idle
+    const Bptt *r, const Progress *p, rk_team *team, int shards, Clock *clock, rk_idle *idle
 ) noexcept nogil:
-    """Does a piece of a chunk's gradients; whether there was any to do."""
+    """Does a piece of a chunk's gradients, of the member's own shard or one of the `shards` - 1
+    after it; whether there was any to do."""
     cdef int i, shard
-    for i in range(r.shards):
+    for i in range(shards):
         shard = (own_shard(r, team) + i) % r.shards
         if has_steps(r, p, shard, team) and do_piece(
             &r.rooms[p.done % ROOMS], &p.now, shard, p.pieces, team, clock, idle
@@ -269,11 +270,16 @@ cdef void run_apart(
     while not all_done(r, &p):
         # Pieces of gradients go first, while what they read is in cache. But they can fill the time
         # that others take for steps: where parts have more of some chunks than of others, and at
-        # the end.
+        # the end. Those of other members' rows go last: what one core has read of another's dgates
+        # must leave it again before the next are written there.
         steps_first = r.alive != NULL or p.last or p.next.t0 == 0
         if take_list(r, &p) or steps_first and take_steps(r, &p, team, 1, clock, &idle):
             continue
-        if take_piece(r, &p, team, clock, &idle):
+        if take_piece(r, &p, team, 1, clock, &idle):
+            continue
+        if take_steps(r, &p, team, 1, clock, &idle):
+            continue
+        if take_piece(r, &p, team, r.shards, clock, &idle):
             continue
         if not take_steps(r, &p, team, team.size, clock, &idle):
             rk_wait(&idle)
