@@ -155,9 +155,11 @@ typedef struct {
     ptrdiff_t block_begin, block_end;
 
     const void *gates; /* as forward left them at this step */
+    const ptrdiff_t *gates_row; /* (rows) offsets */
     ptrdiff_t gates_block;
     const void *c_prev;
-    ptrdiff_t c_prev_row, c_prev_block;
+    const ptrdiff_t *c_prev_row; /* (rows) offsets */
+    ptrdiff_t c_prev_block;
     const void *peepholes; /* as in rk_step */
     double cell_clip;
     const void *h; /* h_t in the caller's output */

@@ -34,7 +34,7 @@ from rnnkernel._memory cimport aligned_zeros, tile_pitch
 from rnnkernel._packing cimport PackedGradients, PackedWeights
 from rnnkernel._plan cimport team_size, training_pays_off
 from rnnkernel._scratch cimport Scratch
-from rnnkernel._tape cimport BackwardPass, Pass
+from rnnkernel._tape cimport BackwardPass, Pass, place_in_groups, rows_of_group
 from rnnkernel._team cimport rk_expel, rk_flag, rk_gone, rk_lost, rk_member, rk_members
 from rnnkernel._teamwork cimport teamwork
 
@@ -93,7 +93,7 @@ cdef int set_weights(Bptt *r, PackedWeights w, PackedGradients gradients) except
     return 0
 
 
-cdef int set_inputs(Bptt *r, x, h0, c0, y, reserve) except -1:
+cdef int set_inputs(Bptt *r, x, h0, c0, y, reserve, int groups) except -1:
     """What forward read and left."""
     r.T, r.N = cnp.PyArray_DIM(y, 0), cnp.PyArray_DIM(y, 1)
     r.x, r.x_time, r.x_batch = start(x), stride(r, x, 0), stride(r, x, 1)
@@ -101,8 +101,7 @@ cdef int set_inputs(Bptt *r, x, h0, c0, y, reserve) except -1:
     r.h0 = start(h0)
     r.c0 = start(c0) if c0 is not None else NULL
     r.gates = start(reserve) if r.cell.keeps_gates else NULL
-    r.gates_block = r.N * r.cell.memory_slots * r.units
-    r.gates_time = r.blocks * r.gates_block
+    r.groups = groups
     return 0
 
 
@@ -217,6 +216,11 @@ cdef void take_room(Bptt *r, Memory *m) noexcept:
     r.table_at, r.table_dgates = take_offsets(m, most), take_offsets(m, most)
 
 
+cdef const Py_ssize_t *sections_in(const Bptt *r) noexcept:
+    """Their bounds, where rows differ."""
+    return r.section if r.alive != NULL else NULL
+
+
 cdef Py_ssize_t lay_out(Bptt *r, char *base, Py_ssize_t sums, int team) except -1:
     """Points the loop at its memory and returns how much that is; `sums` elements are for sums of
     dgates."""
@@ -225,6 +229,8 @@ cdef Py_ssize_t lay_out(Bptt *r, char *base, Py_ssize_t sums, int team) except -
     cdef int phase, room
     cdef Py_ssize_t most = r.chunk_rows, dx_rows = 0
     m.base, m.used = base, 0
+    r.gates_block = rows_of_group(r.N, r.groups, sections_in(r)) * r.cell.memory_slots * r.units
+    r.gates_time = r.blocks * r.gates_block
     r.flags = <rk_flag *>take(&m, (2 * team + 2 + SHARDS) * sizeof(rk_flag))
     r.parts, r.begun = r.flags + team, r.flags + 2 * team
     r.done, r.listed = r.begun + SHARDS, r.begun + SHARDS + 1
@@ -255,6 +261,7 @@ cdef Py_ssize_t lay_out(Bptt *r, char *base, Py_ssize_t sums, int team) except -
     r.flat_row = take_offsets(&m, most)
     r.x_row, r.y_row = take_offsets(&m, r.N), take_offsets(&m, r.N)
     r.h0_row, r.dy_row = take_offsets(&m, r.N), take_offsets(&m, r.N)
+    r.gates_row, r.cell_row = take_offsets(&m, r.N), take_offsets(&m, r.N)
     r.tile_row, r.dx_from = take_offsets(&m, r.N), take_offsets(&m, r.N)
     r.position, r.index_row = take_offsets(&m, r.N), take_offsets(&m, r.N)
     r.dx_row = take_offsets(&m, dx_rows)
@@ -280,7 +287,11 @@ cdef Py_ssize_t lay_out(Bptt *r, char *base, Py_ssize_t sums, int team) except -
 cdef void set_offsets(Bptt *r) noexcept:
     """Where rows and columns lie."""
     cdef Py_ssize_t i, n, begin = 0
+    cdef Py_ssize_t row_gates = r.cell.memory_slots * r.units
     cdef int phase
+    place_in_groups(
+        r.gates_row, r.N, r.groups, sections_in(r), r.T * r.gates_time, row_gates
+    )
     for i in range(r.N):
         n = i
         r.x_row[i] = r.y_row[i] = r.dy_row[i] = r.dx_from[i] = r.index_row[i] = 0
@@ -292,6 +303,7 @@ cdef void set_offsets(Bptt *r) noexcept:
         r.dy_row[i] = n * r.dy_batch + begin * r.dy_time
         r.dx_from[i] = n * r.dx_batch + begin * r.dx_time
         r.h0_row[i] = n * r.P
+        r.cell_row[i] = i * r.units
         r.tile_row[i] = i * r.pitch
         if r.index != NULL:
             r.index_row[i] = n * r.index_batch + begin * r.index_time
@@ -381,7 +393,7 @@ cdef int point(
     """Points a loop at its weights and arrays."""
     cdef Pass one = of.of
     set_weights(r, one.weights, of.gradients)
-    set_inputs(r, one.x, one.h0, one.c0, one.y, one.reserve)
+    set_inputs(r, one.x, one.h0, one.c0, one.y, one.reserve, max(1, one.groups))
     r.fresh = of.gradients.begin(one.index is not None and one.index.strides[0] == 0)
     set_arrivals(r, of.dy, limit, norm_limit, of.flow)
     set_dx(r, of.dx)

@@ -57,9 +57,12 @@ cdef struct Bptt:
     Py_ssize_t *y_row
     const char *h0                      # (N, P) contiguous
     Py_ssize_t *h0_row
-    const char *gates                   # [t][block][N][memory slots][U], or NULL
+    const char *gates                   # [t][block][row][memory slots][U], row i at gates_row[i]; NULL
     Py_ssize_t gates_time, gates_block
+    Py_ssize_t *gates_row
+    int groups                          # that the rows of the gates stand in
     const char *c0                      # [block][N][U]
+    Py_ssize_t *cell_row                # of c0
     # weights
     const char **recurrent_transposed
     const char *input_transposed

@@ -70,7 +70,7 @@ def backward(given: BackwardPass, limit: float, norm_limit: float, threads: int)
         segment = Pass(one.weights, x, h, c, again, reserve, rows, None, one.index)
         _stack.forward([[(segment, h_n, c_n)]], threads)
         through = BackwardPass(
-            Pass(one.weights, x, h, c, y, reserve, rows, None, one.index),
+            Pass(one.weights, x, h, c, y, reserve, rows, None, one.index, segment.groups),
             given.gradients,
             _cut(given.dy, part, rows),
             dh,

@@ -11,6 +11,8 @@ cdef struct Pass:
     Plan plan
     Matrix h0, h_n, c_n           # c_n may have no data
     char *reserve                 # receives the gates, or NULL
+    Py_ssize_t reserve_rows       # that it has room for in each step
+    int groups                    # that they stand in; 0: yet to be chosen
 
 
 cdef void set_weights(Run *r, PackedWeights w, Py_ssize_t N) noexcept

@@ -24,6 +24,7 @@ from rnnkernel._packing cimport PackedWeights, address
 from rnnkernel._recurrence cimport Plan, Run, gates_at, h_at, list_chunk
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._states cimport Matrix, copy_row, pack_cell_states, unpack_cell_state
+from rnnkernel._tape cimport place_in_groups, rows_of_group
 
 cnp.import_array()
 
@@ -118,9 +119,12 @@ cdef int set_arrays(Pass *one, _tape.Pass of, h_n, c_n) except -1:
         r.index = <Py_ssize_t *>cnp.PyArray_DATA(of.index)
         r.one_hot = seen.shape[0] == 0
         r.table_rows = r.I if r.one_hot else seen.shape[0]
-    one.reserve = NULL
+    one.reserve, one.groups = NULL, of.groups
     if of.reserve is not None and r.cell.keeps_gates:
         one.reserve = <char *>cnp.PyArray_DATA(of.reserve)
+        one.reserve_rows = r.N
+        if r.T > 0 and r.N > 0:
+            one.reserve_rows = cnp.PyArray_SIZE(of.reserve) // (r.T * r.gates_time // r.N)
         r.keeps = True
     return 0
 
@@ -133,6 +137,8 @@ cdef int lay_out(Pass *one, Scratch scratch, index) except -1:
     cdef Run *r = &one.run
     cdef Plan *plan = &one.plan
     cdef Py_ssize_t tile, tile_rows = 0
+    if one.reserve != NULL:
+        stand_in_groups(one)
     for tile in range(plan.tiles):
         tile_rows = max(tile_rows, plan.bounds[tile + 1] - plan.bounds[tile])
     r.h_time = tile_rows * r.pitch
@@ -144,7 +150,7 @@ cdef int lay_out(Pass *one, Scratch scratch, index) except -1:
         r.gates_block = tile_rows * r.cell.memory_slots * r.units
         r.gates_time = r.blocks * r.gates_block
         r.gates = scratch.take(plan.tiles * r.chunk * r.gates_time * r.item)
-    find_rows(r, plan, scratch, one.reserve == NULL)
+    find_rows(one, scratch)
     lay_out_states(r, plan, scratch, &one.h0)
     if r.index != NULL:
         find_table(r, scratch, index)
@@ -166,10 +172,39 @@ cdef int lay_out_states(Run *r, const Plan *plan, Scratch scratch, const Matrix 
     return 0
 
 
-cdef int find_rows(Run *r, const Plan *plan, Scratch scratch, bint apart) except -1:
+cdef const Py_ssize_t *sections_in(const Run *r) noexcept:
+    """Their bounds, where rows differ."""
+    return r.section if r.alive != NULL else NULL
+
+
+cdef void stand_in_groups(Pass *one) noexcept:
+    """Chooses the groups of the reserve, those of the threads' rows if there is room."""
+    cdef Run *r = &one.run
+    cdef Plan *plan = &one.plan
+    cdef Py_ssize_t rows, i
+    if one.groups == 0:
+        one.groups = 1
+        if not plan.by_units and plan.tiles > 1 and (
+            r.alive == NULL or plan.tiles >= r.sections
+        ):
+            one.groups = <int>plan.tiles if r.alive == NULL else r.sections
+            rows = rows_of_group(r.N, one.groups, sections_in(r))
+            if one.groups * rows > one.reserve_rows:
+                one.groups = 1
+    rows = rows_of_group(r.N, one.groups, sections_in(r))
+    if one.groups > 1 and r.alive == NULL:
+        for i in range(plan.tiles):
+            plan.bounds[i] = i * rows
+    r.gates_block = rows * r.cell.memory_slots * r.units
+    r.gates_time = r.blocks * r.gates_block
+
+
+cdef int find_rows(Pass *one, Scratch scratch) except -1:
     """The offsets of all rows, those of a tile beside one another. Tiles of h lie apart, and of
-    gates where that is asked for: a processor reads ahead, and takes from another core the lines
-    that this one is about to write."""
+    gates, too: a processor reads ahead, and takes from another core the lines that this one is about
+    to write."""
+    cdef Run *r = &one.run
+    cdef const Plan *plan = &one.plan
     cdef Py_ssize_t n, tile, row, lists = r.N * r.chunk
     cdef Py_ssize_t row_gates = r.cell.memory_slots * r.units
     cdef Py_ssize_t *offsets = <Py_ssize_t *>scratch.take(4 * r.N * sizeof(Py_ssize_t))
@@ -182,18 +217,21 @@ cdef int find_rows(Run *r, const Plan *plan, Scratch scratch, bint apart) except
     if r.alive != NULL and plan.by_units:
         lists *= plan.team
     for n in range(r.N):
-        gates_row[n] = n * row_gates
         row = n if order == NULL else order[n]
         y_row[n] = row * r.y_batch
         x_row[n] = row * r.x_batch
         if order != NULL:
             y_row[n] += r.start[n] * r.y_time
             x_row[n] += r.start[n] * r.x_time
+    if one.reserve != NULL:
+        place_in_groups(
+            gates_row, r.N, one.groups, sections_in(r), r.T * r.gates_time, row_gates
+        )
     for tile in range(plan.tiles):
         for n in range(plan.bounds[tile], plan.bounds[tile + 1]):
             row = n - plan.bounds[tile]
             h_row[n] = tile * 3 * r.h_time + row * r.pitch
-            if apart:
+            if one.reserve == NULL:
                 gates_row[n] = tile * r.chunk * r.gates_time + row * row_gates
     r.chunk_x = <Py_ssize_t *>scratch.take(2 * lists * sizeof(Py_ssize_t))
     r.chunk_gates = r.chunk_x + lists
@@ -245,16 +283,23 @@ def pack_cells(PackedWeights w, c, Py_ssize_t N, order):
     return packed
 
 
-def allocate_reserve(PackedWeights w, Py_ssize_t T, Py_ssize_t N):
-    """What training keeps from forward to backward beside y, flat; None where that is enough."""
+def allocate_reserve(PackedWeights w, Py_ssize_t T, Py_ssize_t N, rows=None):
+    """What training keeps from forward to backward beside y, flat; None where that is enough.
+    Sections of unequal rows (`rows`) may stand in groups: what is past a row's end is not touched,
+    so there may be some more."""
     if not w.cell.keeps_gates:
         return None
+    if rows is not None and len(rows.section) > 2:
+        most = (len(rows.section) - 1) * int(np.diff(rows.section).max())
+        if most <= 1.25 * N:
+            N = most
     return aligned_empty(T * w.blocks * N * w.cell.memory_slots * w.units, w.type_number())
 
 
 def kept(PackedWeights w, reserve, Py_ssize_t T, Py_ssize_t N, gate):
     """What a reserve holds of one gate (its place in the canonical weights), or of the cell state
-    (None), as (T, N, H): a view where there is one unit block, else a copy."""
+    (None), as (T, N, H): a view where there is one unit block, else a copy. Its rows stand in one
+    group."""
     cdef int i, slot = w.cell.slots
     if gate is not None:
         slot = -1
@@ -264,7 +309,8 @@ def kept(PackedWeights w, reserve, Py_ssize_t T, Py_ssize_t N, gate):
         if slot < 0:  # the forget gate of coupled gates is no more than 1 - i
             with np.errstate(invalid="ignore"):  # past a row's end nothing was written
                 return 1 - kept(w, reserve, T, N, 0)
-    by_block = reserve.reshape(T, w.blocks, N, w.cell.memory_slots, w.units)[:, :, :, slot]
+    by_block = reserve[: T * w.blocks * N * w.cell.memory_slots * w.units]
+    by_block = by_block.reshape(T, w.blocks, N, w.cell.memory_slots, w.units)[:, :, :, slot]
     return by_block.transpose(0, 2, 1, 3).reshape(T, N, w.blocks * w.units)[:, :, : w.hidden_size]
 
 

@@ -81,9 +81,11 @@ cdef extern from "rnnkernel.h" nogil:
     ctypedef struct rk_step_backward:
         Py_ssize_t rows, hidden, block_begin, block_end
         const void *gates
+        const Py_ssize_t *gates_row
         Py_ssize_t gates_block
         const void *c_prev
-        Py_ssize_t c_prev_row, c_prev_block
+        const Py_ssize_t *c_prev_row
+        Py_ssize_t c_prev_block
         const void *peepholes
         double cell_clip
         const void *h

@@ -113,6 +113,7 @@ def forward(
         out_time_first if out is not None and not keeps and _writes_direct(out) else None,
         packed,
         keeps,
+        trace,
         checkpoint_every if training else None,
         dropped,
         threads,

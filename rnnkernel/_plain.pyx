@@ -144,6 +144,7 @@ def infer(called, x, state, num_threads, lengths=None):
             if rows is not None:
                 set_rows(r, rows[d])
             one.c_n.data = one.reserve = NULL
+            one.groups = 1
             if sizes.states == 2:
                 width = w.blocks * w.units  # whole blocks are read
                 set_first(&first_c, scratch, initial[1], index, N, width, item, steps.batched)

@@ -300,6 +300,9 @@ def forward(list layers, int threads):
         of = first[0]
         indices = None if of.index is None else [(<_tape.Pass>one).index for one in first]
         run_stack(passes, len(layers), directions, weights, scratch, indices, threads)
+        for i in range(count):
+            of = layers[i // directions][i % directions][0]
+            of.groups = passes[i].groups
         return
     for i in range(count):
         of = layers[i // directions][i % directions][0]

@@ -152,14 +152,17 @@ cdef void begin_segments(
     step.h_prev_row = r.tile_row + s.begin
     if r.cell.states == 1:
         return
-    cells_after_reset(
-        reset, <const char *>step.c_prev + block * step.c_prev_block * r.item,
-        step.c_prev_row * r.item, step.c_prev_block * r.item,
-        r.c_reset + (block * r.N + s.begin) * cells, r.N * cells, cells, step.rows,
-        s.block_end - block,
-    )
-    step.c_prev = r.c_reset + s.begin * cells
-    step.c_prev_row = r.units
+    for n in range(step.rows):
+        cells_after_reset(
+            reset + n,
+            <const char *>step.c_prev
+            + (block * step.c_prev_block + step.c_prev_row[n]) * r.item,
+            0, step.c_prev_block * r.item,
+            r.c_reset + (block * r.N + s.begin + n) * cells, r.N * cells, cells, 1,
+            s.block_end - block,
+        )
+    step.c_prev = r.c_reset
+    step.c_prev_row = r.cell_row + s.begin
     step.c_prev_block = r.N * r.units
 
 
@@ -233,9 +236,10 @@ cdef Py_ssize_t next_reads(
         return 0
     if r.gates != NULL:
         regions[0].from_ = r.gates + (
-            (t - 1) * r.gates_time + s.block_begin * r.gates_block + s.begin * row_gates
+            (t - 1) * r.gates_time + s.block_begin * r.gates_block + r.gates_row[s.begin]
         ) * r.item
-        regions[0].bytes = rows * row_gates * r.item
+        # of rows that stand in one group, as they do where threads share them as in forward
+        regions[0].bytes = min(rows * row_gates, r.gates_block) * r.item
         regions[0].pieces = s.block_end - s.block_begin
         regions[0].piece = r.gates_block * r.item
         count = regions[0].pieces > 0
@@ -274,7 +278,7 @@ cdef bint step_back(
     const Bptt *r, Share *s, const Chunk *c, Py_ssize_t t, Py_ssize_t rows
 ) noexcept nogil:
     """One step of some rows, the first of a thread's, over its units. Whether this member stays."""
-    cdef Py_ssize_t row_gates = r.cell.memory_slots * r.units, begin = s.begin
+    cdef Py_ssize_t begin = s.begin
     cdef Py_ssize_t first = r.first[(t - c.t0) * r.sections + s.section]
     cdef Py_ssize_t tile = begin * r.pitch * r.item, at = first + begin
     cdef const unsigned char *reset = NULL
@@ -289,18 +293,20 @@ cdef bint step_back(
     step.rows, step.hidden = rows, r.H
     step.gates = NULL
     if r.gates != NULL:
-        step.gates = r.gates + (t * r.gates_time + begin * row_gates) * r.item
+        step.gates = r.gates + t * r.gates_time * r.item
+    step.gates_row = r.gates_row + begin
     step.gates_block = r.gates_block
     step.c_prev = NULL
-    step.c_prev_row = step.c_prev_block = 0
+    step.c_prev_row = NULL
+    step.c_prev_block = 0
     if r.cell.states == 2 and t == 0:
-        step.c_prev = r.c0 + begin * r.units * r.item
-        step.c_prev_row, step.c_prev_block = r.units, r.N * r.units
+        step.c_prev = r.c0
+        step.c_prev_row, step.c_prev_block = r.cell_row + begin, r.N * r.units
     elif r.cell.states == 2:
         step.c_prev = r.gates + (
-            (t - 1) * r.gates_time + begin * row_gates + r.cell.slots * r.units
+            (t - 1) * r.gates_time + r.cell.slots * r.units
         ) * r.item
-        step.c_prev_row, step.c_prev_block = row_gates, r.gates_block
+        step.c_prev_row, step.c_prev_block = step.gates_row, r.gates_block
     step.peepholes, step.cell_clip = r.peepholes, r.cell_clip
     step.h = r.y + t * r.y_time * r.item
     step.h_row = r.y_row + begin

@@ -23,14 +23,27 @@ cdef class Pass:
         Then there is no reserve.
     index : (T, N) intp, or None
         Where x is a table, the row that each step sees.
+    groups : int
+        Of the reserve's rows: 1, or 0 where forward is to choose, which sets it.
     """
 
     def __init__(
-        self, PackedWeights weights, x, h0, c0, y, reserve, rows=None, checkpoints=None, index=None
+        self,
+        PackedWeights weights,
+        x,
+        h0,
+        c0,
+        y,
+        reserve,
+        rows=None,
+        checkpoints=None,
+        index=None,
+        int groups=0,
     ):
         self.weights, self.x, self.y, self.reserve = weights, x, y, reserve
         self.h0, self.c0 = h0, c0
         self.rows, self.checkpoints, self.index = rows, checkpoints, index
+        self.groups = groups
 
 
 cdef class Tape:

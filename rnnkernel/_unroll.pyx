@@ -73,7 +73,7 @@ def train(layer, x, state, int threads, lengths=None):
     x = kept_x(time_first(layout, x), lengths, threads)
     shape = steps.T, steps.N
     y, finals, passes = unroll(
-        layer, layout, shape, x, initial, rows, None, None, weights, True, None, None, threads
+        layer, layout, shape, x, initial, rows, None, None, weights, True, False, None, None, threads
     )
     tape = Tape(layer, passes, layout, shape)
     state = layout.caller_state(finals) if not steps.batched else as_state(finals)
@@ -91,6 +91,7 @@ def unroll(
     y,
     list weights,
     bint keeps,
+    bint traced,
     checkpoint_every,
     dropped,
     int threads,
@@ -110,6 +111,8 @@ def unroll(
     weights : PackedWeights of each layer and direction
     keeps : bool
         Whether the passes are to have reserves, and nothing of them is used twice.
+    traced : bool
+        Whether a reserve's rows are to stand in one group, for views of them.
     checkpoint_every : int, or None
         With it they have checkpoints instead, where the cell keeps more than y.
     dropped : Dropped, or None
@@ -155,7 +158,7 @@ def unroll(
             if checkpoint_every is not None and checkpoint_every < T and w.keeps_gates():
                 checkpoints = _checkpoints.Checkpoints(checkpoint_every)
             elif keeps:
-                reserve = allocate_reserve(w, T, N)
+                reserve = allocate_reserve(w, T, N, own)
             one = Pass(
                 w,
                 x[::-1] if d and (index is None or k > 0) else x,
@@ -166,6 +169,7 @@ def unroll(
                 own,
                 checkpoints,
                 None if index is None or k > 0 else index[::-1] if d else index,
+                1 if traced else 0,
             )
             directions.append((one, finals[0][at], c_n))
             passes.append(one)

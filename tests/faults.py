@@ -324,8 +324,8 @@ FAULTS = [
     Fault(
         "token ids: a step sees the row of the batch row before",
         LOOKUP,
-        "(block * p->table_block + p->table_row[row]) * size; const real *init",
-        "(block * p->table_block + p->table_row[row > 0 ? row - 1 : 0]) * size; const real *init",
+        "ptrdiff_t at = p->table_row[row];",
+        "ptrdiff_t at = p->table_row[row > 0 ? row - 1 : 0];",
         **only("ids"),
     ),
     Fault(
@@ -931,5 +931,33 @@ FAULTS = [
         "np.ascontiguousarray(array, DTYPES",
         "np.ascontiguousarray(array.T, DTYPES",
         **only("serialization"),
+    ),
+    Fault(
+        "backward: the rows of the gates are taken to stand in one group",
+        BACKWARD,
+        "one.reserve, max(1, one.groups))",
+        "one.reserve, 1)",
+        **only("groups"),
+    ),
+    Fault(
+        "groups: all in the same place",
+        "rnnkernel/_tape.pxd",
+        "place[n] = group * group_size + (n - first) * row_size",
+        "place[n] = (n - first) * row_size",
+        **only("groups"),
+    ),
+    Fault(
+        "groups: chosen where there is no room for them",
+        FORWARD,
+        "if one.groups * rows > one.reserve_rows:",
+        "if False:",
+        **only("groups"),
+    ),
+    Fault(
+        "trace: of rows in groups",
+        UNROLL,
+        "1 if traced else 0,",
+        "0,",
+        **only("groups"),
     ),
 ]

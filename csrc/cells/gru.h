@@ -72,7 +72,7 @@ static void RK(gru_after_backward)(const rk_step_backward *s)
 {
     RK_FOR_UNITS (1, s->hidden, s->block_begin, s->block_end, 0, s->rows) {
         const real *gate =
-            (const real *)s->gates + block * s->gates_block + row * RK(GRU_SLOTS) * LANES;
+            (const real *)s->gates + block * s->gates_block + s->gates_row[row];
         real *dgate = (real *)s->dgates + block * s->dgates_block + s->dgates_row[row];
         real *dh_at = (real *)s->dh + row * s->dh_pitch + unit;
         vec n = RK(vload)(gate), r = RK(vload)(gate + LANES);
@@ -173,7 +173,7 @@ static void RK(gru_before_backward)(const rk_step_backward *s)
 {
     RK_FOR_UNITS (RK(GRU_BEFORE_VECTORS), s->hidden, s->block_begin, s->block_end, 0, s->rows) {
         const ptrdiff_t slot = RK(GRU_BEFORE_VECTORS) * LANES;
-        const ptrdiff_t at = row * RK(GRU_BEFORE_SLOTS) * slot + v * LANES;
+        const ptrdiff_t at = s->gates_row[row] + v * LANES;
         const real *gate = (const real *)s->gates + block * s->gates_block + at;
         real *dgate = (real *)s->dgates + block * s->dgates_block + s->dgates_row[row] + v * LANES;
         real *dh_at = (real *)s->dh + row * s->dh_pitch + unit;
@@ -193,7 +193,7 @@ static void RK(gru_before_reset_backward)(const rk_step_backward *s)
 {
     RK_FOR_UNITS (RK(GRU_BEFORE_VECTORS), s->hidden, s->block_begin, s->block_end, 0, s->rows) {
         const ptrdiff_t slot = RK(GRU_BEFORE_VECTORS) * LANES;
-        const ptrdiff_t at = row * RK(GRU_BEFORE_SLOTS) * slot + v * LANES;
+        const ptrdiff_t at = s->gates_row[row] + v * LANES;
         const real *gate = (const real *)s->gates + block * s->gates_block + at;
         real *dgate = (real *)s->dgates + block * s->dgates_block + s->dgates_row[row] + v * LANES;
         real *dh_at = (real *)s->dh + row * s->dh_pitch + unit;
