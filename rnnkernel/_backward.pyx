@@ -58,7 +58,7 @@ cdef Py_ssize_t LARGE_WEIGHTS = 1 << 19
 # so many bytes: with larger ones a thread does much with what it reads of another, and sums are
 # dear. The bits of gradients depend on it, so it depends on sizes alone, and not on the threads.
 # Tests set the first two.
-SHARDED_ROWS = 32
+SHARDED_ROWS = 8
 SHARDED_STEPS = 256
 cdef Py_ssize_t SHARDED_BYTES = 1 << 20
 
