@@ -57,9 +57,9 @@ cdef struct Bptt:
     Py_ssize_t *y_row
     const char *h0                      # (N, P) contiguous
     Py_ssize_t *h0_row
-    const char *gates                   # [t][block][row][memory slots][U], row i at gates_row[i]; NULL
+    const char *gates                   # [t][block][row][memory slots][U], or NULL
     Py_ssize_t gates_time, gates_block
-    Py_ssize_t *gates_row
+    Py_ssize_t *gates_row               # by position
     int groups                          # that the rows of the gates stand in
     const char *c0                      # [block][N][U]
     Py_ssize_t *cell_row                # of c0

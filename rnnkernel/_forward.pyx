@@ -201,8 +201,8 @@ cdef void stand_in_groups(Pass *one) noexcept:
 
 cdef int find_rows(Pass *one, Scratch scratch) except -1:
     """The offsets of all rows, those of a tile beside one another. Tiles of h lie apart, and of
-    gates, too: a processor reads ahead, and takes from another core the lines that this one is about
-    to write."""
+    gates, too: a processor reads ahead, and takes from another core the lines that this one is
+    about to write."""
     cdef Run *r = &one.run
     cdef const Plan *plan = &one.plan
     cdef Py_ssize_t n, tile, row, lists = r.N * r.chunk

@@ -7,16 +7,16 @@ cdef class Pass:
     cdef public int groups
 
 
-# The rows of a reserve stand in one or several groups, [group][t][block][row][memory slots][U], each
-# the rows that one thread had in forward: equal numbers of them, or those of a section each. Side by
-# side in every step, threads would write next to one another, and a core's prefetcher takes the
+# The rows of a reserve stand in one or several groups, [group][t][block][row][memory slots][U],
+# each the rows that one thread had in forward: equal numbers of them, or those of a section. Side
+# by side in every step, threads would write next to one another, and a core's prefetcher takes the
 # lines that another is about to write.
 
 
 cdef inline Py_ssize_t rows_of_group(
     Py_ssize_t N, int groups, const Py_ssize_t *section
 ) noexcept nogil:
-    """How many rows a group has room for; `section` has the bounds where rows differ, or is NULL."""
+    """How many rows a group has room for; `section` is their bounds, or NULL for rows alike."""
     cdef Py_ssize_t most = (N + groups - 1) // groups
     cdef int i
     if groups > 1 and section != NULL:

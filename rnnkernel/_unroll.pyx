@@ -73,7 +73,8 @@ def train(layer, x, state, int threads, lengths=None):
     x = kept_x(time_first(layout, x), lengths, threads)
     shape = steps.T, steps.N
     y, finals, passes = unroll(
-        layer, layout, shape, x, initial, rows, None, None, weights, True, False, None, None, threads
+        layer, layout, shape, x, initial, rows, None, None, weights, True, False, None, None,
+        threads,
     )
     tape = Tape(layer, passes, layout, shape)
     state = layout.caller_state(finals) if not steps.batched else as_state(finals)
