@@ -55,6 +55,7 @@ from rnnkernel._team cimport (
     rk_members,
     rk_raise,
 )
+from rnnkernel._teamwork cimport teamwork
 
 cnp.import_array()
 
@@ -68,6 +69,9 @@ cdef double OPENING = 10
 
 # A wavefront, whose teams wait for one another, must promise to take so much of the time.
 cdef double WAVE = 0.95
+
+# Microseconds that half a row of y may wait for another core.
+cdef double HALF_ROW = 0.15
 
 # Microseconds to pack a weight.
 cdef double PACKED_WEIGHT = 2e-4
@@ -143,7 +147,9 @@ cdef double time_of(Stack *s, double rows) except -1:
     """Microseconds of all passes, roughly, by these teams; sets the pieces.
 
     A piece costs a team 1 us and reading W_ih, or packing all weights. Cutting finely costs this
-    more often, and coarsely leaves more time until the last layer has begun.
+    more often, and coarsely leaves more time until the last layer has begun. Two directions at once
+    write the halves of each row of y, and a cell that writes some lines of a row in one go has its
+    core's prefetcher take those of the other half.
     """
     cdef int i, teams = s.teams, passes = s.layers * s.directions
     cdef double step = 0, start = 1, tasks
@@ -157,6 +163,8 @@ cdef double time_of(Stack *s, double rows) except -1:
         if r.panels != NULL:
             start += r.cell.gates * r.H * (r.I + r.P) * PACKED_WEIGHT / s.size / passes
         start += <double>r.cell.gates * r.H * r.I * r.item / 60e3 / passes
+        if teams > 1 and s.directions > 1 and r.cell.unit_vectors > 1:
+            step += HALF_ROW * teamwork(teams * s.size) * rows / passes
     s.piece, s.pieces = s.steps, 1
     if teams == 1 or s.directions > 1:
         return s.steps * step * passes / teams
