@@ -194,7 +194,7 @@ cdef void stand_in_groups(Pass *one) noexcept:
     rows = rows_of_group(r.N, one.groups, sections_in(r))
     if one.groups > 1 and r.alive == NULL:
         for i in range(plan.tiles):
-            plan.bounds[i] = i * rows
+            plan.bounds[i] = min(r.N, i * rows)
     r.gates_block = rows * r.cell.memory_slots * r.units
     r.gates_time = r.blocks * r.gates_block
 

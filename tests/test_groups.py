@@ -82,3 +82,12 @@ def test_stacks_and_checkpoints(case, options):
         expected, _ = train(layer, given, 1, 1, **kept)
         for num_threads in (2, 4):
             same(train(layer, given, num_threads, num_threads, **kept)[0], expected)
+
+
+def test_a_short_segment(case):
+    """It has room for more groups than its rows fill."""
+    layer = getattr(rk, case.layer)(5, 9, rng=0, **case.options)
+    given = batch(layer, "equal", 23, 5)
+    expected, _ = train(layer, given, 1, 1)
+    got, _ = train(layer, given, 4, 4, checkpoint_every=20)
+    same(got, expected)
