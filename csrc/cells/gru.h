@@ -71,8 +71,7 @@ static void RK(gru_after_forward)(const rk_step *s)
 static void RK(gru_after_backward)(const rk_step_backward *s)
 {
     RK_FOR_UNITS (1, s->hidden, s->block_begin, s->block_end, 0, s->rows) {
-        const real *gate =
-            (const real *)s->gates + block * s->gates_block + s->gates_row[row];
+        const real *gate = (const real *)s->gates + block * s->gates_block + s->gates_row[row];
         real *dgate = (real *)s->dgates + block * s->dgates_block + s->dgates_row[row];
         real *dh_at = (real *)s->dh + row * s->dh_pitch + unit;
         vec n = RK(vload)(gate), r = RK(vload)(gate + LANES);

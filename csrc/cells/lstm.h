@@ -122,8 +122,7 @@ RK_INLINE void RK(lstm_backward)(const rk_step_backward *s, const int options)
     const int coupled = options & RK_LSTM_COUPLED, peephole = options & RK_LSTM_PEEPHOLE;
     const int slots = coupled ? 3 : 4, terms = peephole ? slots - 1 : 0;
     RK_FOR_UNITS (1, s->hidden, s->block_begin, s->block_end, 0, s->rows) {
-        const real *gate =
-            (const real *)s->gates + block * s->gates_block + s->gates_row[row];
+        const real *gate = (const real *)s->gates + block * s->gates_block + s->gates_row[row];
         const vec c_prev =
             RK(vload)((const real *)s->c_prev + block * s->c_prev_block + s->c_prev_row[row]);
         real *dgate = (real *)s->dgates + block * s->dgates_block + s->dgates_row[row];
