@@ -12,5 +12,11 @@
 #endif
 
 #define RK_INLINE static inline __attribute__((always_inline, unused))
-/* A loop with a constant count, unrolled whole. */
-#define RK_FOR(i, count) _Pragma("GCC unroll 16") for (int i = 0; i < (count); i++)
+/* A loop with a constant count, unrolled whole: what it indexes lies in registers then. Clang has a
+ * word of its own for that. */
+#if defined(__clang__)
+#define RK_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define RK_UNROLL _Pragma("GCC unroll 16")
+#endif
+#define RK_FOR(i, count) RK_UNROLL for (int i = 0; i < (count); i++)
