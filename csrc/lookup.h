@@ -5,8 +5,7 @@ RK_INLINE ptrdiff_t RK(lookup_vectors)(const rk_lookup *p, ptrdiff_t block)
     return block == p->blocks - 1 ? p->last_vectors : p->vectors;
 }
 
-/* Where a block has a row of the table, or the quad that it is in; and where a column's entry is
- * in that. */
+/* Where a block has a row of the table, or the quad that it is in. */
 RK_INLINE const char *RK(table_at)(const rk_lookup *p, ptrdiff_t block, ptrdiff_t row,
                                    const int storage, const ptrdiff_t size)
 {
@@ -17,6 +16,8 @@ RK_INLINE const char *RK(table_at)(const rk_lookup *p, ptrdiff_t block, ptrdiff_
     }
     return (const char *)p->table + (block * p->table_block + at) * size;
 }
+
+/* From a column's entry to the next one's, there. */
 RK_INLINE ptrdiff_t RK(entry_bytes)(const int storage, const ptrdiff_t size)
 {
     return storage == RK_INT8_QUADS ? 4 : size;

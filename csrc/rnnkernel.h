@@ -55,7 +55,7 @@ typedef struct {
     ptrdiff_t later_count;
 } rk_product;
 
-/* -- The same with a smaller B: small_weights.h has the two rules of summation ----------------- */
+/* -- The same with a smaller B: small_weights.h and quads.h have its rules of summation ------- */
 /* How the elements of packed weights are stored. In quads (quads.h) four k's of a column lie side
  * by side: a panel is [block][piece of k][1 row of integers, K / 4 rounded up][..][U][4 bytes]. */
 enum { RK_WHOLE, RK_HALF, RK_INT8, RK_INT8_QUADS };
