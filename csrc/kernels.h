@@ -62,6 +62,7 @@ static const rk_kernels
             .isa = RK_ISA,
             .lanes = RK(LANES),
             .full_rows = RK_FULL_ROWS(4),
+            .fma_vectors = RK(fma_vectors),
             .cells =
                 {
                     [RK_RNN_TANH] = {.gates = 1,

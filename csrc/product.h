@@ -189,6 +189,8 @@ static RK(tile_function) *const RK(tiles)[4][RK_MAX_ROWS] = {
 #define RK_HALVES 0
 #endif
 
+static int RK(fma_vectors)(void) { return RK_HALVES ? 1 : 2; }
+
 /* There a block of which at most half of the units exist, in vectors of half the length, takes half
  * the time. */
 #if RK_VECTOR_BYTES == 64

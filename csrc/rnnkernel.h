@@ -272,6 +272,7 @@ typedef struct {
     const char *isa;
     ptrdiff_t lanes; /* elements in a vector */
     ptrdiff_t full_rows; /* rows of the largest tile of four vectors */
+    int (*fma_vectors)(void); /* vectors of multiply-adds that a core does in a cycle, about */
     rk_cell cells[RK_CELLS];
     void (*product)(const rk_product *);
     void (*fill)(const rk_product *); /* C[r][j] = init[j] and no more */

@@ -134,9 +134,11 @@ cdef double step_cycles(const Bptt *r, Py_ssize_t rows, Py_ssize_t vectors) noex
     cdef Py_ssize_t vector_bytes = r.kernels.lanes * r.item
     cdef double lines = vectors * r.cell.gates * r.H * vector_bytes / 64.0
     cdef Py_ssize_t tiles = (rows + r.kernels.full_rows - 1) // r.kernels.full_rows
-    # of a line of weights: two vectors of multiply-adds a cycle, but no tile of rows is faster
-    # than the line comes from L2
-    cdef double cycles = max(32.0 / vector_bytes * rows, 2.5 * tiles)
+    # of a line of weights: its multiply-adds, but no tile of rows is faster than the line comes
+    # from L2
+    cdef double cycles = max(
+        64.0 / (vector_bytes * r.kernels.fma_vectors()) * rows, 2.5 * tiles
+    )
     # and from L3 so much of the time as is not hidden behind these
     if lines * 64 > L2_BYTES:
         cycles += 6
@@ -149,10 +151,12 @@ cdef bint by_units(const Bptt *r, const Chunk *c, int members) noexcept nogil:
     By rows every thread reads all of W_hh at every step. That is dear for few rows and where it
     does not fit into L2, which the part of it for some of the units may. But those who share units
     meet in every step, which costs up to 2500 cycles in each phase (rnnkernel/_teamwork.pyx), and
-    more where other programs want the cores: what saves little is not worth it.
+    more where other programs want the cores; and they read and write side by side what others wrote
+    of a row, dgates, dh and h, at 20 cycles a line: what saves little is not worth it.
     """
     cdef Py_ssize_t rows = (c.rows + c.steps - 1) // c.steps  # on average
     cdef Py_ssize_t vectors = vectors_of(r, r.P), most = 0
+    cdef double lines = rows * (r.gradient_slots + 2) * r.H * r.item / 64.0
     cdef int i
     if members == 1 or r.sharing != BY_COST:
         return r.sharing == BY_UNITS
@@ -162,6 +166,7 @@ cdef bint by_units(const Bptt *r, const Chunk *c, int members) noexcept nogil:
         )
     return (
         step_cycles(r, rows, most) + 2500 * r.teamwork * r.cell.phases
+        + 20 * lines * (members - 1) / members
         < 0.95 * step_cycles(r, (rows + members - 1) // members, vectors)
     )
 

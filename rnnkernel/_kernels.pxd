@@ -163,6 +163,7 @@ cdef extern from "rnnkernel.h" nogil:
     ctypedef struct rk_kernels:
         const char *isa
         Py_ssize_t lanes, full_rows
+        int (*fma_vectors)() noexcept nogil
         rk_cell *cells
         void (*product)(const rk_product *) noexcept nogil
         void (*fill)(const rk_product *) noexcept nogil
