@@ -57,3 +57,12 @@ enum { ISAS = sizeof isas / sizeof isas[0] };
 const char *rk_isa_name(int index) { return index < ISAS ? isas[index].name : NULL; }
 int rk_isa_usable(int index) { return isas[index].usable(); }
 const rk_kernels *rk_isa_kernels(int index, int dtype) { return isas[index].kernels[dtype]; }
+
+int rk_reads_fast(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    return __builtin_cpu_is("amd") != 0;
+#else
+    return 0;
+#endif
+}

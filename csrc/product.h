@@ -66,7 +66,7 @@ RK_INLINE void RK(tile)(const int mr, const int nb, const int nc, const RK(stret
             pb[w] = b + w * b_block;
         do {
             /* hold the shorter side of the tile in registers, stream the longer */
-            if (mr < nb * nc) {
+            if (mr < nb * nc || nb > 1) {
                 vec row[RK_MAX_ROWS];
                 RK_FOR (m, mr)
                     row[m] = RK(vset)(pa[m][ia]);
@@ -82,8 +82,10 @@ RK_INLINE void RK(tile)(const int mr, const int nb, const int nc, const RK(stret
                 }
             } else {
                 vec column[4];
-                RK_FOR (v, nc)
+                RK_FOR (v, nc) {
                     column[v] = RK(vload)(pb[0] + v * LANES);
+                    if (mr > 1) RK_IN_REGISTER(column[v]);
+                }
                 RK_FOR (m, mr) {
                     const vec row = RK(vset)(pa[m][ia]);
                     RK_FOR (v, nc)
@@ -216,8 +218,10 @@ RK_INLINE void RK(half_tile)(const int mr, const int nc, const RK(stretch) * s, 
             acc[m * nc + v] = RK_HALF_OF(loadu)(from + v * LANES);
     }
     do {
-        RK_FOR (v, nc)
+        RK_FOR (v, nc) {
             column[v] = RK_HALF_OF(loadu)(b + v * LANES);
+            if (mr > 1) RK_IN_REGISTER(column[v]);
+        }
         RK_FOR (m, mr) {
             const RK_HALF_VECTOR row = RK_HALF_OF(set1)(pa[m][ia]);
             RK_FOR (v, nc)

@@ -182,6 +182,7 @@ cdef extern from "rnnkernel.h" nogil:
     const char *rk_isa_name(int index) noexcept
     bint rk_isa_usable(int index) noexcept
     const rk_kernels *rk_isa_kernels(int index, int dtype) noexcept
+    bint rk_reads_fast() noexcept nogil
     unsigned long long rk_fp_enter() noexcept
     void rk_fp_leave(unsigned long long saved) noexcept
 
@@ -191,5 +192,6 @@ cdef extern from "rnnkernel.h" nogil:
 cdef const rk_kernels *kernels(int dtype) noexcept nogil
 cdef unsigned long long fp_enter() noexcept nogil
 cdef void fp_leave(unsigned long long saved) noexcept nogil
+cdef bint reads_fast() noexcept nogil
 # How many threads may be opened: `wanted`, or 1 where a parallel region would hang.
 cdef int usable_threads(int wanted) noexcept nogil

@@ -35,6 +35,10 @@ cdef void fp_leave(unsigned long long saved) noexcept nogil:
     rk_fp_leave(saved)
 
 
+cdef bint reads_fast() noexcept nogil:
+    return rk_reads_fast()
+
+
 cdef int usable_threads(int wanted) noexcept nogil:
     # The threads of an OpenMP team do not survive fork(): a region in the child would wait
     # for them for ever, so the child stays serial.

@@ -4,9 +4,9 @@ A way is chosen by the time that it would take, roughly, from a few measured fig
 the same with any.
 """
 
-from rnnkernel._kernels cimport usable_threads
+from rnnkernel._kernels cimport reads_fast, usable_threads
 from rnnkernel._recurrence cimport BOTH, TABLE_ROWS, Plan, Run, panel_bytes
-from rnnkernel._rows cimport bound_by_length
+from rnnkernel._rows cimport bound_by_length, part
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._team cimport rk_begin_parts, rk_expel, rk_flag, rk_handover, rk_range
 from rnnkernel._teamwork cimport WAKING, are_asleep, note_call, teamwork
@@ -71,6 +71,7 @@ cdef extern from *:
     double rk_l2_size()
 
 cdef double L2_SIZE = rk_l2_size()
+cdef bint READS_FAST = reads_fast()
 
 
 # -- the time that it takes ----------------------------------------------------------------------
@@ -133,11 +134,14 @@ cdef double step_time(const Run *r, Py_ssize_t rows, Py_ssize_t blocks) noexcept
     It takes 0.3 us by itself. The products of a row take 5 ns for 256 weights in float32, and half
     of the time that the weights take to arrive, once: at 80 GB/s where a core's L2 holds those of
     all its blocks. From beyond they come at 20 GB/s, in time for products that take longer, which
-    they delay a little.
+    they delay a little. Where a core reads fast they come at 112 and 80 GB/s and delay nothing.
     """
     cdef double weights = <double>blocks * weights_of_block(r)
     cdef double products = rows * weights * r.item * 5e-6, arrival = weights * r.weight_item / 80e3
-    if weights * r.weight_item < 0.75 * L2_SIZE:
+    cdef bint in_l2 = weights * r.weight_item < 0.75 * L2_SIZE
+    if READS_FAST:
+        return 0.3 + max(products, arrival * (80.0 / 112) if in_l2 else arrival)
+    if in_l2:
         return 0.3 + products + 0.5 * arrival
     arrival *= 4
     return 0.3 + max(products, arrival) + 0.15 * arrival
@@ -148,12 +152,15 @@ cdef double shared_step(const Run *r, Py_ssize_t rows, int team, bint units) exc
 
     Of units each thread streams only its own weights, which several threads' L2 may hold together;
     for that all wait for the last one, meet, in up to 0.45 us (rnnkernel/_teamwork.pyx), and read
-    what the others have written of h.
+    what the others have written of h. AMD's cores that have no L3 in common are slow at that, and
+    wait for one another's rows of y, too.
     """
+    cdef double apart = teamwork(team)
+    cdef double byte = 60e-6 + 540e-6 * apart if READS_FAST else 200e-6 * apart
     if not units:
-        return step_time(r, (rows + team - 1) // team, r.blocks)
+        return step_time(r, (rows + team - 1) // team, r.blocks) + (0.8 * apart if READS_FAST else 0)
     return 1.01 * step_time(r, rows, (r.blocks + team - 1) // team) + r.cell.phases * (
-        0.25 + teamwork(team) * (0.45 + rows * r.P * r.item * 200e-6)
+        0.25 + 0.45 * apart + rows * r.P * r.item * byte
     )
 
 
@@ -189,18 +196,6 @@ def sections_of(layer, Py_ssize_t N, int threads, bint training):
 # -- who takes what ------------------------------------------------------------------------------
 
 
-cdef void bound_tiles(
-    Py_ssize_t N, Py_ssize_t full_rows, Py_ssize_t tiles, Py_ssize_t *bounds
-) noexcept nogil:
-    """Bounds of nearly equal tiles of rows, of whole row tiles where there are enough."""
-    cdef Py_ssize_t i, unit = 1, units
-    if N >= tiles * full_rows * 2:
-        unit = full_rows
-    units = (N + unit - 1) // unit
-    for i in range(tiles + 1):
-        bounds[i] = min(N, unit * (units * i // tiles))
-
-
 cdef int plan_team(
     Plan *plan, const Run *r, Scratch scratch, Py_ssize_t steps, Py_ssize_t rows, int team
 ) except -1:
@@ -211,7 +206,8 @@ cdef int plan_team(
     plan.tiles = 1 if plan.by_units else min(plan.team, r.N)
     plan.team = min(plan.team, max(r.blocks if plan.by_units else plan.tiles, plan.pieces))
     plan.bounds = <Py_ssize_t *>scratch.take((plan.tiles + 1) * sizeof(Py_ssize_t))
-    bound_tiles(r.N, r.kernels.full_rows, plan.tiles, plan.bounds)
+    for i in range(plan.tiles + 1):
+        plan.bounds[i] = part(r.N, i, <int>plan.tiles)
     plan.flags = <rk_flag *>scratch.take_zeros(plan.team * sizeof(rk_flag))
     # Who takes a block reads its weights from another core or from beyond: that is worth it where
     # they come from there in any case, or where there is more to do with them.
