@@ -53,7 +53,10 @@ cdef rk_product block_gradient(
     cdef rk_product p
     p.rows, p.blocks = rows, 1
     p.ahead, p.later_count, p.half_of_last = NULL, 0, False
-    p.vectors = p.last_vectors = window.slots * r.cell.unit_vectors
+    p.vectors = window.slots * r.cell.unit_vectors
+    if window.slots == 1:  # those past the last unit come after all others
+        p.vectors = min(p.vectors, vectors_of(r, r.H - block * r.units))
+    p.last_vectors = p.vectors
     p.b_block = p.c_block = 0
     p.c = gradient + block * rows * window.slots * r.units * r.item
     return p

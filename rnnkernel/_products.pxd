@@ -61,7 +61,7 @@ cdef inline void through_columns(
 ) noexcept nogil:
     """Some columns, in vectors, of what `through` began."""
     cdef Py_ssize_t padding = r.blocks * r.units - r.H
-    if padding * window.slots < LEAST_PADDING:
+    if padding * window.slots < (LEAST_PADDING if r.blocks > 1 else 1):
         product_over(r, p, first, past)
         return
     # each slot's part of the sum ends with the last unit, not with its block
