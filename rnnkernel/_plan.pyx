@@ -71,6 +71,9 @@ cdef extern from *:
     double rk_l2_size()
 
 cdef double L2_SIZE = rk_l2_size()
+
+# Of a usual one of AMD's: sysconf tells that of all of a processor together.
+cdef double L3_SIZE = 32 << 20
 cdef bint READS_FAST = reads_fast()
 
 
@@ -134,13 +137,18 @@ cdef double step_time(const Run *r, Py_ssize_t rows, Py_ssize_t blocks) noexcept
     It takes 0.3 us by itself. The products of a row take 5 ns for 256 weights in float32, and half
     of the time that the weights take to arrive, once: at 80 GB/s where a core's L2 holds those of
     all its blocks. From beyond they come at 20 GB/s, in time for products that take longer, which
-    they delay a little. Where a core reads fast they come at 112 and 80 GB/s and delay nothing.
+    they delay a little. Where a core reads fast they come at 112 and 80 GB/s and delay nothing,
+    unless they are a third of an L3.
     """
     cdef double weights = <double>blocks * weights_of_block(r)
     cdef double products = rows * weights * r.item * 5e-6, arrival = weights * r.weight_item / 80e3
     cdef bint in_l2 = weights * r.weight_item < 0.75 * L2_SIZE
+    if READS_FAST and in_l2:
+        return 0.3 + max(products, arrival * (80.0 / 112))
     if READS_FAST:
-        return 0.3 + max(products, arrival * (80.0 / 112) if in_l2 else arrival)
+        return 0.3 + max(products, arrival) + (
+            1.2 * arrival if weights * r.weight_item > 0.3 * L3_SIZE else 0
+        )
     if in_l2:
         return 0.3 + products + 0.5 * arrival
     arrival *= 4
