@@ -112,11 +112,14 @@ cdef bint training_pays_off(
     double flops, double weight_bytes, double rows, Py_ssize_t item, int team
 ) except -1:
     # What a step does beside its products counts as three more rows, fewer than one for units.
-    cdef double products = flops * item / 320e3, passing = 3e-4 * weight_bytes
+    cdef double products = flops * item / 320e3, passing = 3e-4 * weight_bytes, opening = 100
+    if READS_FAST:  # but not from a core with which it has no L3 in common: then weights are dear
+        products, passing = 0.8 * products, 0.4 * passing
+        opening = 130 + 4e-4 * min(weight_bytes, 600e3)
     cdef double share = max(rows / team, 0.7)
     cdef double slower = (1 + 3 / share) / (1 + 3 / rows)
     return pays_off(gain(
-        products + passing, products / team * slower + passing / ((1 + CROWDING) * team), 100, team
+        products + passing, products / team * slower + passing / ((1 + CROWDING) * team), opening, team
     ))
 
 

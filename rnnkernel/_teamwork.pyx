@@ -15,7 +15,7 @@ from cython.parallel cimport parallel
 
 from rnnkernel._clock cimport nanoseconds
 from rnnkernel._crowd cimport is_crowded
-from rnnkernel._kernels cimport usable_threads
+from rnnkernel._kernels cimport reads_fast, usable_threads
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._team cimport rk_flag, rk_member, rk_members, rk_time_meetings
 
@@ -29,8 +29,11 @@ cdef double NEAR = 0.05, FAR = 0.3
 # Nanoseconds that threads stay awake for: libgomp's spin for 6 to 15 ms.
 cdef long long AWAKE = 5_000_000
 
-# One thread moves fewer bytes faster, where teamwork costs the most.
+# One thread moves fewer bytes faster, where teamwork costs the most: between cores of AMD's that
+# have no L3 in common many more.
 cdef double SERIAL_BYTES = 1 << 20
+cdef double NEIGHBOURS = 0.5
+cdef double FAR_BYTES = 8 * SERIAL_BYTES if reads_fast() else SERIAL_BYTES
 
 # Nanoseconds that a measurement holds for.
 cdef long long A_WHILE = 200_000_000
@@ -95,8 +98,11 @@ cdef void note_call() noexcept nogil:
 
 cdef int team_to_move(Py_ssize_t size, int threads) except -1:
     cdef int team = usable_threads(threads)
+    cdef double apart
     if team < 2 or size < 0.05 * SERIAL_BYTES or is_crowded(0):
         return 1
-    if size < SERIAL_BYTES and (size < SERIAL_BYTES * teamwork(team) or are_asleep()):
-        return 1
+    if size < FAR_BYTES:
+        apart = teamwork(team)
+        if size < apart * (SERIAL_BYTES if apart < NEIGHBOURS else FAR_BYTES) or are_asleep():
+            return 1
     return team
