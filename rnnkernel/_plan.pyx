@@ -166,7 +166,7 @@ cdef double shared_step(const Run *r, Py_ssize_t rows, int team, bint units) exc
     what the others have written of h. AMD's cores that have no L3 in common are slow at that, and
     wait for one another's rows of y, too.
     """
-    cdef double apart = teamwork(team)
+    cdef double apart = teamwork(team) if team > 1 else 0
     cdef double byte = 60e-6 + 540e-6 * apart if READS_FAST else 200e-6 * apart
     if not units:
         return step_time(r, (rows + team - 1) // team, r.blocks) + (0.8 * apart if READS_FAST else 0)
