@@ -25,7 +25,7 @@ SERIAL_FLOPS = 400e3
 TEAMS_ARE_FREE = False
 
 # What several threads do at once takes up to so much longer, since they share caches and power.
-cdef double CROWDING = 0.2
+cdef double CROWDING = 0.1 if reads_fast() else 0.2
 
 # Packing a weight takes as long as so much.
 cdef double PACKING = 10
@@ -169,7 +169,7 @@ cdef double shared_step(const Run *r, Py_ssize_t rows, int team, bint units) exc
     cdef double apart = teamwork(team) if team > 1 else 0
     cdef double byte = 60e-6 + 540e-6 * apart if READS_FAST else 200e-6 * apart
     if not units:
-        return step_time(r, (rows + team - 1) // team, r.blocks) + (0.8 * apart if READS_FAST else 0)
+        return step_time(r, (rows + team - 1) // team, r.blocks) + (0.6 * apart if READS_FAST else 0)
     return 1.01 * step_time(r, rows, (r.blocks + team - 1) // team) + r.cell.phases * (
         0.25 + 0.45 * apart + rows * r.P * r.item * byte
     )
