@@ -179,7 +179,7 @@ cdef bint all_by_units(const Bptt *r, int members) noexcept nogil:
 
 cdef Share all_rows(const Bptt *r, rk_team *team, Clock *clock) noexcept nogil:
     cdef Share s
-    s.team, s.clock = team, clock
+    s.team, s.clock, s.section = team, clock, 0
     s.begin, s.end = 0, r.N
     share_units(r, &s, team.members, team.member)
     return s
@@ -200,7 +200,7 @@ cdef Share share_rows(
     const Bptt *r, const Py_ssize_t *bounds, int i, rk_team *team, Clock *clock
 ) noexcept nogil:
     cdef Share s
-    s.team, s.clock = team, clock
+    s.team, s.clock, s.section = team, clock, 0
     s.begin, s.end = bounds[i], bounds[i + 1]
     share_units(r, &s, 1, 0)
     return s

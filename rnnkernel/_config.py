@@ -28,6 +28,7 @@ def config() -> dict:
         "isa_compiled": _kernels.compiled_isas(),
         "isa_available": _kernels.available_isas(),
         "isa_used": _kernels.selected_isa(),
+        "int8_as_integers": _kernels.has_quads(),
         "threads": threads,
         "threads_reason": why,
         "location": str(sys.modules["rnnkernel"].__path__[0]),
@@ -46,6 +47,7 @@ def show_config() -> None:
         ("compiled for", ", ".join(facts["isa_compiled"])),
         ("this CPU runs", ", ".join(facts["isa_available"])),
         ("in use", f"{facts['isa_used']} (RNNKERNEL_ISA forces another)"),
+        ("int8 weights", "as integers" if facts["int8_as_integers"] else "widened to floats"),
         ("threads", f"{facts['threads']} ({facts['threads_reason']})"),
         ("installed in", facts["location"]),
     ]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import rnnkernel as rk
-from rnnkernel import demo, verify
+from rnnkernel import _kernels, demo, verify
 
 SCRIPT = str(Path(sysconfig.get_path("scripts"), "rnnkernel"))
 MODULE = (sys.executable, "-m", "rnnkernel")
@@ -44,6 +44,12 @@ def checksum(output):
 def test_version_and_info(command, start):
     assert command(*start, "--version").strip() == f"rnnkernel {rk.__version__}"
     assert rk.__version__ in command(*start, "info")
+
+
+def test_info_tells_what_becomes_of_int8(command):
+    assert "widened to floats" in command(*MODULE, "info", RNNKERNEL_ISA="baseline")
+    words = "as integers" if _kernels.has_quads() else "widened to floats"
+    assert words in command(*MODULE, "info", RNNKERNEL_ISA=_kernels.selected_isa())
 
 
 def test_help_names_the_commands(command):
