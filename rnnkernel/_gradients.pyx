@@ -51,11 +51,13 @@ cdef rk_product block_gradient(
 ) noexcept nogil:
     """A sum over time that goes to one unit block of a weight gradient with so many rows."""
     cdef rk_product p
+    cdef Py_ssize_t units = r.H - block * r.units  # that exist from here on
     p.rows, p.blocks = rows, 1
-    p.ahead, p.later_count, p.half_of_last = NULL, 0, False
+    p.ahead, p.later_count = NULL, 0
+    p.half_of_last = r.cell.unit_vectors == 1 and 2 * units <= r.units
     p.vectors = window.slots * r.cell.unit_vectors
     if window.slots == 1:  # those past the last unit come after all others
-        p.vectors = min(p.vectors, vectors_of(r, r.H - block * r.units))
+        p.vectors = min(p.vectors, vectors_of(r, units))
     p.last_vectors = p.vectors
     p.b_block = p.c_block = 0
     p.c = gradient + block * rows * window.slots * r.units * r.item

@@ -13,6 +13,13 @@ cdef enum:
     LEAST_PADDING = 24
 
 
+cdef inline bint ends_with_units(
+    Py_ssize_t slots, Py_ssize_t blocks, Py_ssize_t padding
+) noexcept nogil:
+    """Whether a sum over units, slot by slot, ends with the last one and not with its block."""
+    return padding * slots >= (LEAST_PADDING if blocks > 1 else 1)
+
+
 cdef inline void product_over(
     const Bptt *r, const rk_product *whole, Py_ssize_t first, Py_ssize_t past
 ) noexcept nogil:
@@ -61,7 +68,7 @@ cdef inline void through_columns(
 ) noexcept nogil:
     """Some columns, in vectors, of what `through` began."""
     cdef Py_ssize_t padding = r.blocks * r.units - r.H
-    if padding * window.slots < (LEAST_PADDING if r.blocks > 1 else 1):
+    if not ends_with_units(window.slots, r.blocks, padding):
         product_over(r, p, first, past)
         return
     # each slot's part of the sum ends with the last unit, not with its block

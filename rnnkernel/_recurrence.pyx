@@ -21,6 +21,7 @@ from rnnkernel._kernels cimport (
     rk_step,
 )
 from rnnkernel._packing cimport Panel, pack_share, run_blocks
+from rnnkernel._products cimport ends_with_units
 from rnnkernel._rows cimport (
     any_set,
     cells_after_reset,
@@ -312,10 +313,11 @@ cdef bint project(const Run *r, Part *part, Py_ssize_t t, Py_ssize_t steps) noex
 
 cdef inline bint half_is_enough(const Run *r, Py_ssize_t past) noexcept nogil:
     """Whether of the block before `past` nobody reads more than the first halves of its vectors: no
-    more of its units exist, and backward, which reads the gates of all, does not follow."""
+    more of its units exist, and where backward follows its sums over units end before the others."""
+    cdef Py_ssize_t padding = r.blocks * r.units - r.H
     return (
-        past == r.blocks and not r.keeps and r.cell.unit_vectors == 1
-        and 2 * (r.blocks * r.units - r.H) >= r.units
+        past == r.blocks and r.cell.unit_vectors == 1 and 2 * padding >= r.units
+        and (not r.keeps or ends_with_units(r.cell.input.slots, r.blocks, padding))
     )
 
 

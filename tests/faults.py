@@ -51,7 +51,7 @@ FAULTS = [
     Fault(
         "training opens a team as inference does",
         PLAN,
-        "passing / ((1 + CROWDING) * team), 100, team",
+        "passing / ((1 + CROWDING) * team), opening, team",
         "passing / ((1 + CROWDING) * team), 10, team",
         **only("pays_off"),
     ),
@@ -510,6 +510,18 @@ FAULTS = [
         "place += r.chunk_rows // r.N * size",
         "place += c.steps * size",
         **only("shards", "values"),
+    ),
+    Fault(
+        "weight gradients of an RNN: the last vector of units is left out, too",
+        GRADIENTS,
+        "p.vectors = min(p.vectors, vectors_of(r, units))",
+        "p.vectors = min(p.vectors, max(1, vectors_of(r, units) - 1))",
+    ),
+    Fault(
+        "sums over units of a single block end before its last unit",
+        "rnnkernel/_products.pxd",
+        "p.outer, p.inner = window.slots, r.units - padding",
+        "p.outer, p.inner = window.slots, r.units - padding - 1",
     ),
     Fault(
         "shards: dx of the second is that of the first",

@@ -234,3 +234,41 @@ large, _ = layer(np.zeros((150, 64, 1), np.float32))
 assert large.nbytes > 2 << 21 and asked(large) is True
 """
     )
+
+
+OPTIONS = {
+    "RNN": (rk.RNN, {}),
+    "GRU": (rk.GRU, {}),
+    "GRU before": (rk.GRU, {"reset_after": False}),
+    "LSTM": (rk.LSTM, {}),
+    "LSTM with options": (rk.LSTM, {"coupled": True, "peephole": True, "proj_size": 4}),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("units", [5, 18, 20, 23, 37])
+@pytest.mark.parametrize("cls, options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_what_lay_in_a_block_reaches_no_result(cls, options, units, dtype):
+    """NaN of a layer whose units fill the same blocks, those past the last unit, too."""
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((T, N, 24)).astype(dtype)
+    layer = cls(24, units, rng=0, dtype=dtype, **options)
+    dy = rng.standard_normal(layer(x)[0].shape).astype(dtype)
+    lengths = rng.integers(0, T + 1, N)
+
+    def results():
+        out = layer.forward(x, training=True, lengths=lengths)
+        plain = train(layer, x, dy)
+        return [*plain, layer(x)[0], out.y.copy(), layer.backward(out, dy).x]
+
+    expected = results()
+    lanes = 64 // np.dtype(dtype).itemsize
+    filler = cls(24, -(-units // lanes) * lanes, rng=0, dtype=dtype, **options)
+    nothing = np.full_like(x, np.nan)
+    for _ in range(3):
+        out = filler.forward(nothing, training=True)
+        filler.backward(out, np.full_like(out.y, np.nan))
+        del out
+    for got, wanted in zip(results(), expected, strict=True):
+        assert_same_bits(got, wanted)
+        assert np.isfinite(got).all()
