@@ -119,7 +119,8 @@ cdef bint training_pays_off(
     cdef double share = max(rows / team, 0.7)
     cdef double slower = (1 + 3 / share) / (1 + 3 / rows)
     return pays_off(gain(
-        products + passing, products / team * slower + passing / ((1 + CROWDING) * team), opening, team
+        products + passing, products / team * slower + passing / ((1 + CROWDING) * team),
+        opening, team,
     ))
 
 
@@ -167,9 +168,10 @@ cdef double shared_step(const Run *r, Py_ssize_t rows, int team, bint units) exc
     wait for one another's rows of y, too.
     """
     cdef double apart = teamwork(team) if team > 1 else 0
-    cdef double byte = 60e-6 + 540e-6 * apart if READS_FAST else 200e-6 * apart
+    cdef double byte = 60e-6 + 540e-6 * apart if READS_FAST else 200e-6 * apart, waiting
     if not units:
-        return step_time(r, (rows + team - 1) // team, r.blocks) + (0.6 * apart if READS_FAST else 0)
+        waiting = 0.6 * apart if READS_FAST else 0
+        return step_time(r, (rows + team - 1) // team, r.blocks) + waiting
     return 1.01 * step_time(r, rows, (r.blocks + team - 1) // team) + r.cell.phases * (
         0.25 + 0.45 * apart + rows * r.P * r.item * byte
     )

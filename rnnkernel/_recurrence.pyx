@@ -313,7 +313,7 @@ cdef bint project(const Run *r, Part *part, Py_ssize_t t, Py_ssize_t steps) noex
 
 cdef inline bint half_is_enough(const Run *r, Py_ssize_t past) noexcept nogil:
     """Whether of the block before `past` nobody reads more than the first halves of its vectors: no
-    more of its units exist, and where backward follows its sums over units end before the others."""
+    more of its units exist, and where backward follows its sums over units end with the last."""
     cdef Py_ssize_t padding = r.blocks * r.units - r.H
     return (
         past == r.blocks and r.cell.unit_vectors == 1 and 2 * padding >= r.units
