@@ -142,17 +142,19 @@ cdef double step_time(const Run *r, Py_ssize_t rows, Py_ssize_t blocks) noexcept
     of the time that the weights take to arrive, once: at 80 GB/s where a core's L2 holds those of
     all its blocks. From beyond they come at 20 GB/s, in time for products that take longer, which
     they delay a little. Where a core reads fast they come at 112 and 80 GB/s and delay nothing,
-    unless they are a third of an L3.
+    unless they are a third of an L3, or there is one step, before which nobody has read them.
     """
     cdef double weights = <double>blocks * weights_of_block(r)
     cdef double products = rows * weights * r.item * 5e-6, arrival = weights * r.weight_item / 80e3
     cdef bint in_l2 = weights * r.weight_item < 0.75 * L2_SIZE
     if READS_FAST and in_l2:
-        return 0.3 + max(products, arrival * (80.0 / 112))
+        arrival *= 80.0 / 112
+        return 0.3 + max(products, arrival) + (0.5 * arrival if r.T == 1 else 0)
     if READS_FAST:
-        return 0.3 + max(products, arrival) + (
-            1.2 * arrival if weights * r.weight_item > 0.3 * L3_SIZE else 0
-        )
+        products = max(products, arrival)
+        if weights * r.weight_item > 0.3 * L3_SIZE:
+            products += 1.2 * arrival
+        return 0.3 + products + (0.2 * arrival if r.T == 1 else 0)
     if in_l2:
         return 0.3 + products + 0.5 * arrival
     arrival *= 4

@@ -29,8 +29,9 @@ cdef double NEAR = 0.05, FAR = 0.3
 # Nanoseconds that threads stay awake for: libgomp's spin for 6 to 15 ms.
 cdef long long AWAKE = 5_000_000
 
-# One thread moves fewer bytes faster, where teamwork costs the most: between cores of AMD's that
-# have no L3 in common many more.
+# One thread moves fewer bytes faster, where teamwork costs the most, and in proportion to that
+# where it costs less; many more where it costs NEIGHBOURS or more between cores of AMD's, which
+# have no L3 in common then.
 cdef double SERIAL_BYTES = 1 << 20
 cdef double NEIGHBOURS = 0.5
 cdef double FAR_BYTES = 8 * SERIAL_BYTES if reads_fast() else SERIAL_BYTES
@@ -101,8 +102,10 @@ cdef int team_to_move(Py_ssize_t size, int threads) except -1:
     cdef double apart
     if team < 2 or size < 0.05 * SERIAL_BYTES or is_crowded(0):
         return 1
+    if size < SERIAL_BYTES and are_asleep():
+        return 1
     if size < FAR_BYTES:
         apart = teamwork(team)
-        if size < apart * (SERIAL_BYTES if apart < NEIGHBOURS else FAR_BYTES) or are_asleep():
+        if size < apart * (SERIAL_BYTES if apart < NEIGHBOURS else FAR_BYTES):
             return 1
     return team
