@@ -65,7 +65,8 @@ RK_INLINE void RK(tile)(const int mr, const int nb, const int nc, const RK(stret
         RK_FOR (w, nb)
             pb[w] = b + w * b_block;
         do {
-            /* hold the shorter side of the tile in registers, stream the longer */
+            /* hold the shorter side of the tile in registers, stream the longer; of several blocks
+             * that is always B */
             if (mr < nb * nc || nb > 1) {
                 vec row[RK_MAX_ROWS];
                 RK_FOR (m, mr)

@@ -151,8 +151,8 @@ cdef bint by_units(const Bptt *r, const Chunk *c, int members) noexcept nogil:
     By rows every thread reads all of W_hh at every step. That is dear for few rows and where it
     does not fit into L2, which the part of it for some of the units may. But those who share units
     meet in every step, which costs up to 2500 cycles in each phase (rnnkernel/_teamwork.pyx), and
-    more where other programs want the cores; and they read and write side by side what others wrote
-    of a row, dgates, dh and h, at 20 cycles a line: what saves little is not worth it.
+    more where other programs want the cores; and of what a step reads of a row, dgates, dh and h,
+    others wrote most, which costs 20 cycles a line: what saves little is not worth it.
     """
     cdef Py_ssize_t rows = (c.rows + c.steps - 1) // c.steps  # on average
     cdef Py_ssize_t vectors = vectors_of(r, r.P), most = 0
