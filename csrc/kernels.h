@@ -159,6 +159,7 @@ static const rk_kernels
 #undef ivec
 #undef LANES
 #undef RK_ACCUMULATORS
+#undef RK_BROUGHT
 #undef RK_PANEL_BYTES
 #undef RK_FEWEST_TILES
 #undef RK_L2_BYTES
@@ -171,4 +172,5 @@ static const rk_kernels
 #undef RK_HALF_TILES
 #undef RK_TILE
 #undef RK_TILES
+#undef RK_BY_TWO
 #undef RK_FOR_UNITS

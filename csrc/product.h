@@ -9,9 +9,12 @@
  * does not.
  */
 #define RK_ACCUMULATORS (RK_REGISTERS == 16 ? 12 : 24)
-/* A stretch's panel. With 16 registers a tile has no instruction to spare: its panel shares L1
- * with the rows. With 32 it streams from L2 as fast, and every cut of k costs a tile 100 cycles. */
-#define RK_PANEL_BYTES (RK_REGISTERS == 16 ? 25600 : 132000)
+/* Whether panels come in without being asked for, and from L2 as fast as from L1: with 16 registers
+ * a tile has no instruction to spare, and it depends on the processor. */
+#define RK_BROUGHT (RK_REGISTERS == 16 && rk_reads_fast())
+/* A stretch's panel. It shares L1 with the rows, or streams from L2, since every cut of k costs a
+ * tile 100 cycles. */
+#define RK_PANEL_BYTES (RK_REGISTERS == 16 && !RK_BROUGHT ? 25600 : 132000)
 #define RK_FEWEST_TILES (RK_REGISTERS == 16 ? 4 : 2) /* with time to ask for the next panel */
 /* Caches of a usual core; hints, nothing depends on them. */
 #define RK_L1_BYTES (48 << 10)
@@ -65,9 +68,8 @@ RK_INLINE void RK(tile)(const int mr, const int nb, const int nc, const RK(stret
         RK_FOR (w, nb)
             pb[w] = b + w * b_block;
         do {
-            /* hold the shorter side of the tile in registers, stream the longer; of several blocks
-             * that is always B */
-            if (mr < nb * nc || nb > 1) {
+            /* hold the shorter side of the tile in registers, stream the longer */
+            if (mr < nb * nc || (mr <= 2 && nb > 1)) {
                 vec row[RK_MAX_ROWS];
                 RK_FOR (m, mr)
                     row[m] = RK(vset)(pa[m][ia]);
@@ -83,14 +85,16 @@ RK_INLINE void RK(tile)(const int mr, const int nb, const int nc, const RK(stret
                 }
             } else {
                 vec column[4];
-                RK_FOR (v, nc) {
-                    column[v] = RK(vload)(pb[0] + v * LANES);
-                    if (mr > 1) RK_IN_REGISTER(column[v]);
+                RK_FOR (w, nb) {
+                    RK_FOR (v, nc) {
+                        column[w * nc + v] = RK(vload)(pb[w] + v * LANES);
+                        if (mr > 1) RK_IN_REGISTER(column[w * nc + v]);
+                    }
                 }
                 RK_FOR (m, mr) {
                     const vec row = RK(vset)(pa[m][ia]);
-                    RK_FOR (v, nc)
-                        acc[m * nc + v] = RK(vfma)(row, column[v], acc[m * nc + v]);
+                    RK_FOR (j, nb * nc)
+                        acc[m * nb * nc + j] = RK(vfma)(row, column[j], acc[m * nb * nc + j]);
                 }
             }
             if (RK_REGISTERS == 32) {
@@ -279,6 +283,39 @@ static RK(tile_function) *const RK(two_row_tiles)[4][2] = {
 };
 #endif
 
+#if RK_REGISTERS == 16
+/* Few rows whose tiles would leave accumulators free take two blocks at once: of each all vectors
+ * but the last, then the last one of both. A single block goes by two parts of the rows. */
+#define RK_BY_TWO(mr, nc, whole, first_rows, other_rows)                                           \
+    RK_TILE(mr, 2, 1)                                                                              \
+    static void RK(two_blocks_##mr##_##nc)(const RK(stretch) * s, const real *a,                   \
+                                           const ptrdiff_t *a_row, const real *b, real *c,         \
+                                           const ptrdiff_t *c_row, const real *init)               \
+    {                                                                                              \
+        RK(tile_##mr##_1_##whole)(s, a, a_row, b, c, c_row, init);                                 \
+        RK(tile_##mr##_1_##whole)(s, a, a_row, b + s->b_block, c + s->c_block, c_row,              \
+                                  init ? init + s->init_block : NULL);                             \
+        RK(tile_##mr##_2_1)(s, a, a_row, b + whole * LANES, c + whole * LANES, c_row,              \
+                            init ? init + whole * LANES : NULL);                                   \
+    }                                                                                              \
+    static void RK(two_parts_##mr##_##nc)(const RK(stretch) * s, const real *a,                    \
+                                          const ptrdiff_t *a_row, const real *b, real *c,          \
+                                          const ptrdiff_t *c_row, const real *init)                \
+    {                                                                                              \
+        RK(tile_##first_rows##_1_##nc)(s, a, a_row, b, c, c_row, init);                            \
+        RK(tile_##other_rows##_1_##nc)(s, a, a_row + first_rows, b, c, c_row + first_rows, init);  \
+    }
+RK_BY_TWO(4, 4, 3, 2, 2)
+RK_BY_TWO(5, 3, 2, 3, 2)
+RK_BY_TWO(6, 3, 2, 3, 3)
+#endif
+
+/* Whether some rows with nc vectors are such. */
+RK_INLINE int RK(go_by_two)(ptrdiff_t rows, ptrdiff_t nc)
+{
+    return RK_REGISTERS == 16 && (nc == 4 ? rows == 4 : nc == 3 && (rows == 5 || rows == 6));
+}
+
 /* The tile for some rows, and how many blocks it takes at once of those that are left. A row takes
  * `most` if it can. */
 RK_INLINE RK(tile_function) *
@@ -296,6 +333,16 @@ RK_INLINE RK(tile_function) *
     if (rows == 2 && left > 1) {
         *blocks = 2;
         return RK(two_row_tiles)[nc - 1][1];
+    }
+#else
+    if (RK(go_by_two)(rows, nc)) {
+        *blocks = left > 1 ? 2 : 1;
+        switch (rows) {
+        case 4: return left > 1 ? RK(two_blocks_4_4) : RK(two_parts_4_4);
+        case 5: return left > 1 ? RK(two_blocks_5_3) : RK(two_parts_5_3);
+        case 6: return left > 1 ? RK(two_blocks_6_3) : RK(two_parts_6_3);
+        default: __builtin_unreachable();
+        }
     }
 #endif
     *blocks = 1;
@@ -361,7 +408,7 @@ RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t fi
                                  const void *context)
 {
     const RK(cut) cut = RK(cut_k)(p, nc);
-    const ptrdiff_t full = RK_FULL_ROWS(nc);
+    const ptrdiff_t full = RK(go_by_two)(p->rows, nc) ? p->rows : RK_FULL_ROWS(nc);
     const ptrdiff_t tiles = (p->rows + full - 1) / full;
     const ptrdiff_t base = tiles ? p->rows / tiles : 0, extra = p->rows - base * tiles;
     const ptrdiff_t b_bytes = blocks * p->outer * p->inner * nc * RK_VECTOR_BYTES;
@@ -412,7 +459,7 @@ RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t fi
             const ptrdiff_t steps = s.outer * s.inner;
             ptrdiff_t lines = steps * nc * RK_VECTOR_BYTES / 64;
             if ((b_bytes < RK_L2_BYTES / 2 && !p->ahead) || p->b_inner != nc * LANES ||
-                tiles < RK_FEWEST_TILES)
+                tiles < RK_FEWEST_TILES || RK_BROUGHT)
                 lines = 0;
             const ptrdiff_t pace = tiles < 4 ? 2 : 1;
             const ptrdiff_t share = tiles ? (lines + tiles - 1) / tiles : 0;
@@ -454,8 +501,8 @@ RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t fi
                 if (RK_REGISTERS == 16)
                     for (ptrdiff_t j = tile * share; j < lines && j < tile * share + share; j++)
                         __builtin_prefetch(next + j * 64, 0, 2);
-                if (complete && done) done(context, block, step, row, mr);
             }
+            if (complete && done) done(context, block, step, 0, p->rows);
         } while (o < p->outer);
     }
 }

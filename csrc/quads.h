@@ -161,8 +161,8 @@ static void RK(quad_group)(const rk_small_product *q, ptrdiff_t nc, ptrdiff_t fi
                     RK(quad_function) *const tile = RK(quad_tiles)[mr - 1][nc - 1];
                     tile(quads, pitch, b_quad, digits + m * pitch, units + m,
                          b + block * p->b_block, c, k ? NULL : init, scale);
-                    if (done && k + count == p->inner) done(context, block, 1, row + m, mr);
                 }
+                if (done && k + count == p->inner) done(context, block, 1, row, some);
             }
             b += (1 + quads) * b_quad;
         }

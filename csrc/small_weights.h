@@ -258,8 +258,8 @@ static void RK(small_group)(const rk_small_product *q, ptrdiff_t nc, ptrdiff_t f
                 c[m] = to + p->c_row[row + m];
             }
             RK(choose_small_tile)(int8, narrow, nc, mr, step)(q, a, b, c, init, scale);
-            if (done) done(context, block, step, row, mr);
         }
+        if (done) done(context, block, step, 0, p->rows);
     }
 }
 

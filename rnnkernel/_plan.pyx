@@ -227,7 +227,7 @@ cdef int plan_team(
     # Who takes a block reads its weights from another core or from beyond: that is worth it where
     # they come from there in any case, or where there is more to do with them.
     sweeps = overflows(r, steps, plan.team) if TAKING is None else TAKING
-    plan.grain = 0 if not sweeps else 2 if rows <= 2 else 1
+    plan.grain = 0 if not sweeps else 2 if rows <= 6 else 1
     plan.ranges, plan.handover, plan.to_first = NULL, NULL, TAKING == "all"
     plan.even, plan.leaves = plan.by_units or plan.tiles == plan.team, False
     if LATE is not None:

@@ -83,6 +83,20 @@ FAULTS = [
         "tile_of(&s, a, p->a_row, b,",
     ),
     Fault(
+        "product: of two blocks at once the second begins with what the first does",
+        PRODUCT,
+        "init ? init + s->init_block : NULL);",
+        "init);",
+        **only("bits"),
+    ),
+    Fault(
+        "product: the other part of a block's rows is the first one again",
+        PRODUCT,
+        "(s, a, a_row + first_rows, b, c,",
+        "(s, a, a_row, b, c,",
+        **only("bits"),
+    ),
+    Fault(
         "product: a second stretch begins with the first of k again",
         PRODUCT,
         "i * p->b_inner + first * LANES;",
