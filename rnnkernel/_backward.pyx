@@ -75,6 +75,7 @@ cdef inline Py_ssize_t stride(const Bptt *r, array, int axis) noexcept:
 
 
 cdef int set_weights(Bptt *r, PackedWeights w, PackedGradients gradients) except -1:
+    cdef int phase
     r.kernels, r.cell = w.kernels, w.cell
     r.I, r.H, r.P = w.input_size, w.hidden_size, w.projected_size
     r.item, r.units, r.blocks = w.item, w.units, w.blocks
@@ -87,6 +88,13 @@ cdef int set_weights(Bptt *r, PackedWeights w, PackedGradients gradients) except
     r.bias_gradient, r.input_gradient = gradients.bias, gradients.input
     r.recurrent_gradient = gradients.recurrent
     r.projection_transposed, r.projection_gradient = w.projection_transposed, gradients.projection
+    r.unpacked = gradients.panels if gradients.direct else NULL
+    r.sums_of_block = 0
+    if gradients.direct:
+        r.sums_of_block = r.I * r.cell.input.slots
+        for phase in range(r.cell.phases):
+            r.sums_of_block = max(r.sums_of_block, r.P * r.cell.recurrent[phase].slots)
+        r.sums_of_block *= r.units * r.item
     r.projection_rows = r.cell_columns = 0
     if r.projection_transposed != NULL:
         r.projection_rows, r.cell_columns = w.projected_rows(), w.column_blocks(r.H)
@@ -159,7 +167,7 @@ cdef int set_table(Bptt *r, x, index, dtable, dtable_rows, sums, bint finish) ex
     r.index = NULL
     r.table_gradient = r.dtable = NULL
     r.dtable_at = NULL
-    r.table_rows, r.constant, r.finish = 0, False, finish
+    r.table_rows, r.one_hot, r.constant, r.finish = 0, False, False, finish
     if index is None:
         return 0
     r.index = <Py_ssize_t *>start(index)
@@ -167,7 +175,7 @@ cdef int set_table(Bptt *r, x, index, dtable, dtable_rows, sums, bint finish) ex
     r.index_batch = cnp.PyArray_STRIDE(index, 1) // <Py_ssize_t>sizeof(Py_ssize_t)
     r.table_rows = x.shape[0]
     if r.table_rows == 0:
-        r.table_rows, r.table_gradient = r.I, r.input_gradient
+        r.table_rows, r.one_hot, r.table_gradient = r.I, True, r.input_gradient
         return 0
     r.constant = r.index_time == 0
     if sums is not None:
@@ -207,7 +215,7 @@ cdef void take_room(Bptt *r, Memory *m) noexcept:
     if r.projection_transposed != NULL:
         r.projected_dh = take(m, most * r.pitch * r.item)
     r.dgates = take(m, r.blocks * r.dgates_block * r.item)
-    if r.table_gradient != r.input_gradient and not r.constant:
+    if not r.one_hot and not r.constant:
         r.x_groups = take(m, (r.I + GROUP - 1) // GROUP * r.group * r.item)
     r.h_groups = take(m, (r.P + GROUP - 1) // GROUP * r.group * r.item)
     r.first, r.dgates_row = take_offsets(m, most * r.sections), take_offsets(m, most)
@@ -253,6 +261,7 @@ cdef Py_ssize_t lay_out(Bptt *r, char *base, Py_ssize_t sums, int team) except -
     if r.dx != NULL or r.dtable != NULL:
         dx_rows = max(r.dx_rows, DX_ROWS)
     r.dx_tile = take(&m, team * dx_rows * r.dx_pitch * r.item)
+    r.block_sums = take(&m, team * r.sums_of_block)
     r.c_reset = r.h_reset = NULL
     if r.resets != NULL:
         r.h_reset = take(&m, r.N * r.pitch * r.item)
@@ -380,6 +389,11 @@ def shards_of(PackedWeights w, Py_ssize_t T, Py_ssize_t N):
     if N < SHARDED_ROWS or T * N < SHARDED_STEPS or weights * w.item > SHARDED_BYTES:
         return 1
     return SHARDS
+
+
+def is_one_chunk(PackedWeights w, Py_ssize_t T, Py_ssize_t N):
+    """Whether T steps of N rows are so few, and their gradients are in one shard."""
+    return T * N <= max(CHUNK_ROWS, N) and shards_of(w, T, N) == 1
 
 
 def sums_of_dgates(PackedWeights w, Py_ssize_t table_rows):

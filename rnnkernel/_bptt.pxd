@@ -1,4 +1,5 @@
 from rnnkernel._kernels cimport rk_cell, rk_kernels
+from rnnkernel._packing cimport Panel
 from rnnkernel._rows cimport SECTIONS, clear_step
 from rnnkernel._team cimport rk_flag
 
@@ -108,6 +109,10 @@ cdef struct Bptt:
     char *projected_dh                  # (rows of the chunk, pitch): dL/dh_t of each row
     char *projection_gradient
     Py_ssize_t *projection_c
+    # where all steps are one chunk and each block is unpacked once it is summed, or NULL
+    const Panel *unpacked               # of W_ih and of W_hh's phases
+    Py_ssize_t sums_of_block            # bytes of the largest
+    char *block_sums                    # room for one, for each member of the team
     # dx
     char *dx                            # dx[t, n, :], contiguous in the last, or NULL
     Py_ssize_t dx_time, dx_batch, dx_pitch
@@ -134,6 +139,7 @@ cdef struct Bptt:
     Py_ssize_t index_time, index_batch
     Py_ssize_t *index_row
     Py_ssize_t table_rows
+    bint one_hot                        # whether its rows are columns of W_ih
     bint constant                       # whether each batch row sees one row of it
     char *table_gradient                # [block][table rows][gates][U]: sums of dgates
     Py_ssize_t *table_at                # by place, or by row where all shards add to one: its place

@@ -24,7 +24,6 @@ cdef double L2_BYTES = 1 << 20
 cdef void list_rows(const Bptt *r, const Chunk *c) noexcept nogil:
     """Where the rows of a chunk lie, in the order that the weight gradients sum them in: by shard,
     step and batch row, so that a ragged batch sums as the padded one does."""
-    cdef bint one_hot = r.table_gradient == r.input_gradient
     cdef Py_ssize_t t, n, p, row, k, at = 0, listed = 0
     cdef Py_ssize_t[SHARDS] place
     cdef int shard, section
@@ -52,8 +51,8 @@ cdef void list_rows(const Bptt *r, const Chunk *c) noexcept nogil:
                 r.dx_at[k] += n * r.dx_batch if r.alive == NULL else r.dx_from[p]
                 if r.index != NULL:
                     row = r.index[(c.t0 + t) * r.index_time + r.index_row[p]]
-                    r.table_at[k if one_hot else listed] = row * r.cell.input.slots * r.units
-                    r.table_dgates[k if one_hot else listed] = r.flat_row[k]
+                    r.table_at[k if r.one_hot else listed] = row * r.cell.input.slots * r.units
+                    r.table_dgates[k if r.one_hot else listed] = r.flat_row[k]
                 place[shard] += 1
                 listed += 1
 

@@ -92,6 +92,7 @@ def differentiate(
 
     for k in range(L - 1, -1, -1):
         dlayer, dx = dx, None
+        columns = table.ids if k == 0 and tokens and table.rows is None else None
         passes = []
         for d in range(D):
             index = k * D + d
@@ -109,9 +110,14 @@ def differentiate(
                 dtable = like("grads.embedding", table.rows.shape, type_number)
             if flow:
                 record = np.zeros((T, N)), np.zeros((T, N)), np.zeros((T, N), np.uint8)
+            suffix = layer._suffixes[index]
+            gradients = PackedGradients(
+                one.weights, _backward.shards_of(one.weights, T, N),
+                parameters["weight_ih" + suffix], parameters["weight_hh" + suffix], columns,
+                one.checkpoints is None and _backward.is_one_chunk(one.weights, T, N),
+            )
             passes.append(BackwardPass(
-                one, PackedGradients(one.weights, _backward.shards_of(one.weights, T, N)),
-                half(dlayer, d, D, P),
+                one, gradients, half(dlayer, d, D, P),
                 of(dfinal[0], index), of(dfinal[1], index) if has_cells else None, record,
                 dpart if dpart is None or d == 0 else dpart[::-1], dh0[index], of(dc0, index),
                 dtable, dtable_rows,
@@ -123,10 +129,7 @@ def differentiate(
                 _checkpoints.backward(back, limit, norm_limit, threads)
         for d in range(D):
             back = passes[d]
-            unpack(
-                back.gradients, parameters, layer._suffixes[k * D + d], threads,
-                table.ids if k == 0 and tokens and table.rows is None else None,
-            )
+            unpack(back.gradients, parameters, layer._suffixes[k * D + d], threads)
             if back.dtable is not None and back.dtable_rows is None:
                 dembedding[table.ids] += back.dtable
             if back.dx is not None:
@@ -156,16 +159,13 @@ cdef like(str name, tuple shape, int type_number):
     return named_array(name, <int>len(shape), sizes, type_number)
 
 
-cdef unpack(PackedGradients gradients, dict parameters, suffix, int threads, columns):
+cdef unpack(PackedGradients gradients, dict parameters, suffix, int threads):
     gradients.unpack(
-        parameters["weight_ih" + suffix],
-        parameters["weight_hh" + suffix],
         parameters.get("bias_ih" + suffix),
         parameters.get("bias_hh" + suffix),
-        threads,
         parameters.get("weight_ch" + suffix),
         parameters.get("weight_hr" + suffix),
-        columns,
+        threads,
     )
 
 

@@ -13,10 +13,11 @@ from libc.string cimport memcpy, memset
 
 from rnnkernel._bptt cimport DX_ROWS, GROUP, Bptt, clear_dx, vectors_of
 from rnnkernel._chunks cimport Chunk
-from rnnkernel._clock cimport INPUT_GRADIENT, WEIGHT_GRADIENTS, Clock, charge
+from rnnkernel._clock cimport INPUT_GRADIENT, UNPACK, WEIGHT_GRADIENTS, Clock, charge
 from rnnkernel._kernels cimport (
     RK_TRANSPOSED_VECTORS,
     rk_lookup,
+    rk_packing,
     rk_product,
     rk_row_sums,
     rk_window,
@@ -64,21 +65,43 @@ cdef rk_product block_gradient(
     return p
 
 
+cdef inline char *own_sums(const Bptt *r, int member, char *otherwise) noexcept nogil:
+    """Where a member sums a block that it unpacks then, or what stands for it."""
+    return otherwise if r.unpacked == NULL else r.block_sums + member * r.sums_of_block
+
+
+cdef void unpack_block(
+    const Bptt *r, int which, Py_ssize_t block, char *sums, Clock *clock
+) noexcept nogil:
+    """One block's sums into the canonical gradient of W_ih, or of W_hh's phase which - 1."""
+    cdef rk_packing job
+    if r.unpacked == NULL:
+        return
+    charge(clock, WEIGHT_GRADIENTS)
+    job = r.unpacked[which].job
+    job.packed = sums - block * job.k * job.gates * r.units * r.item
+    job.block_begin, job.block_end = block, block + 1
+    r.kernels.unpack(&job)
+    charge(clock, UNPACK)
+
+
 cdef void add_recurrent_gradient(
-    const Bptt *r, const Chunk *c, int shard, int phase, Py_ssize_t block
+    const Bptt *r, const Chunk *c, int shard, int phase, Py_ssize_t block, int member, Clock *clock
 ) noexcept nogil:
     """A shard's part of dW_hh of one phase and unit block."""
     cdef const rk_window *window = &r.cell.recurrent[phase]
     cdef Py_ssize_t b_row = r.gradient_slots * r.units
     cdef rk_product p = block_gradient(r, window, r.recurrent_gradient[phase], block, r.P)
     cdef const char *dgates = r.dgates + (block * r.dgates_block + window.slot * r.units) * r.item
-    p.c_row = r.hidden_c[phase]
+    cdef char *sums = own_sums(r, member, <char *>p.c)
+    p.c, p.c_row = sums, r.hidden_c[phase]
     if phase > 0:
         p.a_row = r.flat_a
         add_outer(r, c, shard, &p, r.early, r.pitch, dgates, b_row)
     else:
         p.a_row = r.group_a
         add_outer(r, c, shard, &p, r.h_groups, GROUP, dgates, b_row)
+    unpack_block(r, 1 + phase, block, sums, clock)
 
 
 cdef void add_table_gradient(
@@ -89,7 +112,7 @@ cdef void add_table_gradient(
     cdef const rk_window *window = &r.cell.input
     cdef rk_lookup look
     cdef Py_ssize_t size = r.table_rows * window.slots * r.units * r.item, first = 0
-    if r.table_gradient == r.input_gradient:
+    if r.one_hot:
         look.rows, first = c.shard_rows[shard], c.place[shard]
         look.table = r.table_gradient + shard * r.shard_bytes
     elif r.table_gradient != NULL and shard == 0:
@@ -97,7 +120,7 @@ cdef void add_table_gradient(
     else:
         return
     look.table = <char *>look.table + block * size
-    if c.first and r.table_gradient == r.input_gradient:
+    if c.first and r.one_hot:
         memset(look.table, 0, size)
     look.blocks = 1
     look.vectors = look.last_vectors = window.slots * r.cell.unit_vectors
@@ -111,7 +134,7 @@ cdef void add_table_gradient(
 
 
 cdef void add_input_gradients(
-    const Bptt *r, const Chunk *c, int shard, Py_ssize_t block
+    const Bptt *r, const Chunk *c, int shard, Py_ssize_t block, int member, Clock *clock
 ) noexcept nogil:
     """A shard's part of one unit block of dW_ih, of the sums by rows of a table, and of the bias
     gradients."""
@@ -120,11 +143,14 @@ cdef void add_input_gradients(
     cdef rk_row_sums sums
     cdef Py_ssize_t b_row = r.gradient_slots * r.units
     cdef char *dgates = r.dgates + block * r.dgates_block * r.item
+    cdef char *own
     if r.x_groups != NULL:
-        p.a_row, p.c_row = r.group_a, r.input_c
+        own = own_sums(r, member, <char *>p.c)
+        p.c, p.a_row, p.c_row = own, r.group_a, r.input_c
         add_outer(
             r, c, shard, &p, r.x_groups, GROUP, dgates + window.slot * r.units * r.item, b_row
         )
+        unpack_block(r, 0, block, own, clock)
 
     add_table_gradient(r, c, shard, block)
     sums.rows = c.shard_rows[shard]
@@ -193,9 +219,11 @@ cdef void add_gradients(
         return
     piece -= pieces
     if piece < r.blocks:
-        add_input_gradients(r, c, shard, piece)
+        add_input_gradients(r, c, shard, piece, member, clock)
     elif piece < r.blocks * (1 + r.cell.phases):
-        add_recurrent_gradient(r, c, shard, piece // r.blocks - 1, piece % r.blocks)
+        add_recurrent_gradient(
+            r, c, shard, piece // r.blocks - 1, piece % r.blocks, member, clock
+        )
     else:
         add_projection_gradient(r, c, shard, piece - r.blocks * (1 + r.cell.phases))
     charge(clock, WEIGHT_GRADIENTS)
@@ -225,7 +253,9 @@ cdef void table_gradient(const Bptt *r, Py_ssize_t begin, int member) noexcept n
         )
 
 
-cdef void add_constant_gradient(const Bptt *r, Py_ssize_t block) noexcept nogil:
+cdef void add_constant_gradient(
+    const Bptt *r, Py_ssize_t block, int member, Clock *clock
+) noexcept nogil:
     """One unit block of dW_ih where x does not change: its rows with the sums over their steps."""
     cdef const rk_window *window = &r.cell.input
     cdef rk_product p = block_gradient(r, window, r.input_gradient, block, r.I)
@@ -237,7 +267,9 @@ cdef void add_constant_gradient(const Bptt *r, Py_ssize_t block) noexcept nogil:
     p.a_inner, p.b_inner = -r.x_time, -width
     p.a_row, p.c_row = r.flat_a, r.input_c
     p.init, p.init_block = r.zeros, 0
+    p.c = own_sums(r, member, <char *>p.c)
     r.kernels.product(&p)
+    unpack_block(r, 0, block, <char *>p.c, clock)
 
 
 cdef void finish_gradients(
@@ -253,7 +285,7 @@ cdef void finish_gradients(
         if task < 0:
             break
         if r.constant:
-            add_constant_gradient(r, task)
+            add_constant_gradient(r, task, team.mate, clock)
             charge(clock, WEIGHT_GRADIENTS)
         else:
             table_gradient(r, task * DX_ROWS, team.mate)

@@ -511,35 +511,76 @@ cdef void add(real *sums, const real *others, Py_ssize_t count) noexcept nogil:
 cdef class PackedGradients:
     """Gradients of one layer and direction's weights, summed in the packed layout.
 
+    Parameters are the weights, the shards of the batch, each with sums of its own that are added in
+    the end, the canonical gradients of W_ih and W_hh (rows contiguous) to be written at last, of
+    W_ih only these `columns` (intp), and zeros to the others, unless they are None, and whether all
+    steps are one chunk: then a block of these is unpacked by who has summed it, while it is in
+    cache, and all of them have no place here. Sums by columns have.
+
     Of all but the biases the first sums are written, not added: zeros beforehand would be one more
-    pass over memory. A batch may be in shards, with sums of their own that are added in the end.
+    pass over memory.
     """
 
-    def __init__(self, PackedWeights weights, int shards):
-        cdef int phase, sized, shard
-        cdef Py_ssize_t place = 0, row = weights.blocks * weights.units * weights.item
+    def __init__(
+        self, PackedWeights weights, int shards, weight_ih, weight_hh, columns, bint direct
+    ):
+        if columns is not None:
+            columns = np.ascontiguousarray(columns, np.intp)
         self.weights, self.shards = weights, shards
+        self.arrays, self.direct = (weight_ih, weight_hh, columns), direct
+        self.fresh = True
+        self.lay_out()
+        self.find_panels()
+
+    cdef int lay_out(self) except -1:
+        cdef int phase, sized, shard
+        cdef PackedWeights w = self.weights
+        cdef Py_ssize_t place = 0, row = w.blocks * w.units * w.item
         for sized in range(2):  # first how much it is, then where
             if sized:
                 self.shard_bytes = place
-                self.memory = new_memory(shards * place)
+                self.memory = new_memory(self.shards * place)
                 place = aligned(address(self.memory))
-            self.bias = carve(&place, weights.gradient_slots * row)
-            self.input = carve(&place, weights.input_size * weights.cell.input.slots * row)
-            for phase in range(weights.cell.phases):
+            self.bias = carve(&place, w.gradient_slots * row)
+            if not self.direct or self.arrays[2] is not None:
+                self.input = carve(&place, w.input_size * w.cell.input.slots * row)
+            for phase in range(0 if self.direct else w.cell.phases):
                 self.recurrent[phase] = carve(
-                    &place, weights.projected_size * weights.cell.recurrent[phase].slots * row
+                    &place, w.projected_size * w.cell.recurrent[phase].slots * row
                 )
-            if weights.projection != NULL:
+            if w.projection != NULL:
                 self.projection = carve(
                     &place,
-                    weights.column_blocks(weights.hidden_size) * weights.projected_size
-                    * RK_TRANSPOSED_VECTORS * weights.kernels.lanes * weights.item,
+                    w.column_blocks(w.hidden_size) * w.projected_size
+                    * RK_TRANSPOSED_VECTORS * w.kernels.lanes * w.item,
                 )
         self.end = <char *>place
-        self.fresh = True
-        for shard in range(shards):
-            memset(self.bias + shard * self.shard_bytes, 0, weights.gradient_slots * row)
+        for shard in range(self.shards):
+            memset(self.bias + shard * self.shard_bytes, 0, w.gradient_slots * row)
+        return 0
+
+    cdef int find_panels(self) except -1:
+        cdef PackedWeights w = self.weights
+        cdef int phase
+        weight_ih, weight_hh, columns = self.arrays
+        if w.cell.input.slots < w.cell.gates:  # a gate whose weights have no effect
+            weight_ih[...] = 0
+            weight_hh[...] = 0
+        w.fill_job(&self.panels[0].job, weight_ih, &w.cell.input, self.input)
+        if columns is not None:
+            if w.input_size == 0:
+                weight_ih[...] = 0
+            self.panels[0].job.k = w.input_size
+            self.panels[0].job.columns = <const Py_ssize_t *><Py_ssize_t>address(columns)
+        for phase in range(w.cell.phases):
+            w.fill_job(
+                &self.panels[1 + phase].job, weight_hh, &w.cell.recurrent[phase],
+                self.recurrent[phase],
+            )
+        for phase in range(1 + w.cell.phases):
+            self.panels[phase].move = w.kernels.unpack
+            self.panels[phase].blocks = w.blocks
+        return 0
 
     cdef bint begin(self, bint at_once) noexcept:
         """Whether the sums are yet to be begun, as the caller then does; where W_ih's are
@@ -547,7 +588,7 @@ cdef class PackedGradients:
         cdef bint fresh = self.fresh
         cdef int shard
         self.fresh = False
-        for shard in range(self.shards if fresh and at_once else 0):
+        for shard in range(self.shards if fresh and at_once and not self.direct else 0):
             memset(self.input + shard * self.shard_bytes, 0, self.recurrent[0] - self.input)
         return fresh
 
@@ -563,51 +604,31 @@ cdef class PackedGradients:
             else:
                 add(<double *>self.bias, <double *>others, size // 8)
 
-    def unpack(
-        self,
-        weight_ih,
-        weight_hh,
-        bias_ih,
-        bias_hh,
-        int threads,
-        weight_ch=None,
-        weight_hr=None,
-        columns=None,
-    ):
-        """Writes the canonical gradients into the arrays (rows contiguous); those from the biases
-        on may be None. With `columns` those of W_ih go there, and zeros to the others."""
-        cdef int phase, team, count = 1
+    def unpack(self, bias_ih, bias_hh, weight_ch, weight_hr, int threads):
+        """Writes the canonical gradients, into these arrays (rows contiguous), which may be None,
+        and what is left of W_ih's and W_hh's."""
         cdef PackedWeights w = self.weights
+        cdef int phase, team, count = 1 + w.cell.phases
         cdef Py_ssize_t size
-        cdef Panel[3] panels
         cdef long long began = nanoseconds()
         if self.begin(False):  # there were no steps
-            memset(self.input, 0, self.end - self.input)
+            memset(self.bias, 0, self.end - self.bias)
+            if self.direct:
+                self.arrays[0][...] = 0
+                self.arrays[1][...] = 0
         else:
             self.add_shards()
-        if w.cell.input.slots < w.cell.gates:  # a gate whose weights have no effect
-            for array in (weight_ih, weight_hh, bias_ih, bias_hh, weight_ch):
+        if w.cell.input.slots < w.cell.gates:
+            for array in (bias_ih, bias_hh, weight_ch):
                 if array is not None:
                     array[...] = 0
-        w.fill_job(&panels[0].job, weight_ih, &w.cell.input, self.input)
-        if columns is not None:
-            columns = np.ascontiguousarray(columns, np.intp)
-            if w.input_size == 0:
-                weight_ih[...] = 0
-            panels[0].job.k = w.input_size
-            panels[0].job.columns = <const Py_ssize_t *><Py_ssize_t>address(columns)
-        for phase in range(w.cell.phases):
-            w.fill_job(
-                &panels[count].job, weight_hh, &w.cell.recurrent[phase], self.recurrent[phase]
-            )
-            count += 1
-        for phase in range(count):
-            panels[phase].move = w.kernels.unpack
-            panels[phase].blocks = w.blocks
-        size = (w.input_size + w.projected_size) * w.cell.gates * w.hidden_size * w.item
-        team = team_to_move(size, threads)
-        with nogil:
-            run_panels(panels, count, team)
+        if self.direct:
+            count = self.input != NULL
+        if count > 0:
+            size = (w.input_size + w.projected_size) * w.cell.gates * w.hidden_size * w.item
+            team = team_to_move(size, threads)
+            with nogil:
+                run_panels(self.panels, count, team)
         if weight_ch is not None:
             copy_rows(data(weight_ch), self.bias, w.gradient_slots, &w.cell.peephole, w)
         if weight_hr is not None:
