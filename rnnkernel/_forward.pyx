@@ -59,7 +59,7 @@ cdef void set_weights(Run *r, PackedWeights w, Py_ssize_t N) noexcept:
     r.c0, r.c0_row, r.c0_block = NULL, r.units, N * r.units
     r.keeps = False
     r.panels = NULL
-    r.passing = 0
+    r.panel_count = r.passing = 0
     r.passing_panels, r.passing_bytes = NULL, 0
     r.back = False
     r.spent = NULL

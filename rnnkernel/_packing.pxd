@@ -51,7 +51,8 @@ cdef class PackedWeights:
     ) except -1
     cdef int pack_vectors(self, bias_ih, bias_hh, weight_ch) except -1
     cdef int pack(self, int first, int threads) except -1
-    cdef int pack_all(self, int threads) except -1
+    cdef bint is_packed(self) noexcept
+    cdef int pack_rest(self, int first, int threads) except -1
     cdef char *moved(self, list parts, char *part, Py_ssize_t count, dtype) except NULL
     cdef char *shrunk(self, list parts, char *part, Py_ssize_t rows, int slots) except NULL
     cdef char *scale(self, list parts, scale, const rk_window *window) except NULL
@@ -68,7 +69,8 @@ cdef PackedWeights pack_weights(
     cell_clip, weight_hr, bint through_input, columns,
 )
 cdef PackedWeights prepare_weights(
-    int cell, weight_ih, weight_hh, bias_ih, bias_hh, weight_ch, cell_clip, weight_hr, columns
+    int cell, weight_ih, weight_hh, bias_ih, bias_hh, bint transposed, weight_ch, cell_clip,
+    weight_hr,
 )
 cdef void run_blocks(const Panel *panel, Py_ssize_t begin, Py_ssize_t end) noexcept nogil
 cdef void pack_share(const Panel *panels, int count, int part, int parts) noexcept nogil

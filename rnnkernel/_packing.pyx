@@ -170,21 +170,20 @@ cdef PackedWeights pack_weights(
         cell, weight_ih, weight_hh, bias_ih, bias_hh, transposed, weight_ch, cell_clip, weight_hr,
         through_input, columns,
     )
-    w.pack_all(threads)
+    w.pack_rest(0, threads)
     return w
 
 
 cdef PackedWeights prepare_weights(
-    int cell, weight_ih, weight_hh, bias_ih, bias_hh, weight_ch, cell_clip, weight_hr, columns
+    int cell, weight_ih, weight_hh, bias_ih, bias_hh, bint transposed, weight_ch, cell_clip,
+    weight_hr,
 ):
-    """A PackedWeights for one pass of inference that packs W_ih and W_hh itself, by `pack_share` of
-    the first 1 + phases panels; all else is there."""
+    """A PackedWeights for one pass whose panels are yet to be packed."""
     cdef PackedWeights w = PackedWeights.__new__(PackedWeights)
     w.prepare(
-        cell, weight_ih, weight_hh, bias_ih, bias_hh, False, weight_ch, cell_clip, weight_hr,
-        False, columns,
+        cell, weight_ih, weight_hh, bias_ih, bias_hh, transposed, weight_ch, cell_clip, weight_hr,
+        transposed, None,
     )
-    w.pack(1 + w.cell.phases, 1)
     return w
 
 
@@ -217,7 +216,7 @@ cdef class PackedWeights:
             cell, weight_ih, weight_hh, bias_ih, bias_hh, transposed, weight_ch, cell_clip,
             weight_hr, through_input, columns,
         )
-        self.pack_all(threads)
+        self.pack_rest(0, threads)
 
     cdef int prepare(
         self,
@@ -389,9 +388,13 @@ cdef class PackedWeights:
             run_panels(&self.panels[first], self.panel_count - first, team)
         return 0
 
-    cdef int pack_all(self, int threads) except -1:
+    cdef bint is_packed(self) noexcept:
+        return self.sources is None
+
+    cdef int pack_rest(self, int first, int threads) except -1:
+        """The same, after which all are packed that are to be."""
         cdef long long began = nanoseconds()
-        self.pack(0, threads)
+        self.pack(first, threads)
         self.sources = None
         call = current_call()
         if call is not None:

@@ -71,17 +71,13 @@ cdef inline Py_ssize_t first_of(layer, list arrays, Py_ssize_t index) except -1:
     return len(arrays) // <Py_ssize_t>len(layer._suffixes) * index
 
 
-cdef PackedWeights pack_one(layer, list arrays, Py_ssize_t index, bint training, int threads):
-    return pack_places(layer, arrays, first_of(layer, arrays, index), training, threads, None)
-
-
-cdef PackedWeights prepare_one(layer, list arrays, Py_ssize_t index):
+cdef PackedWeights prepare_one(layer, list arrays, Py_ssize_t index, bint training):
     cdef Places at = places_of(layer, first_of(layer, arrays, index))
     return prepare_weights(
         layer._cell.index, arrays[at.weight_ih], arrays[at.weight_hh],
-        at_place(arrays, at.bias_ih), at_place(arrays, at.bias_hh),
+        at_place(arrays, at.bias_ih), at_place(arrays, at.bias_hh), training,
         at_place(arrays, at.weight_ch), layer.options.get("cell_clip"),
-        at_place(arrays, at.weight_hr), None,
+        at_place(arrays, at.weight_hr),
     )
 
 

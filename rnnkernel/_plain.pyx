@@ -122,9 +122,11 @@ def infer(called, x, state, num_threads, lengths=None):
         for d in range(D):
             index = k * D + d
             if packed is None:
-                w = prepare_one(layer, arrays, index)
+                w = prepare_one(layer, arrays, index, False)
                 if ticket >= 0:
-                    w.pack_all(threads)
+                    w.pack_rest(0, threads)
+                else:  # the pass packs W_ih and W_hh itself
+                    w.pack(1 + w.cell.phases, 1)
             else:
                 w = packed[index]
             weights.append(w)

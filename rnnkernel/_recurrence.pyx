@@ -559,7 +559,7 @@ cdef void prepare_weights_of(
     """What one member of a team does before the first step: its share of panels and table."""
     cdef Py_ssize_t i = member
     cdef Clock clock = start_clock(r.spent, member)
-    if r.panels != NULL:
+    if r.panel_count > r.passing:
         pack_share(&r.panels[r.passing], r.panel_count - r.passing, member, members)
         charge(&clock, PACK)
         # of units each uses what it has packed, where nobody takes them

@@ -223,6 +223,23 @@ cdef int share(Stack *s, bint training, int threads) except -1:
 # -- a call ------------------------------------------------------------------------------------
 
 
+cdef int divide_unpacked(
+    Pass *one, PackedWeights w, Scratch scratch, int team, Py_ssize_t piece, int threads
+) except -1:
+    """Divides a pass and packs its weights if nobody has, but for those that pass by."""
+    cdef Run *r = &one.run
+    if w.is_packed() or r.panels != NULL:
+        divide(r, &one.plan, scratch, team, piece)
+        return 0
+    r.panels, r.panel_count = w.panels, 1 + w.cell.phases
+    divide(r, &one.plan, scratch, team, piece)
+    w.pack_rest(r.passing, threads)
+    if r.passing == 0:
+        r.panels = NULL
+    r.panel_count = r.passing
+    return 0
+
+
 cdef int run_stack(
     Pass *passes, int layers, int directions, list weights, Scratch scratch, indices, int threads
 ) except -1:
@@ -238,7 +255,7 @@ cdef int run_stack(
     share(&s, (<PackedWeights>weights[0]).for_training(), threads)
     for i in range(count):
         one = &passes[i]
-        divide(&one.run, &one.plan, scratch, s.size, max(1, min(s.piece, one.run.T)))
+        divide_unpacked(one, weights[i], scratch, s.size, max(1, min(s.piece, one.run.T)), threads)
         size = max(size, one.plan.team)
         even = even and (one.plan.even or s.teams > 1)
         if s.pieces > 1:  # pieces are chunks

@@ -24,7 +24,7 @@ from rnnkernel._arrays cimport (
     time_first,
 )
 from rnnkernel._packing cimport PackedWeights
-from rnnkernel._parameters cimport pack_one, plain_parameters
+from rnnkernel._parameters cimport plain_parameters, prepare_one
 from rnnkernel._sizes cimport Sizes, sizes_of
 from rnnkernel._states cimport copy_row
 from rnnkernel._tape cimport Pass, Tape
@@ -69,7 +69,7 @@ def train(layer, x, state, int threads, lengths=None):
     if not steps.batched and state is not None:
         initial = [array[:, None] for array in initial]
     layout = LAYOUTS[batch_first][steps.batched]
-    weights = [pack_one(layer, arrays, index, True, threads) for index in range(count)]
+    weights = [prepare_one(layer, arrays, index, True) for index in range(count)]
     x = kept_x(time_first(layout, x), lengths, threads)
     shape = steps.T, steps.N
     y, finals, passes = unroll(
@@ -110,6 +110,7 @@ def unroll(
     y : (T, N, D*P), or None
         Where to write, if not to a new array; units contiguous.
     weights : PackedWeights of each layer and direction
+        Not yet packed ones are of this call alone, which packs what backward or a later step needs.
     keeps : bool
         Whether the passes are to have reserves, and nothing of them is used twice.
     traced : bool
