@@ -224,6 +224,11 @@ cdef void take_room(Bptt *r, Memory *m) noexcept:
     r.table_at, r.table_dgates = take_offsets(m, most), take_offsets(m, most)
 
 
+cdef inline int rooms_of(const Bptt *r) noexcept:
+    """How many chunks are under way at most."""
+    return 0 if not r.apart else 1 if r.chunk_rows == r.count else ROOMS
+
+
 cdef const Py_ssize_t *sections_in(const Bptt *r) noexcept:
     """Their bounds, where rows differ."""
     return r.section if r.alive != NULL else NULL
@@ -285,7 +290,7 @@ cdef Py_ssize_t lay_out(Bptt *r, char *base, Py_ssize_t sums, int team) except -
     if r.apart:
         r.rooms = <Bptt *>take(&m, ROOMS * sizeof(Bptt))
         other = r[0]
-        for room in range(ROOMS):
+        for room in range(rooms_of(r)):
             if room > 0:
                 take_room(&other, &m)
             if base != NULL:
@@ -342,7 +347,7 @@ cdef void clear_memory(Bptt *r) noexcept:
     # where a block is several vectors the cell leaves out those past H, and products do not
     if r.cell.unit_vectors > 1:
         memset(r.dgates, 0, r.blocks * r.dgates_block * r.item)
-        for room in range(1, ROOMS if r.apart else 1):
+        for room in range(1, rooms_of(r)):
             memset(r.rooms[room].dgates, 0, r.blocks * r.dgates_block * r.item)
 
 
@@ -392,8 +397,12 @@ def shards_of(PackedWeights w, Py_ssize_t T, Py_ssize_t N):
 
 
 def is_one_chunk(PackedWeights w, Py_ssize_t T, Py_ssize_t N):
-    """Whether T steps of N rows are so few, and their gradients are in one shard."""
-    return T * N <= max(CHUNK_ROWS, N) and shards_of(w, T, N) == 1
+    """Whether T steps of N rows are one, whose gradients are in one shard: they are few, or what is
+    kept of them takes no more than these gradients would, packed."""
+    cdef Py_ssize_t inputs = w.input_size + w.projected_size
+    cdef double kept = <double>T * N * (w.gradient_slots * w.hidden_size + inputs)
+    few = T * N <= max(CHUNK_ROWS, N) or kept <= w.cell.gates * w.hidden_size * inputs
+    return few and shards_of(w, T, N) == 1
 
 
 def sums_of_dgates(PackedWeights w, Py_ssize_t table_rows):
@@ -423,7 +432,9 @@ cdef int prepare(Bptt *r, BackwardPass of, Scratch scratch, int team) except -1:
     cdef Py_ssize_t sums_size = 0
     if r.table_gradient == NULL and (r.dtable != NULL or r.constant):
         sums_size = r.blocks * r.table_rows * r.cell.input.slots * r.units
-    r.chunk_rows = min(r.count, max(CHUNK_ROWS * (r.shards if team > 1 else 1), r.N))
+    r.chunk_rows = r.count
+    if r.unpacked == NULL:
+        r.chunk_rows = min(r.count, max(CHUNK_ROWS * (r.shards if team > 1 else 1), r.N))
     r.dx_rows = DX_ROWS
     if r.cell.gates * r.H * r.I * r.item > LARGE_WEIGHTS:
         r.dx_rows = max(DX_ROWS, (r.chunk_rows + team - 1) // team)
@@ -436,7 +447,7 @@ cdef int prepare(Bptt *r, BackwardPass of, Scratch scratch, int team) except -1:
         for i in range(1, team):
             rk_expel(&r.flags[i], LATE + i - 1)
     if of.of.rows is None:
-        for i in range(ROOMS if r.apart else 1):
+        for i in range(max(1, rooms_of(r))):
             list_all_rows(&r.rooms[i] if r.apart else r)
     into_tile(r, of.dh_n, r.dh, r.P)
     if r.cell.states == 2:

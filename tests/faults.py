@@ -359,7 +359,7 @@ FAULTS = [
     Fault(
         "token ids: sums by id begin with what lay there",
         GRADIENTS,
-        "if c.first and r.table_gradient == r.input_gradient:",
+        "if c.first and r.one_hot:",
         "if False:",
         **only("ids"),
     ),
@@ -510,6 +510,32 @@ FAULTS = [
         "if begin < past and end > first and rk_passed(&r.parts[i]) <= p.done:",
         "if begin < past and end > first and rk_passed(&r.parts[i]) < p.done:",
         **only("split_backward", "apart"),
+    ),
+    Fault(
+        "gradients of one chunk: a block's sums go where the first's belong",
+        GRADIENTS,
+        "job.block_begin, job.block_end = block, block + 1",
+        "job.block_begin, job.block_end = 0, 1",
+    ),
+    Fault(
+        "gradients of one chunk: members sum their blocks in one place",
+        GRADIENTS,
+        "r.block_sums + member * r.sums_of_block",
+        "r.block_sums",
+        **only("split_backward"),
+    ),
+    Fault(
+        "gradients of one chunk: more steps are taken for one",
+        BACKWARD,
+        "few = T * N <= max(CHUNK_ROWS, N) or",
+        "few = T * N <= max(CHUNK_ROWS, N) + 10**9 or",
+        **only("checkpoints"),
+    ),
+    Fault(
+        "training: W_hh passes by where steps follow",
+        "rnnkernel/_stack.pyx",
+        "w.pack_rest(r.passing, threads)",
+        "w.pack_rest(r.passing + 1, threads)",
     ),
     Fault(
         "shards: a single step is summed in two",
