@@ -187,6 +187,7 @@ setup(
             extension("_scratch"),
             extension("_kept"),
             extension("_recurrence"),
+            extension("_cores"),
             extension("_teamwork"),
             extension("_plan"),
             extension("_forward"),

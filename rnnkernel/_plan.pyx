@@ -4,7 +4,8 @@ A way is chosen by the time that it would take, roughly, from a few measured fig
 the same with any.
 """
 
-from rnnkernel._kernels cimport reads_fast, usable_threads
+from rnnkernel._cores cimport Cores, Level, cores
+from rnnkernel._kernels cimport usable_threads
 from rnnkernel._recurrence cimport BOTH, TABLE_ROWS, Plan, Run, panel_bytes
 from rnnkernel._rows cimport bound_by_length, part
 from rnnkernel._scratch cimport Scratch
@@ -23,9 +24,6 @@ SERIAL_FLOPS = 400e3
 # True opens a team for any call of more, whatever it costs. Results are the same, as tests show by
 # setting it.
 TEAMS_ARE_FREE = False
-
-# What several threads do at once takes up to so much longer, since they share caches and power.
-cdef double CROWDING = 0.1 if reads_fast() else 0.2
 
 # Packing a weight takes as long as so much.
 cdef double PACKING = 10
@@ -55,27 +53,6 @@ LATE = None
 # comes back to them: what else a step touches is there too.
 cdef double L2_BYTES = 768e3
 
-# Of this machine, for a choice between two ways; that of a usual core where it is not told.
-cdef extern from *:
-    """
-    #include <unistd.h>
-    static double rk_l2_size(void) {
-    #ifdef _SC_LEVEL2_CACHE_SIZE
-        const long size = sysconf(_SC_LEVEL2_CACHE_SIZE);
-        if (size > 0)
-            return (double)size;
-    #endif
-        return 1 << 20;
-    }
-    """
-    double rk_l2_size()
-
-cdef double L2_SIZE = rk_l2_size()
-
-# Of a usual one of AMD's: sysconf tells that of all of a processor together.
-cdef double L3_SIZE = 32 << 20
-cdef bint READS_FAST = reads_fast()
-
 
 # -- the time that it takes ----------------------------------------------------------------------
 
@@ -99,7 +76,7 @@ cdef int team_size(double flops, Py_ssize_t tiles, int threads) except -1:
 
 
 cdef double gain(double alone, double shared, double opening, int team) except? -1:
-    return alone - shared - (CROWDING * shared + opening) * teamwork(team)
+    return alone - shared - (cores().crowding * shared + opening) * teamwork(team)
 
 
 cdef bint pays_off(double gained) except -1:
@@ -111,16 +88,15 @@ cdef bint pays_off(double gained) except -1:
 cdef bint training_pays_off(
     double flops, double weight_bytes, double rows, Py_ssize_t item, int team
 ) except -1:
-    # What a step does beside its products counts as three more rows, fewer than one for units.
-    cdef double products = flops * item / 320e3, passing = 3e-4 * weight_bytes, opening = 100
-    if READS_FAST:  # but not from a core with which it has no L3 in common: then weights are dear
-        products, passing = 0.8 * products, 0.4 * passing
-        opening = 130 + 4e-4 * min(weight_bytes, 600e3)
+    cdef const Cores *core = cores()
+    cdef double products = flops * item / (4e3 * core.gigaflops)
+    cdef double passing = core.passing * weight_bytes
+    # what a step does beside its products counts as three more rows, fewer than one for units
     cdef double share = max(rows / team, 0.7)
     cdef double slower = (1 + 3 / share) / (1 + 3 / rows)
     return pays_off(gain(
-        products + passing, products / team * slower + passing / ((1 + CROWDING) * team),
-        opening, team,
+        products + passing, products / team * slower + passing / ((1 + core.crowding) * team),
+        core.opening + core.opening_byte * min(weight_bytes, 600e3), team,
     ))
 
 
@@ -138,27 +114,19 @@ cdef Py_ssize_t weights_of_block(const Run *r) noexcept:
 cdef double step_time(const Run *r, Py_ssize_t rows, Py_ssize_t blocks) noexcept:
     """Microseconds that a thread takes for a step of some rows of some blocks, roughly.
 
-    It takes 0.3 us by itself. The products of a row take 5 ns for 256 weights in float32, and half
-    of the time that the weights take to arrive, once: at 80 GB/s where a core's L2 holds those of
-    all its blocks. From beyond they come at 20 GB/s, in time for products that take longer, which
-    they delay a little. Where a core reads fast they come at 112 and 80 GB/s and delay nothing,
-    unless they are a third of an L3, or there is one step, before which nobody has read them.
+    It takes 0.3 us by itself. The products of a row take 5 ns for 256 weights in float32; what their
+    arrival adds depends on the core, and on where those of all its blocks are.
     """
-    cdef double weights = <double>blocks * weights_of_block(r)
-    cdef double products = rows * weights * r.item * 5e-6, arrival = weights * r.weight_item / 80e3
-    cdef bint in_l2 = weights * r.weight_item < 0.75 * L2_SIZE
-    if READS_FAST and in_l2:
-        arrival *= 80.0 / 112
-        return 0.3 + max(products, arrival) + (0.5 * arrival if r.T == 1 else 0)
-    if READS_FAST:
+    cdef double weights = <double>blocks * weights_of_block(r), size = weights * r.weight_item
+    cdef const Cores *core = cores()
+    cdef const Level *level = &core.l2
+    cdef double products = rows * weights * r.item * 5e-6, arrival
+    if size >= 0.75 * core.l2_bytes:
+        level = &core.beyond if size > core.beyond_bytes else &core.l3
+    arrival = size / (1e3 * level.gigabytes)
+    if level.hides:
         products = max(products, arrival)
-        if weights * r.weight_item > 0.3 * L3_SIZE:
-            products += 1.2 * arrival
-        return 0.3 + products + (0.2 * arrival if r.T == 1 else 0)
-    if in_l2:
-        return 0.3 + products + 0.5 * arrival
-    arrival *= 4
-    return 0.3 + max(products, arrival) + 0.15 * arrival
+    return 0.3 + products + (level.delay_once if r.T == 1 else level.delay) * arrival
 
 
 cdef double shared_step(const Run *r, Py_ssize_t rows, int team, bint units) except -1:
@@ -166,14 +134,13 @@ cdef double shared_step(const Run *r, Py_ssize_t rows, int team, bint units) exc
 
     Of units each thread streams only its own weights, which several threads' L2 may hold together;
     for that all wait for the last one, meet, in up to 0.45 us (rnnkernel/_teamwork.pyx), and read
-    what the others have written of h. AMD's cores that have no L3 in common are slow at that, and
-    wait for one another's rows of y, too.
+    what the others have written of h.
     """
     cdef double apart = teamwork(team) if team > 1 else 0
-    cdef double byte = 60e-6 + 540e-6 * apart if READS_FAST else 200e-6 * apart, waiting
+    cdef const Cores *core = cores()
+    cdef double byte = core.byte + core.byte_apart * apart
     if not units:
-        waiting = 0.6 * apart if READS_FAST else 0
-        return step_time(r, (rows + team - 1) // team, r.blocks) + waiting
+        return step_time(r, (rows + team - 1) // team, r.blocks) + core.rows_apart * apart
     return 1.01 * step_time(r, rows, (r.blocks + team - 1) // team) + r.cell.phases * (
         0.25 + 0.45 * apart + rows * r.P * r.item * byte
     )

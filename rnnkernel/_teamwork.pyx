@@ -15,7 +15,8 @@ from cython.parallel cimport parallel
 
 from rnnkernel._clock cimport nanoseconds
 from rnnkernel._crowd cimport is_crowded
-from rnnkernel._kernels cimport reads_fast, usable_threads
+from rnnkernel._cores cimport cores
+from rnnkernel._kernels cimport usable_threads
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._team cimport rk_flag, rk_member, rk_members, rk_time_meetings
 
@@ -30,11 +31,9 @@ cdef double NEAR = 0.05, FAR = 0.3
 cdef long long AWAKE = 5_000_000
 
 # One thread moves fewer bytes faster, where teamwork costs the most, and in proportion to that
-# where it costs less; many more where it costs NEIGHBOURS or more between cores of AMD's, which
-# have no L3 in common then.
+# where it costs less. From NEIGHBOURS on cores have no L3 in common, where the machine has several.
 cdef double SERIAL_BYTES = 1 << 20
 cdef double NEIGHBOURS = 0.5
-cdef double FAR_BYTES = 8 * SERIAL_BYTES if reads_fast() else SERIAL_BYTES
 
 # Nanoseconds that a measurement holds for.
 cdef long long A_WHILE = 200_000_000
@@ -99,13 +98,13 @@ cdef void note_call() noexcept nogil:
 
 cdef int team_to_move(Py_ssize_t size, int threads) except -1:
     cdef int team = usable_threads(threads)
-    cdef double apart
+    cdef double apart, far = cores().serial_bytes
     if team < 2 or size < 0.05 * SERIAL_BYTES or is_crowded(0):
         return 1
     if size < SERIAL_BYTES and are_asleep():
         return 1
-    if size < FAR_BYTES:
+    if size < far:
         apart = teamwork(team)
-        if size < apart * (SERIAL_BYTES if apart < NEIGHBOURS else FAR_BYTES):
+        if size < apart * (SERIAL_BYTES if apart < NEIGHBOURS else far):
             return 1
     return team

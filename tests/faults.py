@@ -44,15 +44,15 @@ FAULTS = [
     Fault(
         "a team opens for nothing",
         PLAN,
-        "alone - shared - (CROWDING * shared + opening) * teamwork(team)",
+        "alone - shared - (cores().crowding * shared + opening) * teamwork(team)",
         "alone - shared",
         **only("pays_off"),
     ),
     Fault(
         "training opens a team as inference does",
         PLAN,
-        "passing / ((1 + CROWDING) * team), opening, team",
-        "passing / ((1 + CROWDING) * team), 10, team",
+        "core.opening + core.opening_byte * min(weight_bytes, 600e3), team",
+        "10, team",
         **only("pays_off"),
     ),
     Fault(

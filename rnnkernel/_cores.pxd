@@ -1,0 +1,25 @@
+# Where weights are read from while rows are multiplied with them.
+cdef struct Level:
+    double gigabytes              # a second
+    bint hides                    # whether a step takes the longer of products and arrival
+    double delay                  # how much of the arrival comes on top,
+    double delay_once             # and in a single step, before which nobody has read them
+
+
+# Figures of a core; what two threads pass to each other at the most that a meeting may cost
+# (rnnkernel/_teamwork.pyx). No result depends on them.
+cdef struct Cores:
+    Level l2, l3, beyond
+    double beyond_bytes           # weights of more come from beyond L3
+    double crowding               # share of the time by which threads at once take longer
+    double byte, byte_apart       # us a byte of h that another core wrote: at least, and beside that
+    double rows_apart             # us that threads wait for each other's rows of y in a step
+    double gigaflops              # of float32 in training
+    double passing                # us a byte of weights that training passes on
+    double opening, opening_byte  # us to open a team for training, and a byte of its weights
+    double serial_bytes           # one thread moves fewer bytes faster than threads without a
+                                  # common L3
+    double l2_bytes               # of this machine
+
+
+cdef const Cores *cores() noexcept nogil
