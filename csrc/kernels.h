@@ -159,7 +159,7 @@ static const rk_kernels
 #undef ivec
 #undef LANES
 #undef RK_ACCUMULATORS
-#undef RK_BROUGHT
+#undef RK_TILES_ASK
 #undef RK_PANEL_BYTES
 #undef RK_FEWEST_TILES
 #undef RK_L2_BYTES
@@ -171,6 +171,7 @@ static const rk_kernels
 #undef RK_HALF_TILE
 #undef RK_HALF_TILES
 #undef RK_TILE
+#undef RK_TILE_OF
 #undef RK_TILES
 #undef RK_BY_TWO
 #undef RK_FOR_UNITS

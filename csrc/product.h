@@ -9,13 +9,13 @@
  * does not.
  */
 #define RK_ACCUMULATORS (RK_REGISTERS == 16 ? 12 : 24)
-/* Whether panels come in without being asked for, and from L2 as fast as from L1: with 16 registers
- * a tile has no instruction to spare, and it depends on the processor. */
-#define RK_BROUGHT (RK_REGISTERS == 16 && rk_reads_fast())
-/* A stretch's panel. It shares L1 with the rows, or streams from L2, since every cut of k costs a
- * tile 100 cycles. */
-#define RK_PANEL_BYTES (RK_REGISTERS == 16 && !RK_BROUGHT ? 25600 : 132000)
-#define RK_FEWEST_TILES (RK_REGISTERS == 16 ? 4 : 2) /* with time to ask for the next panel */
+/* Whether tiles ask for the next panel, a line a step: with 16 registers they have no instruction
+ * to spare but on AMD's cores. */
+#define RK_TILES_ASK (RK_REGISTERS == 32 || rk_reads_fast())
+/* A stretch's panel. It streams from L2 there, since every cut of k costs a tile 100 cycles, else
+ * it shares L1 with the rows. */
+#define RK_PANEL_BYTES (RK_TILES_ASK ? 132000 : 25600)
+#define RK_FEWEST_TILES (RK_TILES_ASK ? 2 : 4) /* with time to ask for the next panel */
 /* Caches of a usual core; hints, nothing depends on them. */
 #define RK_L1_BYTES (48 << 10)
 #define RK_L2_BYTES (1 << 20)
@@ -44,9 +44,9 @@ typedef struct {
     ptrdiff_t ahead_step; /* bytes: one line, two, or 0 */
 } RK(stretch);
 
-RK_INLINE void RK(tile)(const int mr, const int nb, const int nc, const RK(stretch) * s,
-                        const real *a, const ptrdiff_t *a_row, const real *b, real *c,
-                        const ptrdiff_t *c_row, const real *init)
+RK_INLINE void RK(tile)(const int asks, const int mr, const int nb, const int nc,
+                        const RK(stretch) * s, const real *a, const ptrdiff_t *a_row, const real *b,
+                        real *c, const ptrdiff_t *c_row, const real *init)
 {
     vec acc[24];
     const real *pa[RK_MAX_ROWS];
@@ -97,7 +97,7 @@ RK_INLINE void RK(tile)(const int mr, const int nb, const int nc, const RK(stret
                         acc[m * nb * nc + j] = RK(vfma)(row, column[j], acc[m * nb * nc + j]);
                 }
             }
-            if (RK_REGISTERS == 32) {
+            if (asks) {
                 __builtin_prefetch(ahead, 0, 2);
                 ahead += ahead_step;
             }
@@ -126,13 +126,14 @@ RK_INLINE void RK(tile)(const int mr, const int nb, const int nc, const RK(stret
 /* Each tile is a function of its own: inlined beside others, the compiler spills accumulators. */
 typedef void RK(tile_function)(const RK(stretch) *, const real *a, const ptrdiff_t *a_row,
                                const real *b, real *c, const ptrdiff_t *c_row, const real *init);
-#define RK_TILE(mr, nb, nc)                                                                        \
-    static __attribute__((noinline)) void RK(tile_##mr##_##nb##_##nc)(                             \
+#define RK_TILE_OF(name, asks, mr, nb, nc)                                                         \
+    static __attribute__((noinline)) void RK(name##_##mr##_##nb##_##nc)(                           \
         const RK(stretch) * s, const real *a, const ptrdiff_t *a_row, const real *b, real *c,      \
         const ptrdiff_t *c_row, const real *init)                                                  \
     {                                                                                              \
-        RK(tile)(mr, nb, nc, s, a, a_row, b, c, c_row, init);                                      \
+        RK(tile)(asks, mr, nb, nc, s, a, a_row, b, c, c_row, init);                                \
     }
+#define RK_TILE(mr, nb, nc) RK_TILE_OF(tile, RK_REGISTERS == 32, mr, nb, nc)
 #define RK_TILES(nc)                                                                               \
     RK_TILE(1, 1, nc)                                                                              \
     RK_TILE(2, 1, nc)                                                                              \
@@ -187,6 +188,19 @@ static RK(tile_function) *const RK(tiles)[4][RK_MAX_ROWS] = {
     {RK(tile_1_1_4), RK(tile_2_1_4), RK(tile_3_1_4)},
 #endif
 };
+
+#if RK_REGISTERS == 16
+RK_TILE_OF(asking_tile, 1, 2, 1, 3)
+RK_TILE_OF(asking_tile, 1, 3, 1, 3)
+RK_TILE_OF(asking_tile, 1, 4, 1, 3)
+RK_TILE_OF(asking_tile, 1, 2, 1, 4)
+RK_TILE_OF(asking_tile, 1, 3, 1, 4)
+/* [vectors - 3][rows - 2] */
+static RK(tile_function) *const RK(asking_tiles)[2][3] = {
+    {RK(asking_tile_2_1_3), RK(asking_tile_3_1_3), RK(asking_tile_4_1_3)},
+    {RK(asking_tile_2_1_4), RK(asking_tile_3_1_4)},
+};
+#endif
 
 /* Whether two vectors of 32 bytes take as long as one of 64: AMD's cores have two multiply-adds of
  * the former in a cycle, and some no more than one of the latter. */
@@ -451,17 +465,16 @@ RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t fi
                 o += s.outer;
             }
             const int complete = o >= p->outer;
-            /* The next panel comes from beyond L2 where B is large, so L2 is asked for it. With 32
-             * registers the tiles do that, a line a step: in a burst it blocks their own loads.
-             * Few tiles have no time for all lines: they ask for every second, and processors
-             * bring lines in pairs. With 16 registers tiles have no instruction to spare, and a
-             * few lines follow each. */
+            /* The next panel comes from beyond L2 where B is large, so L2 is asked for it, by the
+             * tiles: in a burst it blocks their own loads. Few tiles have no time for all lines:
+             * they ask for every second, where processors bring lines in pairs, or for the first
+             * ones. Where tiles do not ask, a few lines follow each. */
             const ptrdiff_t steps = s.outer * s.inner;
             ptrdiff_t lines = steps * nc * RK_VECTOR_BYTES / 64;
             if ((b_bytes < RK_L2_BYTES / 2 && !p->ahead) || p->b_inner != nc * LANES ||
-                tiles < RK_FEWEST_TILES || RK_BROUGHT)
+                tiles < RK_FEWEST_TILES)
                 lines = 0;
-            const ptrdiff_t pace = tiles < 4 ? 2 : 1;
+            const ptrdiff_t pace = tiles < 4 && !rk_reads_fast() ? 2 : 1;
             const ptrdiff_t share = tiles ? (lines + tiles - 1) / tiles : 0;
             later.bytes = 0;
             if (later_bytes) { /* for the tiles that no panel wants, of all stretches and blocks */
@@ -497,8 +510,14 @@ RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t fi
                     else
                         RK(tile_asks)(&s, next_c, sums);
                 }
+#if RK_REGISTERS == 16
+                if (RK_TILES_ASK && tile * steps < lines && nc > 2 && mr > 1) {
+                    RK(tile_asks)(&s, next + tile * steps * 64, steps * 64);
+                    tile_of = RK(asking_tiles)[nc - 3][mr - 2];
+                }
+#endif
                 tile_of(&s, a, p->a_row + row, b, c, p->c_row + row, init);
-                if (RK_REGISTERS == 16)
+                if (!RK_TILES_ASK)
                     for (ptrdiff_t j = tile * share; j < lines && j < tile * share + share; j++)
                         __builtin_prefetch(next + j * 64, 0, 2);
             }

@@ -54,6 +54,9 @@ cdef Py_ssize_t ALIGNMENT = 64
 # these are large.
 cdef Py_ssize_t LARGE_WEIGHTS = 1 << 19
 
+# What all steps may keep, at most, to be one chunk: a part of an L3.
+cdef double ONE_CHUNK_BYTES = 8 << 20
+
 # Batches of so many rows, with so many in all steps, are in shards, where weights take no more than
 # so many bytes: with larger ones a thread does much with what it reads of another, and sums are
 # dear. The bits of gradients depend on it, so it depends on sizes alone, and not on the threads.
@@ -398,10 +401,11 @@ def shards_of(PackedWeights w, Py_ssize_t T, Py_ssize_t N):
 
 def is_one_chunk(PackedWeights w, Py_ssize_t T, Py_ssize_t N):
     """Whether T steps of N rows are one, whose gradients are in one shard: they are few, or what is
-    kept of them takes no more than these gradients would, packed."""
+    kept of them takes no more than these gradients would, packed, and stays in cache."""
     cdef Py_ssize_t inputs = w.input_size + w.projected_size
-    cdef double kept = <double>T * N * (w.gradient_slots * w.hidden_size + inputs)
-    few = T * N <= max(CHUNK_ROWS, N) or kept <= w.cell.gates * w.hidden_size * inputs
+    cdef double kept = <double>T * N * (w.gradient_slots * w.hidden_size + inputs) * w.item
+    cdef double packed = w.cell.gates * w.hidden_size * inputs * w.item
+    few = T * N <= max(CHUNK_ROWS, N) or kept <= min(packed, ONE_CHUNK_BYTES)
     return few and shards_of(w, T, N) == 1
 
 
