@@ -12,13 +12,12 @@ cdef struct Cores:
     Level l2, l3, beyond
     double beyond_bytes           # weights of more come from beyond L3
     double crowding               # share of the time by which threads at once take longer
-    double byte, byte_apart       # us a byte of h that another core wrote: at least, and beside that
+    double byte, byte_apart       # us a byte of h that another core wrote: at least, and on top
     double rows_apart             # us that threads wait for each other's rows of y in a step
     double gigaflops              # of float32 in training
     double passing                # us a byte of weights that training passes on
     double opening, opening_byte  # us to open a team for training, and a byte of its weights
-    double serial_bytes           # one thread moves fewer bytes faster than threads without a
-                                  # common L3
+    double serial_bytes           # fewer are moved faster by one thread than by far ones
     double l2_bytes               # of this machine
 
 

@@ -1,7 +1,7 @@
 """What is known of this machine's cores, for choices between two ways.
 
-csrc/README.md tells what was measured. AMD's have an L3 for a few of them each, which they read fast,
-and are far from the cores that have another one.
+csrc/README.md tells what was measured. AMD's have an L3 for a few of them each, which they read
+fast, and are far from the cores that have another one.
 """
 
 from rnnkernel._kernels cimport reads_fast

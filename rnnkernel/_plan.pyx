@@ -114,8 +114,8 @@ cdef Py_ssize_t weights_of_block(const Run *r) noexcept:
 cdef double step_time(const Run *r, Py_ssize_t rows, Py_ssize_t blocks) noexcept:
     """Microseconds that a thread takes for a step of some rows of some blocks, roughly.
 
-    It takes 0.3 us by itself. The products of a row take 5 ns for 256 weights in float32; what their
-    arrival adds depends on the core, and on where those of all its blocks are.
+    It takes 0.3 us by itself. The products of a row take 5 ns for 256 weights in float32; what
+    their arrival adds depends on the core, and on where those of all its blocks are.
     """
     cdef double weights = <double>blocks * weights_of_block(r), size = weights * r.weight_item
     cdef const Cores *core = cores()
