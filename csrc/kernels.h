@@ -162,6 +162,8 @@ static const rk_kernels
 #undef RK_TILES_ASK
 #undef RK_PANEL_BYTES
 #undef RK_FEWEST_TILES
+#undef RK_STREAMS
+#undef RK_FEW_STREAMS
 #undef RK_L2_BYTES
 #undef RK_FULL_ROWS
 #undef RK_IN_REGISTER

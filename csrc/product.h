@@ -16,6 +16,8 @@
  * it shares L1 with the rows. */
 #define RK_PANEL_BYTES (RK_TILES_ASK ? 132000 : 25600)
 #define RK_FEWEST_TILES (RK_TILES_ASK ? 2 : 4) /* with time to ask for the next panel */
+#define RK_STREAMS 8 /* loops of k in a stretch where there are more rows than */
+#define RK_FEW_STREAMS 32
 /* Caches of a usual core; hints, nothing depends on them. */
 #define RK_L1_BYTES (48 << 10)
 #define RK_L2_BYTES (1 << 20)
@@ -381,6 +383,8 @@ RK_INLINE RK(cut) RK(cut_k)(const rk_product *p, const int nc)
         cut.inner = (p->inner + pieces - 1) / pieces;
     } else if (p->outer > 1 && p->inner > 0) {
         cut.outer = most / p->inner;
+        /* of many rows, those of more loops are more streams than a core sees coming */
+        if (p->rows > RK_FEW_STREAMS && cut.outer > RK_STREAMS) cut.outer = RK_STREAMS;
     }
     return cut;
 }
