@@ -70,7 +70,8 @@ RK_INLINE void RK(tile)(const int asks, const int mr, const int nb, const int nc
         RK_FOR (w, nb)
             pb[w] = b + w * b_block;
         do {
-            /* hold the shorter side of the tile in registers, stream the longer */
+            /* hold the shorter side of the tile in registers, stream the longer; of one or two rows
+             * and several blocks that is always B */
             if (mr < nb * nc || (mr <= 2 && nb > 1)) {
                 vec row[RK_MAX_ROWS];
                 RK_FOR (m, mr)
@@ -200,7 +201,7 @@ RK_TILE_OF(asking_tile, 1, 3, 1, 4)
 /* [vectors - 3][rows - 2] */
 static RK(tile_function) *const RK(asking_tiles)[2][3] = {
     {RK(asking_tile_2_1_3), RK(asking_tile_3_1_3), RK(asking_tile_4_1_3)},
-    {RK(asking_tile_2_1_4), RK(asking_tile_3_1_4)},
+    {RK(asking_tile_2_1_4), RK(asking_tile_3_1_4)}, /* more rows are no more than one tile */
 };
 #endif
 
@@ -300,8 +301,8 @@ static RK(tile_function) *const RK(two_row_tiles)[4][2] = {
 #endif
 
 #if RK_REGISTERS == 16
-/* Few rows whose tiles would leave accumulators free take two blocks at once: of each all vectors
- * but the last, then the last one of both. A single block goes by two parts of the rows. */
+/* Few rows, whose tiles would leave accumulators free, take two blocks at once: of each all vectors
+ * but the last, `whole`, then the last one of both. A single block goes by two parts of the rows. */
 #define RK_BY_TWO(mr, nc, whole, first_rows, other_rows)                                           \
     RK_TILE(mr, 2, 1)                                                                              \
     static void RK(two_blocks_##mr##_##nc)(const RK(stretch) * s, const real *a,                   \

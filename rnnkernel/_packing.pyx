@@ -514,11 +514,11 @@ cdef void add(real *sums, const real *others, Py_ssize_t count) noexcept nogil:
 cdef class PackedGradients:
     """Gradients of one layer and direction's weights, summed in the packed layout.
 
-    Parameters are the weights, the shards of the batch, each with sums of its own that are added in
-    the end, the canonical gradients of W_ih and W_hh (rows contiguous) to be written at last, of
-    W_ih only these `columns` (intp), and zeros to the others, unless they are None, and whether all
-    steps are one chunk: then a block of these is unpacked by who has summed it, while it is in
-    cache, and all of them have no place here. Sums by columns have.
+    Parameters are the weights; the shards of the batch, each with sums of its own that are added in
+    the end; the canonical gradients of W_ih and W_hh (rows contiguous), to be written at last, of
+    W_ih only these `columns` (intp) and zeros to the others, unless they are None; and whether all
+    steps are one chunk, so that these are written directly: who has summed a block unpacks it while
+    it is in cache. Then they have no place here, but for sums by columns.
 
     Of all but the biases the first sums are written, not added: zeros beforehand would be one more
     pass over memory.
