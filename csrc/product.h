@@ -302,7 +302,8 @@ static RK(tile_function) *const RK(two_row_tiles)[4][2] = {
 
 #if RK_REGISTERS == 16
 /* Few rows, whose tiles would leave accumulators free, take two blocks at once: of each all vectors
- * but the last, `whole`, then the last one of both. A single block goes by two parts of the rows. */
+ * but the last, `whole`, then the last one of both. A single block goes by two parts of the rows.
+ */
 #define RK_BY_TWO(mr, nc, whole, first_rows, other_rows)                                           \
     RK_TILE(mr, 2, 1)                                                                              \
     static void RK(two_blocks_##mr##_##nc)(const RK(stretch) * s, const real *a,                   \
