@@ -299,7 +299,7 @@ int rk_isa_usable(int index);
 const rk_kernels *rk_isa_kernels(int index, int dtype);
 
 /* Whether a core reads its L2, and L3, in less time than two rows take to be multiplied with what
- * it reads: AMD's, whose L3 is that of a few cores. */
+ * it reads, and sees neighbouring lines coming: AMD's, whose L3 is that of a few cores. */
 int rk_reads_fast(void);
 
 /* Denormals are flushed to zero between the two; leave restores what enter returned. */

@@ -6,13 +6,13 @@ cdef struct Level:
     double delay_once             # and in a single step, before which nobody has read them
 
 
-# Figures of a core; what two threads pass to each other at the most that a meeting may cost
-# (rnnkernel/_teamwork.pyx). No result depends on them.
+# Figures that estimates of time are made of; no result depends on them. Those "apart" are of cores
+# between which a meeting costs the most (rnnkernel/_teamwork.pyx), and less in proportion.
 cdef struct Cores:
     Level l2, l3, beyond
     double beyond_bytes           # weights of more come from beyond L3
     double crowding               # share of the time by which threads at once take longer
-    double byte, byte_apart       # us a byte of h that another core wrote: at least, and on top
+    double byte, byte_apart       # us a byte of h that another core wrote, and what that adds
     double rows_apart             # us that threads wait for each other's rows of y in a step
     double gigaflops              # of float32 in training
     double passing                # us a byte of weights that training passes on

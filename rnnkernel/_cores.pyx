@@ -1,7 +1,8 @@
 """What is known of this machine's cores, for choices between two ways.
 
 csrc/README.md tells what was measured. AMD's have an L3 for a few of them each, which they read
-fast, and are far from the cores that have another one.
+fast, and are far from the cores that have another one. What is measured while calls come is in
+rnnkernel/_teamwork.pyx, and figures of BPTT's steps, the same for all cores, in _chunks.pyx.
 """
 
 from rnnkernel._kernels cimport reads_fast

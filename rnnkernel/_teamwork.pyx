@@ -14,8 +14,8 @@ had better do without.
 from cython.parallel cimport parallel
 
 from rnnkernel._clock cimport nanoseconds
-from rnnkernel._crowd cimport is_crowded
 from rnnkernel._cores cimport cores
+from rnnkernel._crowd cimport is_crowded
 from rnnkernel._kernels cimport usable_threads
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._team cimport rk_flag, rk_member, rk_members, rk_time_meetings

@@ -25,6 +25,7 @@ TABLE, ARRIVAL = "csrc/kernels.h", "csrc/arrival.h"
 FORWARD, RECURRENCE = "rnnkernel/_forward.pyx", "rnnkernel/_recurrence.pyx"
 BPTT, CHUNKS = "rnnkernel/_bptt.pyx", "rnnkernel/_chunks.pyx"
 STEPS_BACK, PLAN = "rnnkernel/_steps_back.pyx", "rnnkernel/_plan.pyx"
+STACK = "rnnkernel/_stack.pyx"
 GRADIENTS = "rnnkernel/_gradients.pyx"
 PACKING = "rnnkernel/_packing.pyx"
 LOOKUP, SEQUENCE, STREAM = "csrc/lookup.h", "rnnkernel/_sequence.py", "rnnkernel/_stream.pyx"
@@ -330,7 +331,7 @@ FAULTS = [
     ),
     Fault(
         "wavefront: a layer is a piece ahead of the one below",
-        "rnnkernel/_stack.pyx",
+        STACK,
         "rk_await(&s.done[below], piece + 1)",
         "rk_await(&s.done[below], piece)",
         **only("teams"),
@@ -533,7 +534,7 @@ FAULTS = [
     ),
     Fault(
         "training: W_hh passes by where steps follow",
-        "rnnkernel/_stack.pyx",
+        STACK,
         "w.pack_rest(r.passing, threads)",
         "w.pack_rest(r.passing + 1, threads)",
     ),
