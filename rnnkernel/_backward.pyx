@@ -159,9 +159,10 @@ cdef int set_rows(Bptt *r, rows) except -1:
     r.length = <Py_ssize_t *>start(rows.lengths)
     if rows.reset is not None:
         r.reset, r.resets = <unsigned char *>start(rows.reset), <unsigned char *>start(rows.resets)
-    r.count = 0
+    r.count, r.aligned = 0, True
     for n in range(r.N):
         r.count += r.length[n]
+        r.aligned = r.aligned and r.start[n] == r.start[0]
     return 0
 
 

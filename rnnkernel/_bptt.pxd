@@ -125,6 +125,7 @@ cdef struct Bptt:
     const Py_ssize_t *alive             # (sections, T): the position after those that have a step
     const Py_ssize_t *order             # by position: the batch row
     const Py_ssize_t *start             # and its first step
+    bint aligned                        # whether that is one step for all
     const Py_ssize_t *length
     Py_ssize_t *position                # by batch row
     Py_ssize_t *dx_from                 # by position

@@ -64,8 +64,8 @@ cdef void list_all_rows(const Bptt *r) noexcept nogil:
 
 cdef void find_shards(const Bptt *r, Chunk *c) noexcept nogil:
     """Where the rows of each shard are, and how many."""
-    cdef Py_ssize_t t, i, size, place = 0
-    cdef int shard, section
+    cdef Py_ssize_t i, size, place = 0
+    cdef int shard
     for shard in range(r.shards):
         size = part(r.N, shard + 1, r.shards) - part(r.N, shard, r.shards)
         c.place[shard], c.shard_rows[shard] = place, c.steps * size
@@ -74,13 +74,11 @@ cdef void find_shards(const Bptt *r, Chunk *c) noexcept nogil:
         return
     for shard in range(r.shards):
         c.shard_rows[shard] = 0 if r.shards > 1 else c.rows
-    for t in range(c.t0, c.t0 + c.steps if r.shards > 1 else 0):
-        for section in range(r.sections):
-            for i in range(r.section[section], r.alive[section * r.T + t]):
-                shard = 0
-                while r.order[i] >= part(r.N, shard + 1, r.shards):
-                    shard += 1
-                c.shard_rows[shard] += 1
+    for i in range(r.N if r.shards > 1 else 0):
+        shard = 0
+        while r.order[i] >= part(r.N, shard + 1, r.shards):
+            shard += 1
+        c.shard_rows[shard] += max(0, min(r.length[i] - c.t0, c.steps))
     for shard in range(1, r.shards):
         c.place[shard] = c.place[shard - 1] + c.shard_rows[shard - 1]
 

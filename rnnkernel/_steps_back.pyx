@@ -225,10 +225,12 @@ cdef Py_ssize_t add_rows(
 
 
 cdef Py_ssize_t next_reads(
-    const Bptt *r, const Share *s, Py_ssize_t t, Py_ssize_t rows, rk_region *regions
+    const Bptt *r, const Share *s, Py_ssize_t t, Py_ssize_t rows, const Py_ssize_t *order,
+    rk_region *regions,
 ) noexcept nogil:
-    """What the step before t will read, which memory has; how many regions."""
-    cdef Py_ssize_t row_gates = r.cell.memory_slots * r.units, count = 0
+    """What the step before t will read, which memory has; how many regions. Of rows that differ,
+    all from the first to the last of the section, unless most of these have ended."""
+    cdef Py_ssize_t row_gates = r.cell.memory_slots * r.units, count = 0, first = s.begin, past, at
     cdef const char *x = NULL
     cdef const char *dy = NULL
     cdef const char *y = NULL
@@ -243,21 +245,30 @@ cdef Py_ssize_t next_reads(
         regions[0].pieces = s.block_end - s.block_begin
         regions[0].piece = r.gates_block * r.item
         count = regions[0].pieces > 0
-    if r.alive != NULL or s.members > 1:
+    if s.members > 1:
         return count
+    at = t - 1
+    if r.alive != NULL:
+        first = r.order[order[0]]
+        past = r.order[order[alive_in(r, s.section, t) - 1]] + 1
+        if not r.aligned or past - first > 2 * rows:
+            return count
+        rows = past - first
+        at += r.start[0]
     if r.dy != NULL and r.dy_unit == 1:
-        dy = r.dy + ((t - 1) * r.dy_time + s.begin * r.dy_batch) * r.item
+        dy = r.dy + (at * r.dy_time + first * r.dy_batch) * r.item
     if r.x_groups != NULL and r.index == NULL:
-        x = r.x + ((t - 1) * r.x_time + s.begin * r.x_batch) * r.item
+        x = r.x + (at * r.x_time + first * r.x_batch) * r.item
     if t > 1:
-        y = r.y + ((t - 2) * r.y_time + s.begin * r.y_batch) * r.item
+        y = r.y + ((at - 1) * r.y_time + first * r.y_batch) * r.item
     count = add_rows(regions, count, dy, rows, r.dy_batch * r.item, r.P * r.item)
     count = add_rows(regions, count, x, rows, r.x_batch * r.item, r.I * r.item)
     return add_rows(regions, count, y, rows, r.y_batch * r.item, r.P * r.item)
 
 
 cdef void carry_back(
-    const Bptt *r, const Share *s, int phase, Py_ssize_t t, const rk_step_backward *step
+    const Bptt *r, const Share *s, int phase, Py_ssize_t t, const rk_step_backward *step,
+    const Py_ssize_t *order,
 ) noexcept nogil:
     """Through W_hh of one phase: dL/dh_{t-1}, or the gradient of what an earlier phase made."""
     cdef const rk_window *window = &r.cell.recurrent[phase]
@@ -268,7 +279,7 @@ cdef void carry_back(
     p.c = (r.dearly if phase > 0 else r.dh) + s.begin * r.pitch * r.item
     p.c_row = r.tile_row
     if phase == 0:
-        p.later, p.later_count = regions, next_reads(r, s, t, step.rows, regions)
+        p.later, p.later_count = regions, next_reads(r, s, t, step.rows, order, regions)
         if r.cell.carries:
             p.init = NULL
     through_columns(r, window, &p, s.first, s.past)
@@ -337,7 +348,7 @@ cdef bint step_back(
         r.cell.backward[i](&step)
         if not meet(r, s, t):
             return False
-        carry_back(r, s, r.cell.phases - 1 - i, t, &step)
+        carry_back(r, s, r.cell.phases - 1 - i, t, &step, order)
     if reset != NULL:
         clear_columns(r, reset, <char *>step.dh, rows, s.first, s.past)
         if r.cell.states == 2:
