@@ -211,8 +211,8 @@ cdef Py_ssize_t gradient_pieces(const Bptt *r, const Chunk *c, int shard) noexce
 cdef void add_gradients(
     const Bptt *r, const Chunk *c, int shard, Py_ssize_t piece, int member, Clock *clock
 ) noexcept nogil:
-    # The same operand stays in cache from one unit block to the next. Pieces of dx are the smallest,
-    # so they come last: who is done with its own shard helps another with these.
+    # The same operand stays in cache from one unit block to the next. Pieces of dx are the
+    # smallest, so they come last: who is done with its own shard helps another with these.
     cdef Py_ssize_t of_weights = r.blocks * (1 + r.cell.phases) + r.cell_columns
     if piece >= of_weights:
         input_gradient(r, c, shard, (piece - of_weights) * r.dx_rows, member)
