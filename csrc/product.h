@@ -432,10 +432,14 @@ RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t fi
     const ptrdiff_t tiles = (p->rows + full - 1) / full;
     const ptrdiff_t base = tiles ? p->rows / tiles : 0, extra = p->rows - base * tiles;
     const ptrdiff_t b_bytes = blocks * p->outer * p->inner * nc * RK_VECTOR_BYTES;
-    RK(later) later = {p->later, RK_REGISTERS == 32 ? p->later_count : 0, 0, 0, 0};
+    RK(later) later = {p->later, RK_TILES_ASK ? p->later_count : 0, 0, 0, 0};
     ptrdiff_t later_bytes = 0;
     for (ptrdiff_t i = 0; i < later.count; i++)
         later_bytes += p->later[i].bytes * p->later[i].pieces;
+    /* tiles that ask take longer where there are 16 registers: not worth it for a little of what a
+     * product reads */
+    if (RK_REGISTERS == 16 && p->rows * blocks * nc * p->outer * p->inner >= 2 * later_bytes)
+        later.count = later_bytes = 0;
     /* what is swept to and fro goes by as many blocks as L1 holds: two, or it is not worth it */
     ptrdiff_t most = 4;
     if (tiles == 1 && b_bytes > RK_L1_BYTES && 2 * b_bytes <= blocks * RK_L1_BYTES)
@@ -507,20 +511,20 @@ RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t fi
                 if (RK_REGISTERS == 16 && !lines)
                     for (ptrdiff_t j = 0; j < sums; j += 64)
                         __builtin_prefetch(next_c + j, 1, 2);
-                if (RK_REGISTERS == 32) {
+                int asks = RK_REGISTERS == 32 || (RK_TILES_ASK && !few && nc > 2 && mr > 1);
+                if (asks) {
                     const ptrdiff_t asked = tile * steps * pace;
                     if (asked < lines)
                         RK(tile_asks)(&s, next + asked * 64, steps * pace * 64);
                     else if (later.count > 0 && later.bytes > 0)
                         RK(tile_asks_later)(&s, &later);
-                    else
+                    else if (RK_REGISTERS == 32)
                         RK(tile_asks)(&s, next_c, sums);
+                    else
+                        asks = 0;
                 }
 #if RK_REGISTERS == 16
-                if (RK_TILES_ASK && tile * steps < lines && nc > 2 && mr > 1) {
-                    RK(tile_asks)(&s, next + tile * steps * 64, steps * 64);
-                    tile_of = RK(asking_tiles)[nc - 3][mr - 2];
-                }
+                if (asks) tile_of = RK(asking_tiles)[nc - 3][mr - 2];
 #endif
                 tile_of(&s, a, p->a_row + row, b, c, p->c_row + row, init);
                 if (!RK_TILES_ASK)
