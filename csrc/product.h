@@ -492,6 +492,7 @@ RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t fi
                 const ptrdiff_t stretches = (p->outer * p->inner + steps - 1) / steps;
                 if (idle > 0)
                     later.bytes = (later_bytes / (idle * stretches * blocks) + 64) / 64 * 64;
+                if (later.bytes > steps * 64) later.bytes = steps * 64; /* a line a step */
             }
             const char *const next = p->ahead && complete && block + step >= blocks
                                          ? p->ahead

@@ -217,10 +217,11 @@ cdef Py_ssize_t add_rows(
     rk_region *regions, Py_ssize_t count, const char *start, Py_ssize_t rows, Py_ssize_t row,
     Py_ssize_t width,
 ) noexcept nogil:
-    """Adds rows that lie beside one another, sizes in bytes; how many regions there are then."""
-    if start == NULL or row != width:
+    """Adds rows that lie beside one another, or halves of them, and the others come too; sizes
+    in bytes. How many regions there are then."""
+    if start == NULL or row > 2 * width or row < width:
         return count
-    regions[count].from_, regions[count].bytes, regions[count].pieces = start, rows * width, 1
+    regions[count].from_, regions[count].bytes, regions[count].pieces = start, rows * row, 1
     return count + 1
 
 
