@@ -4,7 +4,7 @@ rnnkernel/_bptt.pyx has the loop. A pass lays out its memory in one piece and li
 All threads go through one direction and then the other, or each direction has half of them.
 """
 
-from cython.parallel cimport parallel
+from cython.parallel cimport parallel, prange
 from libc.string cimport memcpy, memset
 
 cimport numpy as cnp
@@ -29,14 +29,18 @@ from rnnkernel._bptt cimport (
 from rnnkernel._chunks cimport SHARDS, all_by_units, list_all_rows
 from rnnkernel._clock cimport PHASES, current_call, nanoseconds
 from rnnkernel._crowd cimport is_crowded, report
+from rnnkernel._gradients cimport add_rows
 from rnnkernel._kernels cimport RK_TRANSPOSED_VECTORS
 from rnnkernel._memory cimport aligned_zeros, tile_pitch
 from rnnkernel._packing cimport PackedGradients, PackedWeights
 from rnnkernel._plan cimport team_size, training_pays_off
+from rnnkernel._rows cimport part
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._tape cimport BackwardPass, Pass, place_in_groups, rows_of_group
 from rnnkernel._team cimport rk_expel, rk_flag, rk_gone, rk_lost, rk_member, rk_members
 from rnnkernel._teamwork cimport teamwork
+
+from rnnkernel._memory import empty
 
 cnp.import_array()
 
@@ -426,6 +430,7 @@ cdef int point(
     set_arrivals(r, of.dy, limit, norm_limit, of.flow)
     set_dx(r, of.dx)
     set_rows(r, one.rows)
+    r.adds, r.clears = of.adds, r.clears and not of.adds
     set_table(r, one.x, one.index, of.dtable, of.dtable_rows, of.sums, of.finish)
     r.sharing = BY_COST if SPLIT is None else BY_ROWS if SPLIT == "rows" else BY_UNITS
     return 0
@@ -524,6 +529,37 @@ cdef bint goes_at_once(const Bptt *r, int threads) except -1:
     return r.cell.gates * r.H * r.P * r.item <= LARGE_WEIGHTS
 
 
+cdef int run_at_once(Bptt *loops, list passes, int threads) except -1:
+    """Two directions, each with half of the threads. Only when both are done can their dx be added.
+    """
+    cdef BackwardPass first = passes[0], second = passes[1]
+    cdef Py_ssize_t at, size, zero = 0
+    cdef char *to
+    cdef const char *other
+    cdef int i
+    own = None
+    if second.adds and first.dx is not None:
+        # lies in memory as the first one's
+        if first.dx.strides[0] < first.dx.strides[1]:
+            own = empty(first.dx.swapaxes(0, 1).shape, first.dx.dtype).swapaxes(0, 1)
+        else:
+            own = empty(first.dx.shape, first.dx.dtype)
+        set_dx(&loops[1], own[::-1])
+        loops[1].adds, loops[1].clears = False, loops[0].clears
+    run(loops, passes, 2, threads // 2)
+    if own is None:
+        return 0
+    to, size = start(first.dx), own.size
+    other = start(own)
+    for i in prange(threads, num_threads=threads, schedule="static", chunksize=1, nogil=True):
+        at = part(size, i, threads)
+        add_rows(
+            loops[0].kernels, to + at * loops[0].item, 0, 1, part(size, i + 1, threads) - at,
+            other + at * loops[0].item, &zero,
+        )
+    return 0
+
+
 def backward(list passes, double limit, double norm_limit, int threads):
     """BPTT of the one or two directions of a layer, each a BackwardPass over what forward left in
     `y` and `reserve`; the limits are those of clipping, of an element and of a norm.
@@ -555,7 +591,7 @@ def backward(list passes, double limit, double norm_limit, int threads):
     ):
         team = threads = 1
     if count == 2 and goes_at_once(&loops[0], team):
-        run(loops, passes, 2, team // 2)
+        run_at_once(loops, passes, team)
         return
     for i in range(count):
         team = team_size(flops_of(&loops[i]), max(loops[i].N, loops[i].blocks), threads)
@@ -575,7 +611,7 @@ cdef bint has_no_steps(Pass one) except -1:
 
 cdef no_steps(BackwardPass of):
     """Where nothing is to do, gradients of the final states are those of the initial ones."""
-    if of.dx is not None:
+    if of.dx is not None and not of.adds:
         of.dx[...] = 0
     of.dh0[...] = 0 if of.dh_n is None else of.dh_n
     if of.dc0 is not None:

@@ -115,6 +115,7 @@ cdef struct Bptt:
     char *block_sums                    # room for one, for each member of the team
     # dx
     char *dx                            # dx[t, n, :], contiguous in the last, or NULL
+    bint adds                           # whether these are added to what it has
     Py_ssize_t dx_time, dx_batch, dx_pitch
     Py_ssize_t dx_rows                  # in a piece of work
     char *dx_tile                       # (dx_rows, dx_pitch) for each member of the team

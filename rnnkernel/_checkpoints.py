@@ -53,7 +53,7 @@ def _in_segments(one: Any, h_n: np.ndarray, c_n: np.ndarray | None, threads: int
 def backward(given: BackwardPass, limit: float, norm_limit: float, threads: int) -> None:
     """`_backward.backward` of a direction that has checkpoints."""
     one, dx, flow = given.of, given.dx, given.flow
-    if one.rows is not None and dx is not None:
+    if one.rows is not None and dx is not None and not given.adds:
         dx[...] = 0  # past the ends
     N, P = one.h0.shape
     reserve = _forward.allocate_reserve(one.weights, one.checkpoints.every, N)
@@ -83,6 +83,7 @@ def backward(given: BackwardPass, limit: float, norm_limit: float, threads: int)
             given.dtable_rows,
             sums,
             part.start == 0,
+            given.adds,
         )
         _backward.backward([through], limit, norm_limit, threads)
         dh, dc = given.dh0, given.dc0

@@ -92,21 +92,21 @@ def differentiate(
 
     for k in range(L - 1, -1, -1):
         dlayer, dx = dx, None
+        if k > 0:
+            dx = of_steps("grads.x", T, N, D * P, type_number, True, False)
+        elif input_grad:
+            dx = time_first(layout, of_steps(
+                "grads.x", T, N, sizes.input_size, type_number, batched, batch_first
+            ))
         columns = table.ids if k == 0 and tokens and table.rows is None else None
         passes = []
         for d in range(D):
             index = k * D + d
             one = tape.passes[index]
-            dpart = dtable = dtable_rows = record = None
-            if k > 0:
-                dpart = of_steps("grads.x", T, N, D * P, type_number, True, False)
-            elif input_grad:
-                dpart = time_first(layout, of_steps(
-                    "grads.x", T, N, sizes.input_size, type_number, batched, batch_first
-                ))
-            elif dembedding is not None and d == 0:
+            dtable = dtable_rows = record = None
+            if dembedding is not None and k == 0 and d == 0:
                 dtable, dtable_rows = dembedding, table.ids
-            elif dembedding is not None:
+            elif dembedding is not None and k == 0:
                 dtable = like("grads.embedding", table.rows.shape, type_number)
             if flow:
                 record = np.zeros((T, N)), np.zeros((T, N)), np.zeros((T, N), np.uint8)
@@ -119,8 +119,8 @@ def differentiate(
             passes.append(BackwardPass(
                 one, gradients, half(dlayer, d, D, P),
                 of(dfinal[0], index), of(dfinal[1], index) if has_cells else None, record,
-                dpart if dpart is None or d == 0 else dpart[::-1], dh0[index], of(dc0, index),
-                dtable, dtable_rows,
+                dx if dx is None or d == 0 else dx[::-1], dh0[index], of(dc0, index), dtable,
+                dtable_rows, None, True, d > 0,
             ))
         if one.checkpoints is None:
             _backward.backward(passes, limit, norm_limit, threads)
@@ -132,8 +132,6 @@ def differentiate(
             unpack(back.gradients, parameters, layer._suffixes[k * D + d], threads)
             if back.dtable is not None and back.dtable_rows is None:
                 dembedding[table.ids] += back.dtable
-            if back.dx is not None:
-                dx = back.dx if d == 0 else np.add(dx, back.dx[::-1], out=dx)
         if flow:
             records = [in_time_of_x(passes[d], d) for d in range(D)] + records
         if k > 0 and tape.dropped is not None:

@@ -9,6 +9,7 @@ are summed by themselves, and the sums of all added at the end: so a thread can 
 written, and not what others have.
 """
 
+from libc.math cimport INFINITY
 from libc.string cimport memcpy, memset
 
 from rnnkernel._bptt cimport DX_ROWS, GROUP, Bptt, clear_dx, vectors_of
@@ -16,6 +17,8 @@ from rnnkernel._chunks cimport Chunk
 from rnnkernel._clock cimport INPUT_GRADIENT, UNPACK, WEIGHT_GRADIENTS, Clock, charge
 from rnnkernel._kernels cimport (
     RK_TRANSPOSED_VECTORS,
+    rk_arrival,
+    rk_kernels,
     rk_lookup,
     rk_packing,
     rk_product,
@@ -181,6 +184,20 @@ cdef void add_projection_gradient(
     )
 
 
+cdef void add_rows(
+    const rk_kernels *kernels, char *to, Py_ssize_t pitch, Py_ssize_t rows, Py_ssize_t columns,
+    const char *source, const Py_ssize_t *row,
+) noexcept nogil:
+    """Adds rows to those of a tile."""
+    cdef rk_arrival a
+    memset(&a, 0, sizeof(a))
+    a.rows, a.projected = rows, columns
+    a.dh, a.pitch = to, pitch
+    a.dy, a.dy_row, a.dy_unit = source, row, 1
+    a.limit = a.norm_limit = INFINITY
+    kernels.arrive(&a)
+
+
 cdef void input_gradient(
     const Bptt *r, const Chunk *c, int shard, Py_ssize_t begin, int member
 ) noexcept nogil:
@@ -192,6 +209,11 @@ cdef void input_gradient(
     p.a_row = r.flat_row + place
     p.c, p.c_row = tile, r.dx_row
     through_columns(r, &r.cell.input, &p, 0, vectors_of(r, r.I))
+    if r.adds:
+        add_rows(
+            r.kernels, tile, r.dx_pitch, p.rows, r.I, r.dx + c.t0 * r.dx_time * r.item,
+            r.dx_at + place,
+        )
     for row in range(p.rows):
         memcpy(
             r.dx + (c.t0 * r.dx_time + r.dx_at[place + row]) * r.item,

@@ -48,4 +48,4 @@ cdef class BackwardPass:
     cdef readonly Pass of
     cdef readonly PackedGradients gradients
     cdef readonly object dy, dh_n, dc_n, flow, dx, dh0, dc0, dtable, dtable_rows, sums
-    cdef readonly bint finish
+    cdef readonly bint finish, adds

@@ -83,6 +83,8 @@ cdef class BackwardPass:
     flow : None or three arrays (T, N): norms of dh and dc (float64), rows clipped (uint8)
         With rows by own step and position.
     dx : (T, N, I), or None
+    adds : bool
+        Whether dx has the gradient of the other direction, and this one's is added to it.
     dh0, dc0 : (N, P) and (N, H), or None without a cell state
     dtable : (R, I), or None
         Where x is a table its gradient; with `dtable_rows` (R,) these rows of a larger one, and the
@@ -106,9 +108,10 @@ cdef class BackwardPass:
         dtable_rows=None,
         sums=None,
         bint finish=True,
+        bint adds=False,
     ):
         self.of, self.gradients = of, gradients
         self.dy, self.dh_n, self.dc_n, self.flow = dy, dh_n, dc_n, flow
         self.dx, self.dh0, self.dc0 = dx, dh0, dc0
         self.dtable, self.dtable_rows = dtable, dtable_rows
-        self.sums, self.finish = sums, finish
+        self.sums, self.finish, self.adds = sums, finish, adds

@@ -742,10 +742,17 @@ FAULTS = [
     ),
     Fault(
         "backward: dx of the second direction replaces that of the first",
-        DIFFERENTIATE,
-        "dx = back.dx if d == 0 else np.add(dx, back.dx[::-1], out=dx)",
-        "dx = back.dx if d == 0 else back.dx[::-1]",
+        BACKWARD,
+        "r.adds, r.clears = of.adds,",
+        "r.adds, r.clears = False,",
         **only("stacks"),
+    ),
+    Fault(
+        "backward: dx of two directions at once, the last number is the first one's alone",
+        BACKWARD,
+        "part(size, i + 1, threads) - at,",
+        "part(size, i + 1, threads) - at - 1,",
+        **only("split_backward"),
     ),
     Fault(
         "unrolled calls: all rows begin with the first one's h0",
