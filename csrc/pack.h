@@ -141,6 +141,14 @@ RK_INLINE void RK(unpack_units)(const rk_packing *p, real *canonical, ptrdiff_t 
     }
 }
 
+/* The canonical column where the panel's k begins; what lies between the chosen is the k before's,
+ * and the first's. */
+RK_INLINE ptrdiff_t RK(column)(const rk_packing *p, ptrdiff_t k)
+{
+    if (!p->columns) return k;
+    return k == 0 ? 0 : k < p->k ? p->columns[k] : p->all;
+}
+
 /* The same of columns that the index chose. */
 RK_INLINE void RK(pack_chosen)(const rk_packing *p, const real *canonical, ptrdiff_t valid,
                                real *packed, ptrdiff_t width, ptrdiff_t k0, ptrdiff_t k1,
@@ -169,7 +177,7 @@ RK_INLINE void RK(unpack_chosen)(const rk_packing *p, real *canonical, ptrdiff_t
                                  const real *next)
 {
     const ptrdiff_t row = p->canonical_row, *columns = p->columns;
-    ptrdiff_t begin = k0 ? columns[k0] : 0, past = k1 < p->k ? columns[k1] : p->all;
+    ptrdiff_t begin = RK(column)(p, k0), past = RK(column)(p, k1);
     const ptrdiff_t few = (next ? RK(FEW_FAR) : RK(FEW_CHOSEN)) * (k1 - k0);
     if (past - begin < LANES || past - begin > few) {
         for (ptrdiff_t u = 0; u < valid; u++) {
@@ -209,20 +217,22 @@ RK_INLINE real *RK(rows_of)(const rk_packing *p, ptrdiff_t block, ptrdiff_t v)
  * case of whole tiles is compiled apart. */
 #define RK_FOR_PANEL(p, how)                                                                       \
     const ptrdiff_t vectors = p->gates * p->unit_vectors, width = vectors * LANES;                 \
+    const ptrdiff_t begin = RK(column)(p, p->k_begin);                                             \
     const int far = p->gates * p->hidden * p->all > RK_L2_BYTES / 2 / (int)sizeof(real);           \
     for (ptrdiff_t block = p->block_begin; block < p->block_end; block++) {                        \
         real *panel = (real *)p->packed + block * p->k * width;                                    \
-        for (ptrdiff_t k0 = 0; k0 < p->k; k0 += RK(PACK_STRIP)) {                                  \
-            const ptrdiff_t k1 = p->k - k0 < 2 * RK(PACK_STRIP) ? p->k : k0 + RK(PACK_STRIP);      \
-            const ptrdiff_t first = !p->columns ? k0 : k0 ? p->columns[k0] : 0;                    \
-            const ptrdiff_t past = !p->columns ? k1 : k1 < p->k ? p->columns[k1] : p->all;         \
+        for (ptrdiff_t k0 = p->k_begin; k0 < p->k_end; k0 += RK(PACK_STRIP)) {                     \
+            const ptrdiff_t k1 =                                                                   \
+                p->k_end - k0 < 2 * RK(PACK_STRIP) ? p->k_end : k0 + RK(PACK_STRIP);               \
+            const ptrdiff_t first = RK(column)(p, k0), past = RK(column)(p, k1);                   \
             for (ptrdiff_t v = 0; v < vectors; v++) {                                              \
                 const ptrdiff_t unit = (block * p->unit_vectors + v % p->unit_vectors) * LANES;    \
                 const ptrdiff_t valid = p->hidden - unit < LANES ? p->hidden - unit : LANES;       \
-                const real *next = !far              ? NULL                                        \
-                                   : v + 1 < vectors ? RK(rows_of)(p, block, v + 1)                \
-                                   : k1 < p->k       ? RK(rows_of)(p, block, 0) + past - first     \
-                                                     : RK(rows_of)(p, block + 1, 0) - first;       \
+                const real *next = NULL;                                                           \
+                if (far)                                                                           \
+                    next = v + 1 < vectors ? RK(rows_of)(p, block, v + 1)                          \
+                           : k1 < p->k_end ? RK(rows_of)(p, block, 0) + past - first               \
+                                           : RK(rows_of)(p, block + 1, 0) + begin - first;         \
                 real *rows = RK(rows_of)(p, block, v), *packed = panel + v * LANES;                \
                 if (p->columns)                                                                    \
                     RK(how##_chosen)(p, rows, valid, packed, width, k0, k1, next);                 \
@@ -231,7 +241,7 @@ RK_INLINE real *RK(rows_of)(const rk_packing *p, ptrdiff_t block, ptrdiff_t v)
                 else                                                                               \
                     RK(how##_units)(p, rows, valid, packed, width, k0, k1, next);                  \
             }                                                                                      \
-            if (k1 == p->k) break;                                                                 \
+            if (k1 == p->k_end) break;                                                             \
         }                                                                                          \
     }
 

@@ -112,6 +112,7 @@ typedef struct {
     ptrdiff_t all;                     /* how many there are, where some are chosen */
     void *packed;                      /* [block][K][gates][U], aligned to 64 bytes */
     ptrdiff_t block_begin, block_end;  /* which blocks to do */
+    ptrdiff_t k_begin, k_end;          /* and which of the K columns. Not of pack_transposed */
 } rk_packing;
 
 /* -- One time step forward, one phase of a cell: product, then the cell's mathematics ---------- */

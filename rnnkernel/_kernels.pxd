@@ -52,7 +52,7 @@ cdef extern from "rnnkernel.h" nogil:
         const Py_ssize_t *columns
         Py_ssize_t all
         void *packed
-        Py_ssize_t block_begin, block_end
+        Py_ssize_t block_begin, block_end, k_begin, k_end
 
     ctypedef struct rk_step:
         Py_ssize_t rows, hidden, projected, block_begin, block_end

@@ -6,6 +6,11 @@ cdef struct Panel:
     void (*move)(const rk_packing *) noexcept nogil
     rk_packing job
     Py_ssize_t blocks
+    bint by_columns         # whether threads may share the columns of a block
+    # of gradients in shards
+    int shards
+    Py_ssize_t shard_bytes  # from one's to the next one's
+    Py_ssize_t item, row_bytes
 
 
 cdef class PackedWeights:
@@ -96,5 +101,5 @@ cdef class PackedGradients:
     cdef int lay_out(self) except -1
     cdef int find_panels(self) except -1
     cdef bint begin(self, bint at_once) noexcept
-    cdef void add_shards(self) noexcept
+    cdef void add_vectors(self) noexcept
     cdef void unpack_projection(self, weight_hr) noexcept

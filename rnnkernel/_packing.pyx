@@ -23,6 +23,7 @@ from rnnkernel._kernels cimport (
     RK_QUAD_PIECE,
     RK_TRANSPOSED_VECTORS,
     kernels,
+    rk_packing,
     rk_panel_rows,
 )
 from rnnkernel._memory cimport aligned_empty, aligned_zeros, new_array
@@ -33,6 +34,9 @@ from rnnkernel._kernels import has_quads
 # Whether int8 weights lie in quads (csrc/quads.h) where the processor is faster with those. Tests
 # change it.
 QUADS = True
+
+# Sums of shards that are added before they are unpacked: a part of L2, with the next shard's.
+cdef Py_ssize_t ADDED_BYTES = 1 << 17
 
 ctypedef fused real:
     float
@@ -76,6 +80,24 @@ cdef object contiguous(object array):
 
 # Panels.
 
+cdef void add(real *sums, const real *others, Py_ssize_t count) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(count):
+        sums[i] += others[i]
+
+
+cdef void add_shards(
+    char *sums, Py_ssize_t size, int shards, Py_ssize_t shard_bytes, Py_ssize_t item
+) noexcept nogil:
+    """So many bytes of sums, of all shards into those of the first."""
+    cdef int shard
+    for shard in range(1, shards):
+        if item == sizeof(float):
+            add(<float *>sums, <const float *>(sums + shard * shard_bytes), size // item)
+        else:
+            add(<double *>sums, <const double *>(sums + shard * shard_bytes), size // item)
+
+
 cdef void run_blocks(const Panel *panel, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
     cdef rk_packing job = panel.job
     job.block_begin = begin
@@ -83,13 +105,49 @@ cdef void run_blocks(const Panel *panel, Py_ssize_t begin, Py_ssize_t end) noexc
     panel.move(&job)
 
 
+cdef void run_columns(
+    const Panel *panel, Py_ssize_t block, Py_ssize_t begin, Py_ssize_t end
+) noexcept nogil:
+    """Some columns of a block, after the sums of other shards have been added: a few at a time, so
+    that these are in L2."""
+    cdef rk_packing job = panel.job
+    cdef Py_ssize_t step = end - begin
+    job.block_begin, job.block_end = block, block + 1
+    if panel.shards > 1:
+        step = max(1, ADDED_BYTES // panel.row_bytes)
+    while begin < end:
+        job.k_begin, job.k_end = begin, min(end, begin + step)
+        if panel.shards > 1:
+            add_shards(
+                <char *>job.packed + (block * job.k + begin) * panel.row_bytes,
+                (job.k_end - begin) * panel.row_bytes, panel.shards, panel.shard_bytes, panel.item,
+            )
+        panel.move(&job)
+        begin = job.k_end
+
+
 cdef void pack_share(const Panel *panels, int count, int part, int parts) noexcept nogil:
-    """A share of the blocks of every panel: the unit blocks part/parts of W_ih's and W_hh's."""
+    """A share of every panel: the unit blocks part/parts of W_ih's and W_hh's, or of the columns of
+    each block, where blocks are few."""
+    cdef const Panel *panel
+    cdef Py_ssize_t begin, end, piece, pieces, k
     cdef int i
     for i in range(count):
-        run_blocks(
-            &panels[i], panels[i].blocks * part // parts, panels[i].blocks * (part + 1) // parts
-        )
+        panel = &panels[i]
+        pieces = 1 if panel.blocks >= parts else (parts + panel.blocks - 1) // panel.blocks
+        if not panel.by_columns:
+            pieces = 1
+        begin = panel.blocks * pieces * part // parts
+        end = panel.blocks * pieces * (part + 1) // parts
+        if pieces == 1 and panel.shards <= 1:
+            run_blocks(panel, begin, end)
+            continue
+        k = panel.job.k
+        for piece in range(begin, end):
+            run_columns(
+                panel, piece // pieces, piece % pieces * k // pieces,
+                (piece % pieces + 1) * k // pieces,
+            )
 
 
 cdef void run_panels(
@@ -158,6 +216,13 @@ cdef void copy_rows(
             memcpy(row + unit * w.item, here, min(w.units, w.hidden_size - unit) * w.item)
             here += slots * w.units * w.item
             unit += w.units
+
+
+cdef int choose(rk_packing *job, Py_ssize_t count, columns) except -1:
+    """Only so many columns, these, of those that the canonical weights have."""
+    job.k = job.k_end = count
+    job.columns = <const Py_ssize_t *><Py_ssize_t>address(columns)
+    return 0
 
 
 cdef PackedWeights pack_weights(
@@ -302,8 +367,7 @@ cdef class PackedWeights:
         self.panel_count = 0
         self.add_panel(False, weight_ih, &self.cell.input, self.input)
         if index is not None:
-            self.panels[0].job.k = inputs
-            self.panels[0].job.columns = <const Py_ssize_t *><Py_ssize_t>address(index)
+            choose(&self.panels[0].job, inputs, index)
         for phase in range(self.cell.phases):
             self.add_panel(
                 False, weight_hh, &self.cell.recurrent[phase], self.recurrent[phase]
@@ -332,6 +396,7 @@ cdef class PackedWeights:
         self.fill_job(&panel.job, weight, window, packed)
         panel.move = self.kernels.pack_transposed if transposed else self.kernels.pack
         panel.blocks = self.column_blocks(panel.job.k) if transposed else self.blocks
+        panel.by_columns, panel.shards = not transposed, 1
         return panel
 
     cdef void add_projection(self, bint transposed, Panel *panel) noexcept:
@@ -347,7 +412,8 @@ cdef class PackedWeights:
     ) except -1:
         cdef cnp.ndarray array = weight
         job.hidden = self.hidden_size
-        job.k = cnp.PyArray_DIM(array, 1)
+        job.k = job.k_end = cnp.PyArray_DIM(array, 1)
+        job.k_begin = 0
         job.gates = window.slots
         job.order = window.order
         job.unit_vectors = self.cell.unit_vectors
@@ -505,12 +571,6 @@ cdef class PackedWeights:
         return (columns + self.kernels.lanes - 1) // self.kernels.lanes
 
 
-cdef void add(real *sums, const real *others, Py_ssize_t count) noexcept nogil:
-    cdef Py_ssize_t i
-    for i in range(count):
-        sums[i] += others[i]
-
-
 cdef class PackedGradients:
     """Gradients of one layer and direction's weights, summed in the packed layout.
 
@@ -564,6 +624,7 @@ cdef class PackedGradients:
 
     cdef int find_panels(self) except -1:
         cdef PackedWeights w = self.weights
+        cdef Panel *panel
         cdef int phase
         weight_ih, weight_hh, columns = self.arrays
         if w.cell.input.slots < w.cell.gates:  # a gate whose weights have no effect
@@ -573,16 +634,17 @@ cdef class PackedGradients:
         if columns is not None:
             if w.input_size == 0:
                 weight_ih[...] = 0
-            self.panels[0].job.k = w.input_size
-            self.panels[0].job.columns = <const Py_ssize_t *><Py_ssize_t>address(columns)
+            choose(&self.panels[0].job, w.input_size, columns)
         for phase in range(w.cell.phases):
             w.fill_job(
                 &self.panels[1 + phase].job, weight_hh, &w.cell.recurrent[phase],
                 self.recurrent[phase],
             )
         for phase in range(1 + w.cell.phases):
-            self.panels[phase].move = w.kernels.unpack
-            self.panels[phase].blocks = w.blocks
+            panel = &self.panels[phase]
+            panel.move, panel.blocks, panel.by_columns = w.kernels.unpack, w.blocks, True
+            panel.shards, panel.shard_bytes, panel.item = self.shards, self.shard_bytes, w.item
+            panel.row_bytes = panel.job.gates * w.units * w.item
         return 0
 
     cdef bint begin(self, bint at_once) noexcept:
@@ -595,17 +657,16 @@ cdef class PackedGradients:
             memset(self.input + shard * self.shard_bytes, 0, self.recurrent[0] - self.input)
         return fresh
 
-    cdef void add_shards(self) noexcept:
-        """Those of all shards into those of the first."""
-        cdef Py_ssize_t size = self.end - self.bias
-        cdef char *others = self.bias
-        cdef int _shard
-        for _shard in range(1, self.shards):
-            others += self.shard_bytes
-            if self.weights.item == 4:
-                add(<float *>self.bias, <float *>others, size // 4)
-            else:
-                add(<double *>self.bias, <double *>others, size // 8)
+    cdef void add_vectors(self) noexcept:
+        """What is in no panel, of all shards into those of the first."""
+        add_shards(
+            self.bias, self.input - self.bias, self.shards, self.shard_bytes, self.weights.item
+        )
+        if self.projection != NULL:
+            add_shards(
+                self.projection, self.end - self.projection, self.shards, self.shard_bytes,
+                self.weights.item,
+            )
 
     def unpack(self, bias_ih, bias_hh, weight_ch, weight_hr, int threads):
         """Writes the canonical gradients, into these arrays (rows contiguous), which may be None,
@@ -616,11 +677,13 @@ cdef class PackedGradients:
         cdef long long began = nanoseconds()
         if self.begin(False):  # there were no steps
             memset(self.bias, 0, self.end - self.bias)
+            for phase in range(1 + w.cell.phases):
+                self.panels[phase].shards = 1
             if self.direct:
                 self.arrays[0][...] = 0
                 self.arrays[1][...] = 0
-        else:
-            self.add_shards()
+        elif self.shards > 1:
+            self.add_vectors()
         if w.cell.input.slots < w.cell.gates:
             for array in (bias_ih, bias_hh, weight_ch):
                 if array is not None:
@@ -628,7 +691,9 @@ cdef class PackedGradients:
         if self.direct:
             count = self.input != NULL
         if count > 0:
-            size = (w.input_size + w.projected_size) * w.cell.gates * w.hidden_size * w.item
+            # zeros of the columns that were not chosen are written, too
+            size = (self.panels[0].job.all + w.projected_size) * w.cell.gates * w.hidden_size
+            size *= w.item
             team = team_to_move(size, threads)
             with nogil:
                 run_panels(self.panels, count, team)

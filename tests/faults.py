@@ -574,8 +574,8 @@ FAULTS = [
     Fault(
         "shards: sums of the second are left out",
         PACKING,
-        "for _shard in range(1, self.shards):",
-        "for _shard in range(1, 1):",
+        "for shard in range(1, shards):",
+        "for shard in range(1, 1):",
         **only("shards", "values"),
     ),
     Fault(
@@ -714,10 +714,23 @@ FAULTS = [
     Fault(
         "packing: a thread leaves its last block to nobody",
         PACKING,
-        "&panels[i], panels[i].blocks * part // parts, panels[i].blocks * (part + 1) // parts",
-        "&panels[i], panels[i].blocks * part // parts, "
-        "panels[i].blocks * (part + 1) // parts - (part + 1 < parts)",
+        "end = panel.blocks * pieces * (part + 1) // parts",
+        "end = panel.blocks * pieces * (part + 1) // parts - (part + 1 < parts)",
         **only("packing"),
+    ),
+    Fault(
+        "packing: the last column of a thread's part of a block is left out",
+        PACKING,
+        "(piece % pieces + 1) * k // pieces,",
+        "(piece % pieces + 1) * k // pieces - 1,",
+        **only("packing"),
+    ),
+    Fault(
+        "packing: sums of other shards are added from the block's beginning",
+        PACKING,
+        "<char *>job.packed + (block * job.k + begin) * panel.row_bytes,",
+        "<char *>job.packed + block * job.k * panel.row_bytes,",
+        **only("shards"),
     ),
     Fault(
         "packing: rows of parameters are taken to have no gaps",

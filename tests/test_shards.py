@@ -40,6 +40,17 @@ def test_values(case, kind, N, monkeypatch):
                 assert error <= FLOAT64 * np.abs(wanted).max(), name
 
 
+def test_sums_that_are_added_piece_by_piece(case, monkeypatch):
+    """Of more columns than are added before they are unpacked; by one thread, or by more than there
+    are blocks."""
+    layer = getattr(rk, case.layer)(2200, 5, dtype=np.float64, rng=0, **case.options)
+    expected = weight_gradients(layer, "equal", 3, NEVER, monkeypatch, T=20)
+    for num_threads in (1, 3):
+        got = weight_gradients(layer, "equal", 3, 3, monkeypatch, T=20, num_threads=num_threads)
+        for name, wanted in expected.items():
+            assert np.abs(got[name] - wanted).max() <= FLOAT64 * np.abs(wanted).max(), name
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_checkpoints(case, kind, monkeypatch):
     layer = getattr(rk, case.layer)(9, 21, rng=0, **case.options)
