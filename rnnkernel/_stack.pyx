@@ -186,7 +186,7 @@ cdef int share(Stack *s, bint training, int threads) except -1:
     cdef int i, most, teams
     cdef double flops = 0, weights = 0, count = 0, best, time
     cdef Stack tried
-    cdef const Run *r
+    cdef const Run *r = &s.passes[0].run
     for i in range(s.layers * s.directions):
         r = &s.passes[i].run
         flops += flops_of(r)
