@@ -29,8 +29,8 @@ from rnnkernel._bptt cimport (
 from rnnkernel._chunks cimport SHARDS, all_by_units, list_all_rows
 from rnnkernel._clock cimport PHASES, current_call, nanoseconds
 from rnnkernel._crowd cimport is_crowded, report
-from rnnkernel._gradients cimport add_rows
-from rnnkernel._kernels cimport RK_TRANSPOSED_VECTORS
+from rnnkernel._gradients cimport add_to_rows
+from rnnkernel._kernels cimport RK_TRANSPOSED_VECTORS, fp_enter, fp_leave
 from rnnkernel._memory cimport aligned_zeros, tile_pitch
 from rnnkernel._packing cimport PackedGradients, PackedWeights
 from rnnkernel._plan cimport team_size, training_pays_off
@@ -529,11 +529,24 @@ cdef bint goes_at_once(const Bptt *r, int threads) except -1:
     return r.cell.gates * r.H * r.P * r.item <= LARGE_WEIGHTS
 
 
+cdef void add_part(
+    const Bptt *r, char *to, const char *other, Py_ssize_t begin, Py_ssize_t end
+) noexcept nogil:
+    """One thread's part of a sum of two arrays. Denormals count as zero there, too, as where the
+    second direction adds for itself."""
+    cdef unsigned long long saved = fp_enter()
+    cdef Py_ssize_t start = 0
+    add_to_rows(
+        r.kernels, to + begin * r.item, 0, 1, end - begin, other + begin * r.item, &start
+    )
+    fp_leave(saved)
+
+
 cdef int run_at_once(Bptt *loops, list passes, int threads) except -1:
     """Two directions, each with half of the threads. Only when both are done can their dx be added.
     """
     cdef BackwardPass first = passes[0], second = passes[1]
-    cdef Py_ssize_t at, size, zero = 0
+    cdef Py_ssize_t size
     cdef char *to
     cdef const char *other
     cdef int i
@@ -549,14 +562,9 @@ cdef int run_at_once(Bptt *loops, list passes, int threads) except -1:
     run(loops, passes, 2, threads // 2)
     if own is None:
         return 0
-    to, size = start(first.dx), own.size
-    other = start(own)
+    to, other, size = start(first.dx), start(own), own.size
     for i in prange(threads, num_threads=threads, schedule="static", chunksize=1, nogil=True):
-        at = part(size, i, threads)
-        add_rows(
-            loops[0].kernels, to + at * loops[0].item, 0, 1, part(size, i + 1, threads) - at,
-            other + at * loops[0].item, &zero,
-        )
+        add_part(loops, to, other, part(size, i, threads), part(size, i + 1, threads))
     return 0
 
 

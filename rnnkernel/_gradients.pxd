@@ -5,7 +5,7 @@ from rnnkernel._kernels cimport rk_kernels
 from rnnkernel._team cimport rk_team
 
 # Adds rows from anywhere to those of a tile; offsets in elements.
-cdef void add_rows(
+cdef void add_to_rows(
     const rk_kernels *kernels, char *to, Py_ssize_t pitch, Py_ssize_t rows, Py_ssize_t columns,
     const char *source, const Py_ssize_t *row,
 ) noexcept nogil

@@ -184,7 +184,7 @@ cdef void add_projection_gradient(
     )
 
 
-cdef void add_rows(
+cdef void add_to_rows(
     const rk_kernels *kernels, char *to, Py_ssize_t pitch, Py_ssize_t rows, Py_ssize_t columns,
     const char *source, const Py_ssize_t *row,
 ) noexcept nogil:
@@ -210,7 +210,7 @@ cdef void input_gradient(
     p.c, p.c_row = tile, r.dx_row
     through_columns(r, &r.cell.input, &p, 0, vectors_of(r, r.I))
     if r.adds:
-        add_rows(
+        add_to_rows(
             r.kernels, tile, r.dx_pitch, p.rows, r.I, r.dx + c.t0 * r.dx_time * r.item,
             r.dx_at + place,
         )

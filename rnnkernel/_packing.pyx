@@ -134,9 +134,9 @@ cdef void pack_share(const Panel *panels, int count, int part, int parts) noexce
     cdef int i
     for i in range(count):
         panel = &panels[i]
-        pieces = 1 if panel.blocks >= parts else (parts + panel.blocks - 1) // panel.blocks
-        if not panel.by_columns:
-            pieces = 1
+        pieces = 1
+        if panel.by_columns and panel.blocks < parts:
+            pieces = (parts + panel.blocks - 1) // panel.blocks
         begin = panel.blocks * pieces * part // parts
         end = panel.blocks * pieces * (part + 1) // parts
         if pieces == 1 and panel.shards <= 1:

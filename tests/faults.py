@@ -763,8 +763,15 @@ FAULTS = [
     Fault(
         "backward: dx of two directions at once, the last number is the first one's alone",
         BACKWARD,
-        "part(size, i + 1, threads) - at,",
-        "part(size, i + 1, threads) - at - 1,",
+        "part(size, i, threads), part(size, i + 1, threads))",
+        "part(size, i, threads), part(size, i + 1, threads) - 1)",
+        **only("split_backward"),
+    ),
+    Fault(
+        "backward: denormals remain where dx of two directions at once are added",
+        BACKWARD,
+        "add_to_rows( r.kernels, to + begin * r.item,",
+        "fp_leave(saved); add_to_rows( r.kernels, to + begin * r.item,",
         **only("split_backward"),
     ),
     Fault(

@@ -147,6 +147,22 @@ def test_directions_of_ids(case, dtype, embedding, monkeypatch):
             assert_same_bits(one, expected)
 
 
+def test_denormal_sums_of_directions_are_zero(monkeypatch):
+    """However the directions are run: dx of each is a normal number, and their sum is not."""
+    layer = rk.RNN(5, 16, bidirectional=True, bias=False, rng=0)
+    for array in layer.parameters.values():
+        array[...] = 0
+    layer.parameters["weight_ih_l0"][...] = np.eye(16, 5)
+    layer.parameters["weight_ih_l0_reverse"][...] = -np.eye(16, 5)
+    out = layer.forward(np.zeros((50, 8, 5), np.float32), training=True)
+    dy = np.repeat(np.array([1.5e-38, 1.2e-38], np.float32), 16) + np.zeros_like(out.y)
+    for teams, threads in ((1, 1), (1, 2), (2, 2)):
+        monkeypatch.setattr(_backward, "TEAMS", teams)
+        assert not layer.backward(out, dy, num_threads=threads).x.any(), (teams, threads)
+    alone = layer.backward(out, dy * (np.arange(32) < 16)).x
+    assert np.all(alone == np.float32(1.5e-38))
+
+
 FEWER = """
 import numpy as np
 import rnnkernel as rk
