@@ -60,6 +60,10 @@ PLACEMENT_FLAGS = [
 ]
 
 EMPTY_PROGRAM = "int main(void) { return 0; }\n"
+# Not every assembler knows AVX-VNNI's encoding.
+AVX_VNNI_PROGRAM = """
+int main(void) { __asm__("%{vex%} vpdpbusd %%ymm0, %%ymm1, %%ymm2" : : : "xmm2"); return 0; }
+"""
 OPENMP_PROGRAM = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
 
 
@@ -86,7 +90,9 @@ class BuildKernels(build_ext):
             openmp = []
         version = self.run_compiler("--version").stdout.splitlines()[0]
         isas = self.wanted_isas()
-        self.placement = [f for f in PLACEMENT_FLAGS if self.compiles(EMPTY_PROGRAM, [f])]
+        self.kernel_flags = [f for f in PLACEMENT_FLAGS if self.compiles(EMPTY_PROGRAM, [f])]
+        if self.compiles(AVX_VNNI_PROGRAM):
+            self.kernel_flags.append("-DRK_HAVE_AVX_VNNI")
         macros = [(f"RK_HAVE_{name.upper()}", "1") for name in isas]
         macros += [
             ("RK_COMPILER", '"' + version.replace('"', "") + '"'),
@@ -97,7 +103,7 @@ class BuildKernels(build_ext):
             os.environ.get("LDFLAGS"),
             macros,
             [ISAS[name][0] for name in isas],
-            self.placement,
+            self.kernel_flags,
         )
         for extension in self.extensions:
             extension.extra_compile_args = C_FLAGS + openmp
@@ -157,7 +163,7 @@ class BuildKernels(build_ext):
                     [source],
                     output_dir=self.build_temp,
                     include_dirs=["csrc"],
-                    extra_postargs=C_FLAGS + self.placement + ISAS[name][0],
+                    extra_postargs=C_FLAGS + self.kernel_flags + ISAS[name][0],
                 )
             return built
 

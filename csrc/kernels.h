@@ -135,7 +135,7 @@ static const rk_kernels
 #if !RK_DOUBLE
             .small_product = RK(small_product),
 #endif
-#if !RK_DOUBLE && RK_VECTOR_BYTES == 64
+#ifdef RK_QUADS
             .has_quads = RK(has_quads),
 #endif
             .gather = RK(gather),
@@ -167,6 +167,7 @@ static const rk_kernels
 #undef RK_L2_BYTES
 #undef RK_FULL_ROWS
 #undef RK_IN_REGISTER
+#undef RK_QUADS
 #undef RK_HALVES
 #undef RK_HALF_OF
 #undef RK_HALF_VECTOR

@@ -105,7 +105,7 @@ static void RK(gather)(const rk_lookup *p)
         RK(gather_from)(p, RK_INT8, 1);
         return;
     }
-#if RK_VECTOR_BYTES == 64
+#ifdef RK_QUADS
     if (p->storage == RK_INT8_QUADS) {
         RK(gather_from)(p, RK_INT8_QUADS, 1);
         return;

@@ -1,5 +1,6 @@
 /* quads.h - the product with int8 weights by sums of integers, where the processor multiplies and
- * adds four bytes at a time (VNNI): three instructions for 64 weights, where floats take twelve.
+ * adds four bytes at a time (VNNI): three instructions for 64 weights, or of AVX2 for 32, where
+ * floats take twelve.
  *
  * B[k][j] = scale[j] * q[k][j], with q in bytes, four k's of a column side by side. The row of A is
  * made of integers too. k goes in pieces of RK_QUAD_PIECE; in each
@@ -16,21 +17,62 @@
  * A block's panel is, of each piece, the row of -2^6 times the sum of q over k, where S[2] starts,
  * as integers; then its quads.
  */
-#if !RK_DOUBLE && RK_VECTOR_BYTES == 64
+#if !RK_DOUBLE && RK_VECTOR_BYTES >= 32
+#define RK_QUADS 1
 enum { RK_QUAD_BYTES = 32768, RK_QUAD_ROWS = 64 };
 
-/* In each of 16 lanes four unsigned bytes of `digits` times four signed ones of `weights`, added to
- * the sum. Said in assembly, since GCC moves its intrinsic's accumulators to and fro. */
-#define RK_ADD_QUADS(sum, digits, weights)                                                         \
-    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(digits), "v"(weights))
+/* In each lane four unsigned bytes of `digits` times four signed ones of `weights`, added to the
+ * sum. Said in assembly, since GCC moves its intrinsic's accumulators to and fro. */
+#define RK_ADD_QUADS(prefix, sum, digits, weights)                                                 \
+    __asm__(prefix "vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(digits), "v"(weights))
+
+/* vpdpbusd of 32 bytes has two encodings: AVX-VNNI's, of processors without AVX-512, which not
+ * every assembler knows, and AVX-512's. */
+#if RK_VECTOR_BYTES == 32 && defined(RK_HAVE_AVX_VNNI)
+#include <cpuid.h>
+#define RK_ADD_QUADS_OF_AVX(sum, digits, weights) RK_ADD_QUADS("%{vex%} ", sum, digits, weights)
+static int RK(has_avx_vnni)(void)
+{
+    unsigned eax, ebx, ecx, edx;
+    return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & 1 << 4);
+}
+#else
+#define RK_ADD_QUADS_OF_AVX(sum, digits, weights) RK_ADD_QUADS("", sum, digits, weights)
+static int RK(has_avx_vnni)(void) { return 0; }
+#endif
+
+/* Which encoding this processor runs; has_quads, which everyone asks first, finds out. */
+static int RK(quads_of_avx);
+
+static int RK(has_quads)(void)
+{
+    const int of_avx = RK(has_avx_vnni)();
+    __atomic_store_n(&RK(quads_of_avx), of_avx, __ATOMIC_RELAXED);
+    return of_avx || (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl"));
+}
 
 /* Bits of the largest magnitude; a NaN's are above those of infinity. */
 RK_INLINE int RK(largest_bits)(const real *a, ptrdiff_t count)
 {
-    __m512i most = _mm512_setzero_si512();
-    for (ptrdiff_t k = 0; k < count; k += LANES)
-        most = _mm512_max_epi32(most, (__m512i)RK(vabs)(RK(vload_part)(a + k, count - k)));
-    return _mm512_reduce_max_epi32(most);
+    ivec most = {0};
+    for (ptrdiff_t k = 0; k < count; k += LANES) {
+        const ivec bits = (ivec)RK(vabs)(RK(vload_part)(a + k, count - k));
+#if RK_VECTOR_BYTES == 64
+        most = (ivec)_mm512_max_epi32((__m512i)most, (__m512i)bits);
+#else
+        most = (ivec)_mm256_max_epi32((__m256i)most, (__m256i)bits);
+#endif
+    }
+#if RK_VECTOR_BYTES == 64
+    return _mm512_reduce_max_epi32((__m512i)most);
+#else
+    const __m256i all = (__m256i)most;
+    __m128i four = _mm_max_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+    four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0xb1));
+    return _mm_cvtsi128_si32(four);
+#endif
 }
 
 /* Some elements of a row: of each quad [digit][k], and 4 bytes that nobody reads. Returns 2^u. */
@@ -39,14 +81,17 @@ static real RK(quantise)(const real *a, ptrdiff_t count, char *digits)
     const int largest = RK(largest_bits)(a, count);
     const int exponent = largest >> 23 > 22 ? largest >> 23 : 22;
     /* From 1.5 * 2^23 on floats are integers, and the bits below those of 2^23 count from 2^22. */
-    const vec per_unit = (vec)_mm512_set1_epi32((275 - exponent) << 23);
+    const vec per_unit = (vec)((ivec){0} + ((275 - exponent) << 23));
     const vec zero = RK(vset)(12582912.0f);
-    const __m512i by_digit =
-        _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    /* the places of digit 0 in four floats, those of digit 1, of 2 and of what is left */
+    const int places[4] = {0x0c080400, 0x0d090501, 0x0e0a0602, 0x0f0b0703};
+    ivec by_digit;
+    for (ptrdiff_t i = 0; i < LANES; i += 4)
+        __builtin_memcpy((char *)&by_digit + 4 * i, places, sizeof places);
     for (ptrdiff_t k = 0; k < count; k += LANES) {
-        __m512i quads = (__m512i)RK(vfma)(RK(vload_part)(a + k, count - k), per_unit, zero);
+        vec quads = RK(vfma)(RK(vload_part)(a + k, count - k), per_unit, zero);
         __asm__("vpshufb %1, %0, %0" : "+v"(quads) : "v"(by_digit));
-        _mm512_store_si512(digits + 4 * k, quads);
+        __builtin_memcpy(digits + 4 * k, &quads, sizeof quads);
     }
     const int unit = largest < 0x7f800000 ? (exponent - 21) << 23 : 0x7fc00000;
     real as_float;
@@ -54,32 +99,41 @@ static real RK(quantise)(const real *a, ptrdiff_t count, char *digits)
     return as_float;
 }
 
-/* mr rows x nc vectors of one block over a piece. */
-RK_INLINE void RK(quad_tile)(const int mr, const int nc, ptrdiff_t quads, ptrdiff_t pitch,
-                             ptrdiff_t b_quad, const char *digits, const real *units, const char *b,
-                             real *const *c, const real *init, const real *scale)
+/* mr rows x nc vectors of one block over a piece. Of 32 registers some have the weights, of 16 the
+ * digits of a row. */
+RK_INLINE void RK(quad_tile)(const int of_avx, const int mr, const int nc, ptrdiff_t quads,
+                             ptrdiff_t pitch, ptrdiff_t b_quad, const char *digits,
+                             const real *units, const char *b, real *const *c, const real *init,
+                             const real *scale)
 {
-    __m512i acc[8][3];
+    ivec acc[8][3];
     RK_FOR (m, mr) {
         RK_FOR (v, nc) {
-            acc[m * nc + v][0] = acc[m * nc + v][1] = _mm512_setzero_si512();
-            acc[m * nc + v][2] = _mm512_loadu_si512(b + v * 64);
+            acc[m * nc + v][0] = acc[m * nc + v][1] = (ivec){0};
+            __builtin_memcpy(&acc[m * nc + v][2], b + v * RK_VECTOR_BYTES, RK_VECTOR_BYTES);
         }
     }
     for (ptrdiff_t k = 0; k < quads; k++) {
         b += b_quad;
-        __m512i weights[4];
+        ivec weights[4];
         RK_FOR (v, nc) {
-            weights[v] = _mm512_loadu_si512(b + v * 64);
-            RK_IN_REGISTER(weights[v]);
+            __builtin_memcpy(&weights[v], b + v * RK_VECTOR_BYTES, RK_VECTOR_BYTES);
+            if (RK_REGISTERS == 32) RK_IN_REGISTER(weights[v]);
         }
         RK_FOR (m, mr) {
+            ivec digit[3];
             RK_FOR (d, 3) {
                 int four;
                 __builtin_memcpy(&four, digits + m * pitch + 16 * k + 4 * d, sizeof four);
-                const __m512i digit = _mm512_set1_epi32(four);
-                RK_FOR (v, nc)
-                    RK_ADD_QUADS(acc[m * nc + v][d], digit, weights[v]);
+                digit[d] = (ivec){0} + four;
+            }
+            RK_FOR (v, nc) {
+                RK_FOR (d, 3) {
+                    if (of_avx)
+                        RK_ADD_QUADS_OF_AVX(acc[m * nc + v][d], digit[d], weights[v]);
+                    else
+                        RK_ADD_QUADS("", acc[m * nc + v][d], digit[d], weights[v]);
+                }
             }
         }
     }
@@ -87,10 +141,10 @@ RK_INLINE void RK(quad_tile)(const int mr, const int nc, ptrdiff_t quads, ptrdif
     RK_FOR (m, mr) {
         const vec unit = RK(vset)(units[m]);
         RK_FOR (v, nc) {
-            const __m512i *s = acc[m * nc + v];
-            vec sum = (vec)_mm512_cvtepi32_ps(s[2]);
-            sum = RK(vfma)(sum, base, (vec)_mm512_cvtepi32_ps(s[1]));
-            sum = RK(vfma)(sum, base, (vec)_mm512_cvtepi32_ps(s[0])) * unit;
+            const ivec *s = acc[m * nc + v];
+            vec sum = __builtin_convertvector(s[2], vec);
+            sum = RK(vfma)(sum, base, __builtin_convertvector(s[1], vec));
+            sum = RK(vfma)(sum, base, __builtin_convertvector(s[0], vec)) * unit;
             const vec from = RK(vload)((init ? init : c[m]) + v * LANES);
             RK(vstore)(c[m] + v * LANES, RK(vfma)(RK(vload)(scale + v * LANES), sum, from));
         }
@@ -100,26 +154,45 @@ RK_INLINE void RK(quad_tile)(const int mr, const int nc, ptrdiff_t quads, ptrdif
 typedef void RK(quad_function)(ptrdiff_t quads, ptrdiff_t pitch, ptrdiff_t b_quad,
                                const char *digits, const real *units, const char *b, real *const *c,
                                const real *init, const real *scale);
-#define RK_QUAD_TILE(mr, nc)                                                                       \
-    static __attribute__((noinline)) void RK(quad_tile_##mr##_##nc)(                               \
+#define RK_QUAD_TILE(of_avx, mr, nc)                                                               \
+    static __attribute__((noinline)) void RK(quad_tile_##of_avx##_##mr##_##nc)(                    \
         ptrdiff_t quads, ptrdiff_t pitch, ptrdiff_t b_quad, const char *digits, const real *units, \
         const char *b, real *const *c, const real *init, const real *scale)                        \
     {                                                                                              \
-        RK(quad_tile)(mr, nc, quads, pitch, b_quad, digits, units, b, c, init, scale);             \
+        RK(quad_tile)(of_avx, mr, nc, quads, pitch, b_quad, digits, units, b, c, init, scale);     \
     }
-RK_QUAD_TILE(1, 1)
-RK_QUAD_TILE(1, 2)
-RK_QUAD_TILE(1, 3)
-RK_QUAD_TILE(1, 4)
-RK_QUAD_TILE(2, 1)
-RK_QUAD_TILE(2, 2)
-RK_QUAD_TILE(2, 3)
-RK_QUAD_TILE(2, 4)
+#define RK_QUAD_TILES(of_avx)                                                                      \
+    RK_QUAD_TILE(of_avx, 1, 1)                                                                     \
+    RK_QUAD_TILE(of_avx, 1, 2)                                                                     \
+    RK_QUAD_TILE(of_avx, 1, 3)                                                                     \
+    RK_QUAD_TILE(of_avx, 1, 4)                                                                     \
+    RK_QUAD_TILE(of_avx, 2, 1)                                                                     \
+    RK_QUAD_TILE(of_avx, 2, 2)
 /* [rows - 1][vectors - 1] */
-static RK(quad_function) *const RK(quad_tiles)[2][4] = {
-    {RK(quad_tile_1_1), RK(quad_tile_1_2), RK(quad_tile_1_3), RK(quad_tile_1_4)},
-    {RK(quad_tile_2_1), RK(quad_tile_2_2), RK(quad_tile_2_3), RK(quad_tile_2_4)},
-};
+#define RK_QUAD_TABLE(of_avx)                                                                      \
+    {                                                                                              \
+        {RK(quad_tile_##of_avx##_1_1), RK(quad_tile_##of_avx##_1_2), RK(quad_tile_##of_avx##_1_3), \
+         RK(quad_tile_##of_avx##_1_4)},                                                            \
+        {                                                                                          \
+            RK(quad_tile_##of_avx##_2_1), RK(quad_tile_##of_avx##_2_2), RK_QUAD_PAIR(of_avx, 3),   \
+                RK_QUAD_PAIR(of_avx, 4)                                                            \
+        }                                                                                          \
+    }
+/* 16 registers have no room for the sums of two rows of three vectors. */
+#if RK_REGISTERS == 32
+enum { RK_QUAD_PAIR_VECTORS = 4 };
+#define RK_QUAD_PAIR(of_avx, nc) RK(quad_tile_##of_avx##_2_##nc)
+RK_QUAD_TILES(0)
+RK_QUAD_TILE(0, 2, 3)
+RK_QUAD_TILE(0, 2, 4)
+static RK(quad_function) *const RK(quad_tiles)[1][2][4] = {RK_QUAD_TABLE(0)};
+#else
+enum { RK_QUAD_PAIR_VECTORS = 2 };
+#define RK_QUAD_PAIR(of_avx, nc) NULL
+RK_QUAD_TILES(0)
+RK_QUAD_TILES(1)
+static RK(quad_function) *const RK(quad_tiles)[2][2][4] = {RK_QUAD_TABLE(0), RK_QUAD_TABLE(1)};
+#endif
 
 /* As RK(small_group). Rows go in as many as their digits have room for, since every block reads
  * them again. */
@@ -127,6 +200,8 @@ static void RK(quad_group)(const rk_small_product *q, ptrdiff_t nc, ptrdiff_t fi
                            ptrdiff_t blocks, RK(epilogue) * done, const void *context)
 {
     const rk_product *p = &q->product;
+    RK(quad_function) *const(*const tiles)[4] =
+        RK(quad_tiles)[__atomic_load_n(&RK(quads_of_avx), __ATOMIC_RELAXED)];
     _Alignas(64) char digits[RK_QUAD_BYTES];
     real units[RK_QUAD_ROWS], gathered[RK_QUAD_PIECE];
     const ptrdiff_t b_quad = 4 * p->b_inner;
@@ -135,7 +210,7 @@ static void RK(quad_group)(const rk_small_product *q, ptrdiff_t nc, ptrdiff_t fi
     const ptrdiff_t fit = RK_QUAD_BYTES / pitch, most = fit < RK_QUAD_ROWS ? fit : RK_QUAD_ROWS;
     for (ptrdiff_t row = 0; row < p->rows; row += most) {
         const ptrdiff_t some = p->rows - row < most ? p->rows - row : most;
-        const char *b = (const char *)p->b + first * 64;
+        const char *b = (const char *)p->b + first * RK_VECTOR_BYTES;
         for (ptrdiff_t k = 0; k < p->inner; k += piece) {
             const ptrdiff_t count = p->inner - k < piece ? p->inner - k : piece;
             const ptrdiff_t quads = (count + 3) / 4;
@@ -155,12 +230,11 @@ static void RK(quad_group)(const rk_small_product *q, ptrdiff_t nc, ptrdiff_t fi
                 const real *scale = (const real *)q->scale + block * q->scale_block + column;
                 for (ptrdiff_t m = 0, mr; m < some; m += mr) {
                     real *c[2];
-                    mr = some - m < 2 ? 1 : 2;
+                    mr = nc > RK_QUAD_PAIR_VECTORS || some - m < 2 ? 1 : 2;
                     for (ptrdiff_t i = 0; i < mr; i++)
                         c[i] = (real *)p->c + block * p->c_block + p->c_row[row + m + i] + column;
-                    RK(quad_function) *const tile = RK(quad_tiles)[mr - 1][nc - 1];
-                    tile(quads, pitch, b_quad, digits + m * pitch, units + m,
-                         b + block * p->b_block, c, k ? NULL : init, scale);
+                    tiles[mr - 1][nc - 1](quads, pitch, b_quad, digits + m * pitch, units + m,
+                                          b + block * p->b_block, c, k ? NULL : init, scale);
                 }
                 if (done && k + count == p->inner) done(context, block, 1, row, some);
             }
@@ -169,11 +243,10 @@ static void RK(quad_group)(const rk_small_product *q, ptrdiff_t nc, ptrdiff_t fi
     }
 }
 
-static int RK(has_quads)(void)
-{
-    return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw");
-}
-
 #undef RK_ADD_QUADS
+#undef RK_ADD_QUADS_OF_AVX
 #undef RK_QUAD_TILE
+#undef RK_QUAD_TILES
+#undef RK_QUAD_TABLE
+#undef RK_QUAD_PAIR
 #endif

@@ -230,7 +230,7 @@ static void RK(small_group)(const rk_small_product *q, ptrdiff_t nc, ptrdiff_t f
 {
     const rk_product *p = &q->product;
     const int int8 = q->storage == RK_INT8;
-#if RK_VECTOR_BYTES == 64
+#ifdef RK_QUADS
     if (q->storage == RK_INT8_QUADS) {
         RK(quad_group)(q, nc, first, blocks, done, context);
         return;
