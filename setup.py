@@ -185,7 +185,9 @@ setup(
     ext_modules=cythonize(
         [
             extension("_kernels", ["csrc/dispatch.c", "csrc/fp.c"], csrc("*.[ch]")),
-            extension("_packing"),
+            extension("_panels"),
+            extension("_packed_weights"),
+            extension("_packed_gradients"),
             extension("_rows"),
             extension("_pool"),
             extension("_crowd"),
@@ -208,6 +210,7 @@ setup(
             extension("_differentiate"),
             extension("_backward"),
             extension("_bptt"),
+            extension("_bptt_memory"),
             extension("_steps_back"),
             extension("_chunks"),
             extension("_gradients"),

@@ -1,5 +1,5 @@
 from rnnkernel._kernels cimport rk_cell, rk_kernels
-from rnnkernel._packing cimport Panel
+from rnnkernel._panels cimport Panel
 from rnnkernel._rows cimport SECTIONS, clear_step
 from rnnkernel._team cimport rk_flag
 
@@ -13,6 +13,9 @@ cdef enum:
     GROUP = 8
     # Rows of dx, or of a table's gradient, in one piece of work.
     DX_ROWS = 48
+    # Half of a usual L2. W_ih of more bytes is read from beyond it for every piece of dx, so that
+    # these are larger.
+    LARGE_WEIGHTS = 1 << 19
 
 # How the threads of a team share the steps of a chunk.
 cdef enum:

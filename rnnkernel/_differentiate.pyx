@@ -20,7 +20,7 @@ from rnnkernel._arrays cimport (
     plain_states,
     time_first,
 )
-from rnnkernel._packing cimport PackedGradients
+from rnnkernel._packed_gradients cimport PackedGradients
 from rnnkernel._sizes cimport Sizes, sizes_of
 from rnnkernel._tape cimport BackwardPass, Pass, Tape
 

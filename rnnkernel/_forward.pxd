@@ -1,5 +1,5 @@
 from rnnkernel cimport _tape
-from rnnkernel._packing cimport PackedWeights
+from rnnkernel._packed_weights cimport PackedWeights
 from rnnkernel._recurrence cimport Plan, Run
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._states cimport Matrix

@@ -19,8 +19,8 @@ import numpy as np
 
 from rnnkernel cimport _tape
 from rnnkernel._kernels cimport RK_HALF, RK_WHOLE, rk_panel_rows
-from rnnkernel._memory cimport aligned_empty, aligned_zeros, tile_pitch
-from rnnkernel._packing cimport PackedWeights, address
+from rnnkernel._memory cimport address, aligned_empty, aligned_zeros, tile_pitch
+from rnnkernel._packed_weights cimport PackedWeights
 from rnnkernel._recurrence cimport Plan, Run, gates_at, h_at, list_chunk
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._states cimport Matrix, copy_row, pack_cell_states, unpack_cell_state
@@ -80,16 +80,16 @@ cdef int set_rows(Run *r, rows) except -1:
     r.longest, r.sections = r.T, len(rows.section) - 1
     memcpy(r.section, cnp.PyArray_DATA(rows.section), (r.sections + 1) * sizeof(Py_ssize_t))
     r.clears = rows.whole
-    r.alive = <Py_ssize_t *><Py_ssize_t>address(rows.alive)
-    r.order = <Py_ssize_t *><Py_ssize_t>address(rows.order)
-    r.start = <Py_ssize_t *><Py_ssize_t>address(rows.start)
-    r.length = <Py_ssize_t *><Py_ssize_t>address(rows.lengths)
+    r.alive = <Py_ssize_t *>address(rows.alive)
+    r.order = <Py_ssize_t *>address(rows.order)
+    r.start = <Py_ssize_t *>address(rows.start)
+    r.length = <Py_ssize_t *>address(rows.lengths)
     r.count = 0
     for n in range(r.N):
         r.count += r.length[n]
     if rows.reset is not None:
-        r.reset = <unsigned char *><Py_ssize_t>address(rows.reset)
-        r.resets = <unsigned char *><Py_ssize_t>address(rows.resets)
+        r.reset = <unsigned char *>address(rows.reset)
+        r.resets = <unsigned char *>address(rows.resets)
     return 0
 
 

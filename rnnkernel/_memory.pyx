@@ -131,6 +131,15 @@ cdef cnp.ndarray aligned_zeros(Py_ssize_t count, int type_number):
     return flat
 
 
+cdef cnp.ndarray room_for(Layout *m):
+    cdef cnp.npy_intp size = m.used + ALIGNMENT
+    cdef cnp.ndarray array = new_array(1, &size, cnp.NPY_UINT8)
+    cdef Py_ssize_t begin = <Py_ssize_t>cnp.PyArray_DATA(array)
+    m.base = <char *>((begin + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT)
+    m.used = 0
+    return array
+
+
 cdef Py_ssize_t tile_pitch(Py_ssize_t width, Py_ssize_t itemsize) noexcept:
     # Whole cache lines, and never a large power of two of them: rows at a multiple of 4 KiB would
     # compete for one set of L1.

@@ -1,4 +1,4 @@
-from rnnkernel._packing cimport PackedWeights
+from rnnkernel._packed_weights cimport PackedWeights
 
 
 # A layer's parameters in the order of their names, or None where they are not plain arrays of their

@@ -5,7 +5,7 @@ cimport numpy as cnp
 import numpy as np
 
 from rnnkernel._arrays cimport has_shape, is_plain
-from rnnkernel._packing cimport PackedWeights, pack_weights, prepare_weights
+from rnnkernel._packed_weights cimport PackedWeights, pack_weights, prepare_weights
 
 cnp.import_array()
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from rnnkernel import _check, _dropout, _forward
 from rnnkernel._arguments import Layout, check_rows, check_state, check_tokens, check_x, check_y
-from rnnkernel._packing import PackedWeights
+from rnnkernel._packed_weights import PackedWeights
 from rnnkernel._plan import sections_of
 from rnnkernel._rows import kept_x
 from rnnkernel._sequence import Sequence, constant

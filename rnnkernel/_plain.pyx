@@ -23,7 +23,7 @@ from rnnkernel._arrays cimport (
 from rnnkernel._clock cimport profiles_in_use
 from rnnkernel._forward cimport Pass, set_rows, set_weights
 from rnnkernel._kept cimport Kept
-from rnnkernel._packing cimport PackedWeights
+from rnnkernel._packed_weights cimport PackedWeights
 from rnnkernel._parameters cimport plain_parameters, prepare_one
 from rnnkernel._recurrence cimport Run
 from rnnkernel._scratch cimport Scratch

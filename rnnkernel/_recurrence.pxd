@@ -1,5 +1,5 @@
 from rnnkernel._kernels cimport rk_cell, rk_kernels, rk_packing
-from rnnkernel._packing cimport Panel
+from rnnkernel._panels cimport Panel
 from rnnkernel._rows cimport SECTIONS
 from rnnkernel._team cimport rk_flag, rk_handover, rk_range
 

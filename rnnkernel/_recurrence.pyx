@@ -20,7 +20,7 @@ from rnnkernel._kernels cimport (
     rk_small_product,
     rk_step,
 )
-from rnnkernel._packing cimport Panel, pack_share, run_blocks
+from rnnkernel._panels cimport Panel, pack_share, run_blocks
 from rnnkernel._products cimport ends_with_units
 from rnnkernel._rows cimport (
     any_set,

@@ -32,7 +32,8 @@ from rnnkernel._clock cimport (
 )
 from rnnkernel._crowd cimport is_crowded, report
 from rnnkernel._forward cimport Pass, keep_states, lay_out, set_arrays, take_states
-from rnnkernel._packing cimport PackedWeights, address
+from rnnkernel._memory cimport address
+from rnnkernel._packed_weights cimport PackedWeights
 from rnnkernel._plan cimport (
     divide,
     flops_of,
@@ -280,7 +281,7 @@ cdef int run_stack(
     call = current_call()
     if call is not None:
         spent = call.enter(threads)
-        s.spent = <long long *><Py_ssize_t>address(spent)
+        s.spent = <long long *>address(spent)
     with nogil:
         if threads == 1:
             run_member(&s, 1, 0)

@@ -2,7 +2,7 @@
 
 from libc.string cimport memcpy, memset
 
-from rnnkernel._packing cimport PackedWeights
+from rnnkernel._packed_weights cimport PackedWeights
 
 
 # (N, units) of anybody's; strides in bytes.

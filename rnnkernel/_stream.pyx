@@ -37,8 +37,8 @@ import numpy as np
 from rnnkernel._clock cimport nanoseconds, profiles_in_use
 from rnnkernel._crowd cimport is_crowded, report
 from rnnkernel._forward cimport set_weights
-from rnnkernel._memory cimport aligned_zeros
-from rnnkernel._packing cimport PackedWeights, address
+from rnnkernel._memory cimport address, aligned_zeros
+from rnnkernel._packed_weights cimport PackedWeights
 from rnnkernel._plan cimport gain, pays_off, plan_team, team_size, team_step
 from rnnkernel._recurrence cimport Plan, Run, run_team
 from rnnkernel._scratch cimport Scratch
@@ -176,14 +176,14 @@ cdef class Stream:
             if k > 0:
                 r.chunk_x = &self.offsets[1 + 2 * k, 0]
             array = self.zeros(2 * r.gates_time)
-            r.gates = <char *><Py_ssize_t>address(array)
+            r.gates = address(array)
             gates = array.reshape(2, r.blocks, N, r.cell.memory_slots, r.units)
             if r.cell.states == 2:
                 # where h_t lies in one tile of h, c_t lies in the other step's gates
                 self.c.append(gates[::-1, :, :, r.cell.slots].transpose(0, 2, 1, 3))
             # two tiles of h, what a first phase hands on, and a y that nobody reads
             array = self.zeros(4 * N * r.pitch)
-            r.h = <char *><Py_ssize_t>address(array)
+            r.h = address(array)
             r.h_time = N * r.pitch
             r.early = r.h + 2 * N * r.pitch * r.item
             r.y = r.early + N * r.pitch * r.item
@@ -305,7 +305,7 @@ cdef class Stream:
                 team = plan.team
             if call is not None:
                 spent = call.enter(team)
-                self.spent = <long long *><Py_ssize_t>address(spent)
+                self.spent = <long long *>address(spent)
             if team > 1:
                 with nogil:
                     memset(plan.flags, 0, plan.team * sizeof(rk_flag))

@@ -1,4 +1,5 @@
-from rnnkernel._packing cimport PackedGradients, PackedWeights
+from rnnkernel._packed_gradients cimport PackedGradients
+from rnnkernel._packed_weights cimport PackedWeights
 
 
 cdef class Pass:

@@ -3,7 +3,8 @@
 Every training call makes these, so they are cheap to make.
 """
 
-from rnnkernel._packing cimport PackedGradients, PackedWeights
+from rnnkernel._packed_gradients cimport PackedGradients
+from rnnkernel._packed_weights cimport PackedWeights
 
 
 cdef class Pass:

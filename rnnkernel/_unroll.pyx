@@ -23,7 +23,7 @@ from rnnkernel._arrays cimport (
     plain_steps,
     time_first,
 )
-from rnnkernel._packing cimport PackedWeights
+from rnnkernel._packed_weights cimport PackedWeights
 from rnnkernel._parameters cimport plain_parameters, prepare_one
 from rnnkernel._sizes cimport Sizes, sizes_of
 from rnnkernel._states cimport copy_row

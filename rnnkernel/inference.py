@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rnnkernel import _check, _passes, _threads, profiling
-from rnnkernel._packing import PackedWeights
+from rnnkernel._packed_weights import PackedWeights
 from rnnkernel._parameters import pack
 from rnnkernel._plain import infer
 from rnnkernel._stream import Stream

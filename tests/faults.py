@@ -27,7 +27,8 @@ BPTT, CHUNKS = "rnnkernel/_bptt.pyx", "rnnkernel/_chunks.pyx"
 STEPS_BACK, PLAN = "rnnkernel/_steps_back.pyx", "rnnkernel/_plan.pyx"
 STACK = "rnnkernel/_stack.pyx"
 GRADIENTS = "rnnkernel/_gradients.pyx"
-PACKING = "rnnkernel/_packing.pyx"
+PACKED_WEIGHTS, PANELS = "rnnkernel/_packed_weights.pyx", "rnnkernel/_panels.pyx"
+PACKED_GRADIENTS, BPTT_MEMORY = "rnnkernel/_packed_gradients.pyx", "rnnkernel/_bptt_memory.pyx"
 LOOKUP, SEQUENCE, STREAM = "csrc/lookup.h", "rnnkernel/_sequence.py", "rnnkernel/_stream.pyx"
 CHECKPOINTS, SMALL = "rnnkernel/_checkpoints.py", "csrc/small_weights.h"
 PACK, PRODUCT = "csrc/pack.h", "csrc/product.h"
@@ -187,7 +188,7 @@ FAULTS = [
     ),
     Fault(
         "LSTM with coupled gates: the gradients of f are left unwritten",
-        PACKING,
+        PACKED_GRADIENTS,
         "array[...] = 0",
         "pass",
     ),
@@ -217,18 +218,18 @@ FAULTS = [
     ),
     Fault(
         "GRU, reset after: the recurrent bias of n is forgotten",
-        PACKING,
-        "window.slot, data(bias_hh), window, self)",
+        PACKED_WEIGHTS,
+        "window.slot, address(bias_hh), window, self)",
         # the window of the other GRU's first phase: r and z
-        "window.slot, data(bias_hh), "
+        "window.slot, address(bias_hh), "
         "&self.kernels.cells[3].recurrent[0] if self.cell_index == 2 else window, self)",
     ),
     Fault(
         "GRU, reset before: the recurrent bias of n is forgotten",
-        PACKING,
-        "add_rows(self.bias, self.cell.slots, window.slot, data(bias_hh), window, self)",
-        "if phase == 0: add_rows(self.bias, self.cell.slots, window.slot, data(bias_hh), window, "
-        "self)",
+        PACKED_WEIGHTS,
+        "add_rows(self.bias, self.cell.slots, window.slot, address(bias_hh), window, self)",
+        "if phase == 0: "
+        "add_rows(self.bias, self.cell.slots, window.slot, address(bias_hh), window, self)",
     ),
     Fault(
         "GRU, reset after: the gradient of W_hn h + b_hn without r",
@@ -313,8 +314,8 @@ FAULTS = [
     ),
     Fault(
         "BPTT: no gradient of b_hh",
-        PACKING,
-        "copy_rows(data(bias_hh), self.bias, w.gradient_slots, &w.cell.recurrent[phase], w)",
+        PACKED_GRADIENTS,
+        "copy_rows(address(bias_hh), self.bias, slots, &w.cell.recurrent[phase], w)",
         "bias_hh[...] = 0",
     ),
     Fault(
@@ -573,7 +574,7 @@ FAULTS = [
     ),
     Fault(
         "shards: sums of the second are left out",
-        PACKING,
+        PANELS,
         "for shard in range(1, shards):",
         "for shard in range(1, 1):",
         **only("shards", "values"),
@@ -713,28 +714,28 @@ FAULTS = [
     ),
     Fault(
         "packing: a thread leaves its last block to nobody",
-        PACKING,
+        PANELS,
         "end = panel.blocks * pieces * (part + 1) // parts",
         "end = panel.blocks * pieces * (part + 1) // parts - (part + 1 < parts)",
         **only("packing"),
     ),
     Fault(
         "packing: the last column of a thread's part of a block is left out",
-        PACKING,
+        PANELS,
         "(piece % pieces + 1) * k // pieces,",
         "(piece % pieces + 1) * k // pieces - 1,",
         **only("packing"),
     ),
     Fault(
         "packing: sums of other shards are added from the block's beginning",
-        PACKING,
+        PANELS,
         "<char *>job.packed + (block * job.k + begin) * panel.row_bytes,",
         "<char *>job.packed + block * job.k * panel.row_bytes,",
         **only("shards"),
     ),
     Fault(
         "packing: rows of parameters are taken to have no gaps",
-        PACKING,
+        PACKED_WEIGHTS,
         "job.canonical_row = cnp.PyArray_STRIDE(array, 0) // self.item",
         "job.canonical_row = job.k",
         **only("packing"),
@@ -755,7 +756,7 @@ FAULTS = [
     ),
     Fault(
         "backward: dx of the second direction replaces that of the first",
-        BACKWARD,
+        BPTT_MEMORY,
         "r.adds, r.clears = of.adds,",
         "r.adds, r.clears = False,",
         **only("stacks"),
@@ -1014,7 +1015,7 @@ FAULTS = [
     ),
     Fault(
         "backward: the rows of the gates are taken to stand in one group",
-        BACKWARD,
+        BPTT_MEMORY,
         "one.reserve, max(1, one.groups))",
         "one.reserve, 1)",
         **only("groups"),

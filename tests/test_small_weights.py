@@ -10,7 +10,7 @@ import pytest
 import rnnkernel as rk
 from drawn import draw
 from helpers import assert_same_bits, layer_state, make_layer
-from rnnkernel import _kernels, _packing
+from rnnkernel import _kernels, _packed_weights
 from tolerances import assert_output_close
 
 KINDS = ["float16", "int8", "int8 as floats"]
@@ -29,7 +29,7 @@ SIZES = [
 @pytest.fixture(params=KINDS)
 def kind(request, monkeypatch):
     """How weights are stored; int8 by sums of floats, too, where it goes by sums of integers."""
-    monkeypatch.setattr(_packing, "QUADS", request.param != "int8 as floats")
+    monkeypatch.setattr(_packed_weights, "QUADS", request.param != "int8 as floats")
     return request.param.split()[0]
 
 
@@ -180,7 +180,7 @@ def test_nan_and_inf_of_x_stay_in_their_row(case, kind, value):
     y, _ = fast(x)
     assert_same_bits(y[:, [0, 2]], expected[:, [0, 2]])
     assert_same_bits(y[0], expected[0])
-    if np.isnan(value) or (kind == "int8" and _packing.QUADS and _kernels.has_quads()):
+    if np.isnan(value) or (kind == "int8" and _packed_weights.QUADS and _kernels.has_quads()):
         assert np.isnan(y[1:, 1]).all()
 
 
@@ -213,7 +213,7 @@ def sum_of_floats(row, q):
 @pytest.mark.parametrize("magnitude", [1, 3e-4, 1e-33, 1e33])
 def test_int8_has_the_bits_of_its_rule(monkeypatch, summed, magnitude):
     """relu shows the sums: its other product is 0."""
-    monkeypatch.setattr(_packing, "QUADS", summed is sum_of_integers)
+    monkeypatch.setattr(_packed_weights, "QUADS", summed is sum_of_integers)
     if summed is sum_of_integers and not _kernels.has_quads():
         summed = sum_of_floats
     rng = np.random.default_rng(3)
@@ -239,7 +239,7 @@ def test_int8_has_the_bits_of_its_rule(monkeypatch, summed, magnitude):
 @pytest.mark.parametrize("summed", ["integers", "floats"])
 def test_int8_of_ids_is_that_of_one_hot_vectors(monkeypatch, case, summed):
     """Of each place in a quad, and of every piece."""
-    monkeypatch.setattr(_packing, "QUADS", summed == "integers")
+    monkeypatch.setattr(_packed_weights, "QUADS", summed == "integers")
     classes = 4203
     fast = getattr(rk, case.layer)(classes, 21, rng=0, **case.options).freeze("int8")
     ids = np.array([[0, 1, 2, 3], [2047, 2048, 2049, 4095], [4096, 4201, 4202, 7]])
@@ -256,7 +256,7 @@ def test_int8_of_more_units_than_a_piece_has(monkeypatch):
     layer = rk.GRU(3, 2100, rng=0)
     x = np.random.default_rng(0).standard_normal((3, 3, 3)).astype(np.float32)
     y, _ = layer.freeze("int8")(x)
-    monkeypatch.setattr(_packing, "QUADS", False)
+    monkeypatch.setattr(_packed_weights, "QUADS", False)
     np.testing.assert_allclose(y, layer.freeze("int8")(x)[0], rtol=0, atol=1e-6)
 
 

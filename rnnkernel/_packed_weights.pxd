@@ -1,16 +1,6 @@
 from rnnkernel._kernels cimport rk_cell, rk_kernels, rk_packing, rk_window
-
-
-# A panel, and what fills it or takes it apart.
-cdef struct Panel:
-    void (*move)(const rk_packing *) noexcept nogil
-    rk_packing job
-    Py_ssize_t blocks
-    bint by_columns         # whether threads may share the columns of a block
-    # of gradients in shards
-    int shards
-    Py_ssize_t shard_bytes  # from one's to the next one's
-    Py_ssize_t item, row_bytes
+from rnnkernel._memory cimport Layout
+from rnnkernel._panels cimport Panel
 
 
 cdef class PackedWeights:
@@ -47,6 +37,9 @@ cdef class PackedWeights:
     cdef int lay_out(
         self, bint peepholes, bint projection, bint transposed, bint through_input
     ) except -1
+    cdef void place_parts(
+        self, Layout *m, bint peepholes, bint projection, bint transposed, bint through_input
+    ) noexcept
     cdef Panel *add_panel(
         self, bint transposed, weight, const rk_window *window, char *packed
     ) except NULL
@@ -77,29 +70,3 @@ cdef PackedWeights prepare_weights(
     int cell, weight_ih, weight_hh, bias_ih, bias_hh, bint transposed, weight_ch, cell_clip,
     weight_hr,
 )
-cdef void run_blocks(const Panel *panel, Py_ssize_t begin, Py_ssize_t end) noexcept nogil
-cdef void pack_share(const Panel *panels, int count, int part, int parts) noexcept nogil
-cdef Py_ssize_t address(object array) except? -1
-
-
-cdef class PackedGradients:
-    cdef PackedWeights weights
-    cdef Panel panels[3]                      # how W_ih's and W_hh's, by phase, are unpacked,
-    cdef tuple arrays                         # and where to
-    cdef bint direct                          # each block as soon as it is summed
-    # what the pointers below point into
-    cdef object memory
-    cdef char *bias                           # [block][S and peepholes][U]
-    cdef char *input                          # [block][I][G][U], or NULL where direct
-    cdef char *recurrent[2]                   # [block][P][slots][U], likewise
-    cdef char *projection                     # [columns of H][P][4 vectors], or NULL
-    cdef char *end
-    cdef int shards                           # the pointers are to sums of the first,
-    cdef Py_ssize_t shard_bytes               # and so far behind are those of the next
-    cdef bint fresh                           # whether nothing was summed yet
-
-    cdef int lay_out(self) except -1
-    cdef int find_panels(self) except -1
-    cdef bint begin(self, bint at_once) noexcept
-    cdef void add_vectors(self) noexcept
-    cdef void unpack_projection(self, weight_hr) noexcept
