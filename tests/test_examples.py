@@ -1,0 +1,35 @@
+"""What examples/ has learns what it says it does."""
+
+import importlib.util
+
+import pytest
+
+from helpers import TESTS
+
+# what main() returns: at least or at most so much
+AT_LEAST = {"classify_sounds": 0.9, "encoder_decoder": 0.9, "policy": 0.9}
+AT_MOST = {"forecast": 0.2, "draw_from_a_vector": 0.05}
+
+
+def run(name):
+    spec = importlib.util.spec_from_file_location(name, TESTS.parent / "examples" / f"{name}.py")
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    return example.main()
+
+
+def test_all_are_here():
+    names = {path.stem for path in (TESTS.parent / "examples").glob("*.py")}
+    assert names == {*AT_LEAST, *AT_MOST}
+
+
+@pytest.mark.parametrize("name", AT_LEAST)
+def test_right_ones(name, capsys):
+    assert run(name) >= AT_LEAST[name]
+    assert "%" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", AT_MOST)
+def test_errors(name, capsys):
+    assert run(name) <= AT_MOST[name]
+    assert "%" in capsys.readouterr().out
