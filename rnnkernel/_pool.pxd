@@ -2,6 +2,8 @@
 
 # Whether blocks are filled with NaN when they are taken, and every array is one.
 cdef bint poison
+# Whether a block has no more bytes than it was asked for, and nothing is used twice.
+cdef bint exact
 # At least so many bytes, uninitialised, at a multiple of 64; NULL where they do not fit.
 cdef char *take_block(size_t size) noexcept nogil
 # Of a block that was taken: how many bytes it has.

@@ -86,6 +86,8 @@ cdef unsigned long long given = 0
 cdef inline size_t rounded(size_t size) noexcept nogil:
     """Up to one of eight sizes in each octave, so that nearly equal ones serve one another."""
     cdef size_t step = 4096
+    if exact:
+        return size
     while step * 16 <= size:
         step *= 2
     return (size + step - 1) // step * step
@@ -147,7 +149,7 @@ cdef void give_block(char *memory) noexcept nogil:
     global newest, idle, given
     cdef Block *block = header(memory)
     cdef Block *old = NULL
-    if rk_count(&rk_layers, 0) == 0 or block.size > idle_limit or not rk_pool_enter():
+    if exact or rk_count(&rk_layers, 0) == 0 or block.size > idle_limit or not rk_pool_enter():
         free(block)
         return
     given += 1
@@ -214,6 +216,13 @@ def set_poison(bint wanted):
     written and happened to be zero."""
     global poison
     poison = wanted
+
+
+def set_exact(bint wanted):
+    """For tests under a sanitizer, which sees who reads past the end of a block, or of one that was
+    given back: whether blocks are as large as they were asked for, and used once."""
+    global exact
+    exact = wanted
 
 
 def set_idle_limit(limit):

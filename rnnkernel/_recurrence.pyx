@@ -374,7 +374,7 @@ cdef bint enter_segments(
     cdef const unsigned char *flags = r.reset + t * r.N + part.begin
     cdef Py_ssize_t bytes_of_row = r.units * r.item, bytes_of_block = r.N * bytes_of_row
     cdef Py_ssize_t from_block
-    cdef char *c = r.c_reset + part.begin * bytes_of_row
+    cdef char *c
     if not any_set(flags, s.rows):
         return True
     if part.team.member == 0:
@@ -383,6 +383,7 @@ cdef bint enter_segments(
         return False
     from_block = part.block_begin
     if r.cell.states == 2:
+        c = r.c_reset + part.begin * bytes_of_row
         cells_after_reset(
             flags, <const char *>s.c_prev + from_block * s.c_prev_block * r.item,
             s.c_prev_row * r.item, s.c_prev_block * r.item, c + from_block * bytes_of_block,

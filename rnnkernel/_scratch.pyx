@@ -11,7 +11,7 @@ from libc.stdlib cimport free
 from libc.string cimport memset
 from posix.stdlib cimport posix_memalign
 
-from rnnkernel._pool cimport give_block, take_block
+from rnnkernel._pool cimport exact, give_block, take_block
 
 cdef enum:
     ALIGNMENT = 64  # cache lines: no vector straddles two
@@ -49,7 +49,7 @@ cdef class Scratch:
         cdef char *here
         if self.arena == NULL and posix_memalign(<void **>&self.arena, ALIGNMENT, ARENA) != 0:
             raise MemoryError(f"{ARENA} bytes do not fit in memory")
-        if 0 <= bytes < ARENA - self.used:
+        if 0 <= bytes < ARENA - self.used and not exact:
             here = self.arena + self.used
             self.used += (bytes + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
             return here
