@@ -60,10 +60,13 @@ PLACEMENT_FLAGS = [
 ]
 
 EMPTY_PROGRAM = "int main(void) { return 0; }\n"
-# Not every assembler knows AVX-VNNI's encoding.
-AVX_VNNI_PROGRAM = """
-int main(void) { __asm__("%{vex%} vpdpbusd %%ymm0, %%ymm1, %%ymm2" : : : "xmm2"); return 0; }
-"""
+# Instructions that the kernels name in assembly, and ask the processor for: not every assembler
+# knows them.
+INSTRUCTIONS = {
+    "RK_HAVE_AVX_VNNI": (r"%{vex%} vpdpbusd %%ymm0, %%ymm1, %%ymm2", "xmm2"),
+    "RK_HAVE_DOT_PRODUCT": (r".arch armv8.2-a+dotprod\n\tsdot v2.4s, v1.16b, v0.16b", "v2"),
+}
+INSTRUCTION_PROGRAM = 'int main(void) {{ __asm__("{}" : : : "{}"); return 0; }}\n'
 OPENMP_PROGRAM = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
 
 
@@ -91,8 +94,9 @@ class BuildKernels(build_ext):
         version = self.run_compiler("--version").stdout.splitlines()[0]
         isas = self.wanted_isas()
         self.kernel_flags = [f for f in PLACEMENT_FLAGS if self.compiles(EMPTY_PROGRAM, [f])]
-        if self.compiles(AVX_VNNI_PROGRAM):
-            self.kernel_flags.append("-DRK_HAVE_AVX_VNNI")
+        for macro, instruction in INSTRUCTIONS.items():
+            if self.compiles(INSTRUCTION_PROGRAM.format(*instruction)):
+                self.kernel_flags.append(f"-D{macro}")
         macros = [(f"RK_HAVE_{name.upper()}", "1") for name in isas]
         macros += [
             ("RK_COMPILER", '"' + version.replace('"', "") + '"'),

@@ -1,6 +1,6 @@
 /* quads.h - the product with int8 weights by sums of integers, where the processor multiplies and
- * adds four bytes at a time (VNNI): three instructions for 64 weights, or of AVX2 for 32, where
- * floats take twelve.
+ * adds four bytes at a time (VNNI, or AArch64's dot product): three instructions for a vector of
+ * weights, where floats take twelve.
  *
  * B[k][j] = scale[j] * q[k][j], with q in bytes, four k's of a column side by side. The row of A is
  * made of integers too. k goes in pieces of RK_QUAD_PIECE; in each
@@ -15,34 +15,73 @@
  * much as a float loses there. Integers have no order: any cut gives these bits.
  *
  * A block's panel is, of each piece, the row of -2^6 times the sum of q over k, where S[2] starts,
- * as integers; then its quads.
+ * as integers; then its quads. AArch64 multiplies signed bytes alone: its digits are less by 2^7,
+ * and each S starts at 2^7 times the sum of q more.
  */
-#if !RK_DOUBLE && RK_VECTOR_BYTES >= 32
+#if !RK_DOUBLE && (RK_VECTOR_BYTES >= 32 || (defined(RK_HAVE_DOT_PRODUCT) && RK_REGISTERS == 32))
 #define RK_QUADS 1
 enum { RK_QUAD_BYTES = 32768, RK_QUAD_ROWS = 64 };
 
-/* In each lane four unsigned bytes of `digits` times four signed ones of `weights`, added to the
- * sum. Said in assembly, since GCC moves its intrinsic's accumulators to and fro. */
-#define RK_ADD_QUADS(prefix, sum, digits, weights)                                                 \
-    __asm__(prefix "vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(digits), "v"(weights))
+/* -- The processor's words --------------------------------------------------------------------- */
 
-/* vpdpbusd of 32 bytes has two encodings: AVX-VNNI's, of processors without AVX-512, which not
- * every assembler knows, and AVX-512's. */
+/* RK_ADD_QUADS: in each lane four bytes of `digits` times four of `weights`, added to the sum. Said
+ * in assembly, since GCC moves its intrinsic's accumulators to and fro.
+ *
+ * vpdpbusd of 32 bytes has two encodings: AVX-VNNI's, of processors without AVX-512, which not
+ * every assembler knows, and AVX-512's. Which one this processor runs, has_quads finds out, which
+ * everyone asks first. */
+static int RK(quads_of_avx);
+
+#if RK_VECTOR_BYTES == 16
+#if defined(__linux__)
+#include <sys/auxv.h>
+#endif
+#define RK_ADD_QUADS(of_avx, sum, digits, weights)                                                 \
+    __asm__(".arch armv8.2-a+dotprod\n\tsdot %0.4s, %1.16b, %2.16b"                                \
+            : "+w"(sum)                                                                            \
+            : "w"(digits), "w"(weights))
+#define RK_DIGIT_SIGN ((int)0x80808080)
+
+static int RK(has_quads)(void)
+{
+#if defined(__linux__)
+    return getauxval(AT_HWCAP) >> 20 & 1; /* HWCAP_ASIMDDP */
+#elif defined(__APPLE__)
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+RK_INLINE ivec RK(larger)(ivec a, ivec b) { return (ivec)vmaxq_s32((int32x4_t)a, (int32x4_t)b); }
+RK_INLINE int RK(largest_lane)(ivec a) { return vmaxvq_s32((int32x4_t)a); }
+RK_INLINE ivec RK(shuffle_bytes)(ivec a, ivec places)
+{
+    return (ivec)vqtbl1q_u8((uint8x16_t)a, (uint8x16_t)places);
+}
+#else
+#define RK_VPDPBUSD(prefix, sum, digits, weights)                                                  \
+    __asm__(prefix "vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(digits), "v"(weights))
+#define RK_DIGIT_SIGN 0
+
 #if RK_VECTOR_BYTES == 32 && defined(RK_HAVE_AVX_VNNI)
 #include <cpuid.h>
-#define RK_ADD_QUADS_OF_AVX(sum, digits, weights) RK_ADD_QUADS("%{vex%} ", sum, digits, weights)
+#define RK_ADD_QUADS(of_avx, sum, digits, weights)                                                 \
+    do {                                                                                           \
+        if (of_avx)                                                                                \
+            RK_VPDPBUSD("%{vex%} ", sum, digits, weights);                                         \
+        else                                                                                       \
+            RK_VPDPBUSD("", sum, digits, weights);                                                 \
+    } while (0)
 static int RK(has_avx_vnni)(void)
 {
     unsigned eax, ebx, ecx, edx;
     return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & 1 << 4);
 }
 #else
-#define RK_ADD_QUADS_OF_AVX(sum, digits, weights) RK_ADD_QUADS("", sum, digits, weights)
+#define RK_ADD_QUADS(of_avx, sum, digits, weights) RK_VPDPBUSD("", sum, digits, weights)
 static int RK(has_avx_vnni)(void) { return 0; }
 #endif
-
-/* Which encoding this processor runs; has_quads, which everyone asks first, finds out. */
-static int RK(quads_of_avx);
 
 static int RK(has_quads)(void)
 {
@@ -52,27 +91,38 @@ static int RK(has_quads)(void)
                       __builtin_cpu_supports("avx512vl"));
 }
 
-/* Bits of the largest magnitude; a NaN's are above those of infinity. */
-RK_INLINE int RK(largest_bits)(const real *a, ptrdiff_t count)
+#if RK_VECTOR_BYTES == 64
+RK_INLINE ivec RK(larger)(ivec a, ivec b) { return (ivec)_mm512_max_epi32((__m512i)a, (__m512i)b); }
+RK_INLINE int RK(largest_lane)(ivec a) { return _mm512_reduce_max_epi32((__m512i)a); }
+#else
+RK_INLINE ivec RK(larger)(ivec a, ivec b) { return (ivec)_mm256_max_epi32((__m256i)a, (__m256i)b); }
+RK_INLINE int RK(largest_lane)(ivec a)
 {
-    ivec most = {0};
-    for (ptrdiff_t k = 0; k < count; k += LANES) {
-        const ivec bits = (ivec)RK(vabs)(RK(vload_part)(a + k, count - k));
-#if RK_VECTOR_BYTES == 64
-        most = (ivec)_mm512_max_epi32((__m512i)most, (__m512i)bits);
-#else
-        most = (ivec)_mm256_max_epi32((__m256i)most, (__m256i)bits);
-#endif
-    }
-#if RK_VECTOR_BYTES == 64
-    return _mm512_reduce_max_epi32((__m512i)most);
-#else
-    const __m256i all = (__m256i)most;
+    const __m256i all = (__m256i)a;
     __m128i four = _mm_max_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
     four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
     four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0xb1));
     return _mm_cvtsi128_si32(four);
+}
 #endif
+
+/* Within each 16 bytes. In assembly, since AVX-512's has an extension of its own. */
+RK_INLINE ivec RK(shuffle_bytes)(ivec a, ivec places)
+{
+    __asm__("vpshufb %1, %0, %0" : "+v"(a) : "v"(places));
+    return a;
+}
+#endif
+
+/* -- The product ------------------------------------------------------------------------------- */
+
+/* Bits of the largest magnitude; a NaN's are above those of infinity. */
+RK_INLINE int RK(largest_bits)(const real *a, ptrdiff_t count)
+{
+    ivec most = {0};
+    for (ptrdiff_t k = 0; k < count; k += LANES)
+        most = RK(larger)(most, (ivec)RK(vabs)(RK(vload_part)(a + k, count - k)));
+    return RK(largest_lane)(most);
 }
 
 /* Some elements of a row: of each quad [digit][k], and 4 bytes that nobody reads. Returns 2^u. */
@@ -89,8 +139,8 @@ static real RK(quantise)(const real *a, ptrdiff_t count, char *digits)
     for (ptrdiff_t i = 0; i < LANES; i += 4)
         __builtin_memcpy((char *)&by_digit + 4 * i, places, sizeof places);
     for (ptrdiff_t k = 0; k < count; k += LANES) {
-        vec quads = RK(vfma)(RK(vload_part)(a + k, count - k), per_unit, zero);
-        __asm__("vpshufb %1, %0, %0" : "+v"(quads) : "v"(by_digit));
+        ivec quads = (ivec)RK(vfma)(RK(vload_part)(a + k, count - k), per_unit, zero);
+        quads = RK(shuffle_bytes)(quads, by_digit) ^ RK_DIGIT_SIGN;
         __builtin_memcpy(digits + 4 * k, &quads, sizeof quads);
     }
     const int unit = largest < 0x7f800000 ? (exponent - 21) << 23 : 0x7fc00000;
@@ -109,8 +159,11 @@ RK_INLINE void RK(quad_tile)(const int of_avx, const int mr, const int nc, ptrdi
     ivec acc[8][3];
     RK_FOR (m, mr) {
         RK_FOR (v, nc) {
-            acc[m * nc + v][0] = acc[m * nc + v][1] = (ivec){0};
-            __builtin_memcpy(&acc[m * nc + v][2], b + v * RK_VECTOR_BYTES, RK_VECTOR_BYTES);
+            ivec start;
+            __builtin_memcpy(&start, b + v * RK_VECTOR_BYTES, RK_VECTOR_BYTES);
+            const ivec more = RK_DIGIT_SIGN ? start * -2 : (ivec){0};
+            acc[m * nc + v][0] = acc[m * nc + v][1] = more;
+            acc[m * nc + v][2] = start + more;
         }
     }
     for (ptrdiff_t k = 0; k < quads; k++) {
@@ -128,12 +181,8 @@ RK_INLINE void RK(quad_tile)(const int of_avx, const int mr, const int nc, ptrdi
                 digit[d] = (ivec){0} + four;
             }
             RK_FOR (v, nc) {
-                RK_FOR (d, 3) {
-                    if (of_avx)
-                        RK_ADD_QUADS_OF_AVX(acc[m * nc + v][d], digit[d], weights[v]);
-                    else
-                        RK_ADD_QUADS("", acc[m * nc + v][d], digit[d], weights[v]);
-                }
+                RK_FOR (d, 3)
+                    RK_ADD_QUADS(of_avx, acc[m * nc + v][d], digit[d], weights[v]);
             }
         }
     }
@@ -244,7 +293,8 @@ static void RK(quad_group)(const rk_small_product *q, ptrdiff_t nc, ptrdiff_t fi
 }
 
 #undef RK_ADD_QUADS
-#undef RK_ADD_QUADS_OF_AVX
+#undef RK_VPDPBUSD
+#undef RK_DIGIT_SIGN
 #undef RK_QUAD_TILE
 #undef RK_QUAD_TILES
 #undef RK_QUAD_TABLE

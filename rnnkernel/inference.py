@@ -67,11 +67,11 @@ class Frozen(Inference):
     `weights="float16"` stores `weight_ih` and `weight_hh` rounded to half precision; results have
     the bits of a layer with the rounded weights. `"int8"` stores each of their rows as integers
     from -127 to 127 and one float32 scale, max |w| / 127; the sum over a row is made of the
-    integers, in float32, and scaled at its end. Where the processor multiplies bytes (AVX-512 VNNI
-    or AVX-VNNI), rows of x and h are made of integers too, of 23 bits with a common exponent, as
-    exact as float32 for the largest of a row, and sums are of integers: much faster, and a row with
-    a NaN or an infinity gives NaN. Everything else stays float32. Smaller weights are for small
-    batches, where a step takes the time to read them.
+    integers, in float32, and scaled at its end. Where the processor multiplies bytes (AVX-512 VNNI,
+    AVX-VNNI or AArch64's dot product), rows of x and h are made of integers too, of 23 bits with a
+    common exponent, as exact as float32 for the largest of a row, and sums are of integers: much
+    faster, and a row with a NaN or an infinity gives NaN. Everything else stays float32. Smaller
+    weights are for small batches, where a step takes the time to read them.
     """
 
     def __init__(self, layer: Any, weights: str | None = None) -> None:
