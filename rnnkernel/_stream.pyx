@@ -43,6 +43,7 @@ from rnnkernel._plan cimport gain, pays_off, plan_team, team_size, team_step
 from rnnkernel._recurrence cimport Plan, Run, run_team
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._team cimport rk_flag, rk_lost, rk_meet, rk_member, rk_members
+from rnnkernel._teamwork cimport this_turn
 
 from rnnkernel import _arguments, _check, _plan, _threads, profiling
 
@@ -56,6 +57,9 @@ cdef double RELEASE_FLOPS = 100e3
 
 # Microseconds to open the threads of a step.
 cdef double OPENING = 5
+
+# Of so many steps that gain nothing by a team one asks whether that is still so.
+cdef int SELDOM = 16
 
 # How a step is shared: of vectors x, of one-hot ids, which have no product with W_ih.
 cdef enum:
@@ -114,7 +118,9 @@ cdef class Stream:
     cdef bint[WAYS] releases
     cdef Run *runs                 # one a layer
     cdef Plan[WAYS] plans
-    cdef double[WAYS] gains        # microseconds by which such a team is better than one thread
+    cdef double[WAYS] gains        # microseconds by which such a team is better than one thread,
+    cdef long long[WAYS] judged    # the turn of what teamwork costs that they were judged in,
+    cdef int alone                 # and a count of steps that gained nothing
     cdef int way                   # of the step that is being made
     cdef long long *spent          # by thread and phase, where the step is recorded, or NULL
     cdef long long end             # when the caller's thread had done its part of a step
@@ -203,11 +209,8 @@ cdef class Stream:
                 flops -= 2.0 * r.cell.gates * r.H * r.I * N
             self.plans[way].pieces = 0
             team = team_size(flops, max(N, r.blocks), _threads.resolve(None))
-            if team > 1:
-                self.gains[way] = gain(self.step_time(1), self.step_time(team), OPENING, team)
-                if self.gains[way] <= 0 and not _plan.TEAMS_ARE_FREE:
-                    team = 1
             plan_team(&self.plans[way], r, self.scratch, 1, N, team)
+            self.judged[way] = 0
             self.releases[way] = flops >= RELEASE_FLOPS
 
     def __dealloc__(self):
@@ -225,6 +228,23 @@ cdef class Stream:
         for k in range(self.layers):
             time += team_step(&self.runs[k], self.batch_size, team)
         return time
+
+    cdef bint opens(self, int way) except -1:
+        """Whether a step takes its team. A stream may live long, and what it costs to work together
+        changes: then that is judged anew. Steps that gain nothing ask seldom."""
+        cdef int team = self.plans[way].team
+        if team == 1:
+            return False
+        if self.judged[way] != this_turn():
+            self.judged[way] = this_turn()
+            self.gains[way] = gain(self.step_time(1), self.step_time(team), OPENING, team)
+            if _plan.TEAMS_ARE_FREE:
+                self.gains[way] = 1
+        elif self.gains[way] <= 0:
+            self.alone = (self.alone + 1) % SELDOM
+            if self.alone > 0:
+                return False
+        return pays_off(self.gains[way]) and not is_crowded(0)
 
     cdef zeros(self, Py_ssize_t count):
         array = aligned_zeros(count, self.type_number)
@@ -301,7 +321,7 @@ cdef class Stream:
                 self.point_at_vectors(x_array, flat)
             self.runs[self.layers - 1].y = <char *>cnp.PyArray_DATA(y_array)
             plan = &self.plans[self.way]
-            if plan.team > 1 and pays_off(self.gains[self.way]) and not is_crowded(0):
+            if self.opens(self.way):
                 team = plan.team
             if call is not None:
                 spent = call.enter(team)

@@ -6,6 +6,8 @@ cdef double teamwork(int team) except -1
 # made that could have opened one.
 cdef bint are_asleep() noexcept nogil
 cdef void note_call() noexcept nogil
+# A number that grows whenever `teamwork` measures anew.
+cdef long long this_turn() noexcept nogil
 # How many threads are to copy or pack so many bytes.
 cdef int team_to_move(Py_ssize_t size, int threads) except -1
 

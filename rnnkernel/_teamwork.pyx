@@ -83,6 +83,16 @@ def set_awake(long long spell):
     return before
 
 
+def measure_again():
+    """For tests: what was measured holds no longer."""
+    global turn
+    turn += 1
+
+
+cdef long long this_turn() noexcept nogil:
+    return turn
+
+
 cdef bint are_asleep() noexcept nogil:
     return nanoseconds() - last_call > AWAKE
 

@@ -67,8 +67,15 @@ FAULTS = [
     Fault(
         "a stream wakes threads for any step",
         STREAM,
-        "pays_off(self.gains[self.way])",
+        "pays_off(self.gains[way])",
         "True",
+        **only("pays_off"),
+    ),
+    Fault(
+        "a stream keeps to what it judged at its first step",
+        STREAM,
+        "self.judged[way] != this_turn()",
+        "self.judged[way] == 0",
         **only("pays_off"),
     ),
     Fault(

@@ -97,6 +97,16 @@ def test_streams_whose_threads_sleep(monkeypatch):
     assert threads_of(lambda: stream.step(x)) == [1]
 
 
+def test_streams_that_live_long(monkeypatch):
+    """The cores of a virtual machine may come nearer to one another, and go apart."""
+    monkeypatch.setattr("rnnkernel._threads._requested", 2)
+    stream, x = rk.LSTM(64, 64, rng=0).freeze().stream(16), np.ones((16, 64), np.float32)
+    for cost, threads in ((DEAR, 1), (CHEAP, TWO), (DEAR, 1), (CHEAP, TWO)):
+        monkeypatch.setattr(_teamwork, "COST", cost)
+        _teamwork.measure_again()
+        assert threads_of(*[lambda: stream.step(x)] * 40) == [threads] * 40
+
+
 @pytest.mark.parametrize("cls", [rk.RNN, rk.GRU, rk.LSTM])
 def test_teams_that_pack_and_copy(cls, monkeypatch):
     """One thread, or a team where that is cheap: x, weights and gradients are the same."""
