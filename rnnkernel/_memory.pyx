@@ -30,7 +30,6 @@ cdef extern from "numpy/arrayobject.h":
     object PyDataMem_SetHandler(object handler)
 
 cdef enum:
-    ALIGNMENT = 64
     # Smaller arrays come from malloc, which does not hand as little back.
     LARGE = 1 << 15
     PAGE = 4096
@@ -111,13 +110,13 @@ cdef cnp.ndarray aligned_empty(Py_ssize_t count, int type_number):
     cdef cnp.ndarray raw, flat
     cdef cnp.npy_intp size, shape = count
     cdef Py_ssize_t start, item = cnp.PyArray_DescrFromType(type_number).itemsize
-    if not 0 <= count < (<Py_ssize_t>(<size_t>-1 >> 1) - ALIGNMENT) // item:
+    if not 0 <= count < (<Py_ssize_t>(<size_t>-1 >> 1) - RK_ALIGNMENT) // item:
         raise MemoryError(f"{count} numbers of {item} bytes do not fit")
-    size = count * item + ALIGNMENT
+    size = count * item + RK_ALIGNMENT
     raw = new_array(1, &size, cnp.NPY_UINT8)
-    start = -<Py_ssize_t>cnp.PyArray_DATA(raw) % ALIGNMENT
+    start = -<Py_ssize_t>cnp.PyArray_DATA(raw) % RK_ALIGNMENT
     if start < 0:
-        start += ALIGNMENT
+        start += RK_ALIGNMENT
     flat = cnp.PyArray_SimpleNewFromData(
         1, &shape, type_number, <char *>cnp.PyArray_DATA(raw) + start
     )
@@ -132,10 +131,11 @@ cdef cnp.ndarray aligned_zeros(Py_ssize_t count, int type_number):
 
 
 cdef cnp.ndarray room_for(Layout *m):
-    cdef cnp.npy_intp size = m.used + ALIGNMENT
+    # not aligned_empty: a view more is 2 % of a small call
+    cdef cnp.npy_intp size = m.used + RK_ALIGNMENT
     cdef cnp.ndarray array = new_array(1, &size, cnp.NPY_UINT8)
     cdef Py_ssize_t begin = <Py_ssize_t>cnp.PyArray_DATA(array)
-    m.base = <char *>((begin + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT)
+    m.base = <char *>((begin + RK_ALIGNMENT - 1) // RK_ALIGNMENT * RK_ALIGNMENT)
     m.used = 0
     return array
 
@@ -143,5 +143,5 @@ cdef cnp.ndarray room_for(Layout *m):
 cdef Py_ssize_t tile_pitch(Py_ssize_t width, Py_ssize_t itemsize) noexcept:
     # Whole cache lines, and never a large power of two of them: rows at a multiple of 4 KiB would
     # compete for one set of L1.
-    cdef Py_ssize_t lines = (width * itemsize + ALIGNMENT - 1) // ALIGNMENT
-    return (lines + (lines % 8 == 0)) * ALIGNMENT // itemsize
+    cdef Py_ssize_t lines = (width * itemsize + RK_ALIGNMENT - 1) // RK_ALIGNMENT
+    return (lines + (lines % 8 == 0)) * RK_ALIGNMENT // itemsize

@@ -93,9 +93,7 @@ cdef void pack_share(const Panel *panels, int count, int part, int parts) noexce
             )
 
 
-cdef void run_panels(
-    const Panel *panels, int count, int team
-) noexcept nogil:
+cdef void run_panels(const Panel *panels, int count, int team) noexcept nogil:
     """Packs or unpacks weights."""
     cdef int part
     if team <= 1:

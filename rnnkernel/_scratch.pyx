@@ -11,10 +11,10 @@ from libc.stdlib cimport free
 from libc.string cimport memset
 from posix.stdlib cimport posix_memalign
 
+from rnnkernel._kernels cimport RK_ALIGNMENT
 from rnnkernel._pool cimport exact, give_block, take_block
 
 cdef enum:
-    ALIGNMENT = 64  # cache lines: no vector straddles two
     ARENA = 131072
 
 cdef extern from *:
@@ -47,19 +47,19 @@ cdef class Scratch:
         """At least one byte, uninitialised, at a multiple of 64 bytes."""
         cdef void *block = NULL
         cdef char *here
-        if self.arena == NULL and posix_memalign(<void **>&self.arena, ALIGNMENT, ARENA) != 0:
+        if self.arena == NULL and posix_memalign(<void **>&self.arena, RK_ALIGNMENT, ARENA) != 0:
             raise MemoryError(f"{ARENA} bytes do not fit in memory")
         if 0 <= bytes < ARENA - self.used and not exact:
             here = self.arena + self.used
-            self.used += (bytes + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
+            self.used += (bytes + RK_ALIGNMENT - 1) // RK_ALIGNMENT * RK_ALIGNMENT
             return here
         if bytes >= 0:
-            block = take_block(ALIGNMENT + <size_t>bytes)
+            block = take_block(RK_ALIGNMENT + <size_t>bytes)
         if block == NULL:
             raise MemoryError(f"{bytes} bytes do not fit in memory")
         (<void **>block)[0] = self.blocks
         self.blocks = block
-        return <char *>block + ALIGNMENT
+        return <char *>block + RK_ALIGNMENT
 
     cdef char *take_zeros(self, Py_ssize_t bytes) except NULL:
         cdef char *memory = self.take(bytes)

@@ -6,9 +6,10 @@ import pytest
 
 from helpers import TESTS
 
-# what main() returns: at least or at most so much
-AT_LEAST = {"classify_sounds": 0.9, "encoder_decoder": 0.9, "policy": 0.9}
-AT_MOST = {"forecast": 0.2, "draw_from_a_vector": 0.05}
+# What main() returns: at least or at most so much. Other seeds give 0.992 and more, 1 and 1, and
+# 0.061 and 0.0023 at most; without learning it is a third, 0 and a half, and 1 and 1.
+AT_LEAST = {"classify_sounds": 0.97, "encoder_decoder": 0.97, "policy": 0.97}
+AT_MOST = {"forecast": 0.1, "draw_from_a_vector": 0.005}
 
 
 def run(name):
