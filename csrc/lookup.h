@@ -10,7 +10,7 @@ RK_INLINE const char *RK(table_at)(const rk_lookup *p, ptrdiff_t block, ptrdiff_
                                    const int storage, const ptrdiff_t size)
 {
     ptrdiff_t at = p->table_row[row];
-    if (storage == RK_INT8_QUADS) {
+    if (rk_in_quads(storage)) {
         const ptrdiff_t k = at / p->scale_block;
         at = 4 * (k / 4 + 1 + k / RK_QUAD_PIECE) * p->scale_block;
     }
@@ -20,7 +20,7 @@ RK_INLINE const char *RK(table_at)(const rk_lookup *p, ptrdiff_t block, ptrdiff_
 /* From a column's entry to the next one's, there. */
 RK_INLINE ptrdiff_t RK(entry_bytes)(const int storage, const ptrdiff_t size)
 {
-    return storage == RK_INT8_QUADS ? 4 : size;
+    return rk_in_quads(storage) ? 4 : size;
 }
 
 /* Asks for a row of the table. */
@@ -38,7 +38,7 @@ RK_INLINE void RK(ask)(const rk_lookup *p, ptrdiff_t row, const int storage, con
 RK_INLINE vec RK(entry)(const int storage, const char *from, int of_quad)
 {
 #if !RK_DOUBLE
-    if (storage == RK_INT8_QUADS) {
+    if (rk_in_quads(storage)) {
         ivec four;
         __builtin_memcpy(&four, from, sizeof four);
         return __builtin_convertvector((four << (24 - 8 * of_quad)) >> 24, vec);
@@ -53,7 +53,7 @@ RK_INLINE void RK(gather_row)(const rk_lookup *p, ptrdiff_t row, const int stora
                               const ptrdiff_t size)
 {
     int of_quad = 0;
-    if (storage == RK_INT8_QUADS) of_quad = (int)(p->table_row[row] / p->scale_block % 4);
+    if (rk_in_quads(storage)) of_quad = (int)(p->table_row[row] / p->scale_block % 4);
     for (ptrdiff_t block = 0; block < p->blocks; block++) {
         const char *from = RK(table_at)(p, block, row, storage, size);
         const real *init = p->init ? (const real *)p->init + block * p->init_block : NULL;
@@ -61,7 +61,7 @@ RK_INLINE void RK(gather_row)(const rk_lookup *p, ptrdiff_t row, const int stora
         for (ptrdiff_t v = 0; v < RK(lookup_vectors)(p, block); v++) {
             const ptrdiff_t at = v * LANES * RK(entry_bytes)(storage, size);
             vec entry = RK(entry)(storage, from + at, of_quad);
-            if (storage == RK_INT8 || storage == RK_INT8_QUADS) {
+            if (storage == RK_INT8 || rk_in_quads(storage)) {
                 const real *scale = (const real *)p->scale + block * p->scale_block + v * LANES;
                 entry = RK(vfma)(RK(vload)(scale), entry, RK(vload)(init + v * LANES));
             } else if (init) {
@@ -106,8 +106,8 @@ static void RK(gather)(const rk_lookup *p)
         return;
     }
 #ifdef RK_QUADS
-    if (p->storage == RK_INT8_QUADS) {
-        RK(gather_from)(p, RK_INT8_QUADS, 1);
+    if (rk_in_quads(p->storage)) {
+        RK(gather_from)(p, RK_INT8_BYTES, 1);
         return;
     }
 #endif

@@ -56,15 +56,18 @@ typedef struct {
 } rk_product;
 
 /* -- The same with a smaller B: small_weights.h and quads.h have its rules of summation ------- */
-/* How the elements of packed weights are stored. In quads (quads.h) four k's of a column lie side
- * by side: a panel is [block][piece of k][1 row of integers, K / 4 rounded up][..][U][4 bytes]. */
-enum { RK_WHOLE, RK_HALF, RK_INT8, RK_INT8_QUADS };
-enum { RK_QUAD_PIECE = 2048 };
+/* How the elements of packed weights are stored. The last two are in quads (quads.h), four k's of a
+ * column side by side: a panel is [block][piece of k][1 row of integers, K / 4 rounded up][..][U][4
+ * bytes]. They differ in what is multiplied with them: integers of bytes, or of 16 bits. */
+enum { RK_WHOLE, RK_HALF, RK_INT8, RK_INT8_BYTES, RK_INT8_WORDS };
+enum { RK_QUAD_PIECE = 1024 };
+
+static inline int rk_in_quads(int storage) { return storage >= RK_INT8_BYTES; }
 
 /* How many k's as long a block's panel is. */
 static inline ptrdiff_t rk_panel_rows(ptrdiff_t k, int storage)
 {
-    if (storage != RK_INT8_QUADS) return k;
+    if (!rk_in_quads(storage)) return k;
     return 4 * ((k + 3) / 4 + (k + RK_QUAD_PIECE - 1) / RK_QUAD_PIECE);
 }
 
@@ -278,7 +281,7 @@ typedef struct {
     void (*product)(const rk_product *);
     void (*fill)(const rk_product *); /* C[r][j] = init[j] and no more */
     void (*small_product)(const rk_small_product *); /* NULL for double */
-    int (*has_quads)(void); /* whether it is fast with RK_INT8_QUADS; NULL where it has none */
+    int (*has_quads)(int storage); /* whether it runs these; NULL where it has none */
     void (*gather)(const rk_lookup *);
     void (*scatter)(const rk_lookup *);
     void (*pack)(const rk_packing *);

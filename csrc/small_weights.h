@@ -231,7 +231,7 @@ static void RK(small_group)(const rk_small_product *q, ptrdiff_t nc, ptrdiff_t f
     const rk_product *p = &q->product;
     const int int8 = q->storage == RK_INT8;
 #ifdef RK_QUADS
-    if (q->storage == RK_INT8_QUADS) {
+    if (rk_in_quads(q->storage)) {
         RK(quad_group)(q, nc, first, blocks, done, context);
         return;
     }

@@ -8,6 +8,12 @@ import numpy as np
 from rnnkernel import _kernels, _threads
 from rnnkernel._version import version
 
+INT8 = {
+    "bytes": "multiplied as integers of three bytes",
+    "words": "multiplied as integers of 16 bits",
+    "floats": "widened to floats",
+}
+
 
 def config() -> dict:
     """The facts that `show_config` prints."""
@@ -28,7 +34,7 @@ def config() -> dict:
         "isa_compiled": _kernels.compiled_isas(),
         "isa_available": _kernels.available_isas(),
         "isa_used": _kernels.selected_isa(),
-        "int8_as_integers": _kernels.has_quads(),
+        "int8_as": _kernels.int8_ways()[0],
         "threads": threads,
         "threads_reason": why,
         "location": str(sys.modules["rnnkernel"].__path__[0]),
@@ -47,7 +53,7 @@ def show_config() -> None:
         ("compiled for", ", ".join(facts["isa_compiled"])),
         ("this CPU runs", ", ".join(facts["isa_available"])),
         ("in use", f"{facts['isa_used']} (RNNKERNEL_ISA forces another)"),
-        ("int8 weights", "as integers" if facts["int8_as_integers"] else "widened to floats"),
+        ("int8 weights", INT8[facts["int8_as"]]),
         ("threads", f"{facts['threads']} ({facts['threads_reason']})"),
         ("installed in", facts["location"]),
     ]

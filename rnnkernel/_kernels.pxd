@@ -137,7 +137,8 @@ cdef extern from "rnnkernel.h" nogil:
         RK_WHOLE
         RK_HALF
         RK_INT8
-        RK_INT8_QUADS
+        RK_INT8_BYTES
+        RK_INT8_WORDS
         RK_QUAD_PIECE
         RK_CELLS
         RK_FLOAT32
@@ -168,7 +169,7 @@ cdef extern from "rnnkernel.h" nogil:
         void (*product)(const rk_product *) noexcept nogil
         void (*fill)(const rk_product *) noexcept nogil
         void (*small_product)(const rk_small_product *) noexcept nogil
-        bint (*has_quads)() noexcept nogil
+        bint (*has_quads)(int storage) noexcept nogil
         void (*gather)(const rk_lookup *) noexcept nogil
         void (*scatter)(const rk_lookup *) noexcept nogil
         void (*pack)(const rk_packing *) noexcept nogil
@@ -178,6 +179,7 @@ cdef extern from "rnnkernel.h" nogil:
         void (*row_sums)(const rk_row_sums *) noexcept nogil
         void (*dropout)(const rk_dropout *) noexcept nogil
 
+    bint rk_in_quads(int storage) noexcept
     Py_ssize_t rk_panel_rows(Py_ssize_t k, int storage) noexcept
     const char *rk_isa_name(int index) noexcept
     bint rk_isa_usable(int index) noexcept

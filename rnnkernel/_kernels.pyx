@@ -70,11 +70,17 @@ def selected_isa():
     return chosen[RK_FLOAT32].isa.decode()
 
 
-def has_quads():
-    """Whether int8 weights are multiplied as integers: csrc/quads.h."""
-    cdef bint (*ask)() noexcept nogil
-    ask = chosen[RK_FLOAT32].has_quads
-    return bool(ask != NULL and ask())
+def int8_ways():
+    """What int8 weights can be multiplied as on this processor, best first: integers "of bytes" or
+    "of words" (csrc/quads.h), or "floats"."""
+    cdef bint (*has)(int) noexcept nogil
+    has = chosen[RK_FLOAT32].has_quads
+    ways = []
+    if has != NULL and has(RK_INT8_BYTES):
+        ways.append("bytes")
+    if has != NULL and has(RK_INT8_WORDS):
+        ways.append("words")
+    return [*ways, "floats"]
 
 
 def compiler():

@@ -17,10 +17,12 @@ from rnnkernel._kernels cimport (
     RK_FLOAT64,
     RK_HALF,
     RK_INT8,
-    RK_INT8_QUADS,
+    RK_INT8_BYTES,
+    RK_INT8_WORDS,
     RK_QUAD_PIECE,
     RK_TRANSPOSED_VECTORS,
     kernels,
+    rk_in_quads,
     rk_packing,
     rk_panel_rows,
 )
@@ -28,11 +30,11 @@ from rnnkernel._memory cimport Layout, address, aligned_empty, aligned_zeros, pl
 from rnnkernel._panels cimport choose, run_panels
 from rnnkernel._teamwork cimport team_to_move
 
-from rnnkernel._kernels import has_quads
+from rnnkernel._kernels import int8_ways
 
-# Whether int8 weights lie in quads (csrc/quads.h) where the processor is faster with those. Tests
-# change it.
-QUADS = True
+# What int8 weights are multiplied as, one of int8_ways(); None is the best. Tests change it.
+INT8_WAY = None
+cdef dict STORAGES = {"bytes": RK_INT8_BYTES, "words": RK_INT8_WORDS, "floats": RK_INT8}
 
 ctypedef fused real:
     float
@@ -345,7 +347,7 @@ cdef class PackedWeights:
         cdef Py_ssize_t width = self.blocks * self.units
         self.storage = RK_HALF
         if scale_ih is not None:
-            self.storage = RK_INT8_QUADS if QUADS and has_quads() else RK_INT8
+            self.storage = STORAGES[INT8_WAY or int8_ways()[0]]
         parts = []
         self.bias = self.moved(parts, self.bias, self.cell.slots * width, self.dtype)
         if self.peepholes != NULL:
@@ -380,7 +382,7 @@ cdef class PackedWeights:
         """A panel of so many rows, stored smaller, as an array of its own. csrc/quads.h says how
         int8 lies in quads."""
         cdef Py_ssize_t width = slots * self.units, first, k, at = 0
-        if self.storage != RK_INT8_QUADS:
+        if not rk_in_quads(self.storage):
             kind = np.float16 if self.storage == RK_HALF else np.int8
             return self.moved(parts, part, self.blocks * rows * width, kind)
         array = aligned_zeros(

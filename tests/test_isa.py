@@ -63,7 +63,7 @@ def test_bits_and_activations_on_each_instruction_set(isa, tmp_path):
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_smaller_weights_on_each_instruction_set(isa, tmp_path):
-    """In AVX2, too, int8 goes by sums of integers where the processor has VNNI."""
+    """int8 goes by sums of integers of two kinds on some of them."""
     options = ["-q", "-x", "-p", "no:cacheprovider", str(TESTS / "test_small_weights.py")]
     done = run_python("-m", "pytest", *options, cwd=tmp_path, RNNKERNEL_ISA=isa)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -13,7 +13,11 @@ from helpers import assert_same_bits, layer_state, make_layer
 from rnnkernel import _kernels, _packed_weights
 from tolerances import assert_output_close
 
-KINDS = ["float16", "int8", "int8 as floats"]
+# int8 in each way that this processor has; the first is what users get
+INT8_WAYS = _kernels.int8_ways()
+# what x and h keep of their largest element
+KEPT = {"bytes": 2.0**-22, "words": 2.0**-14, "floats": 2.0**-23}
+KINDS = ["float16", *(f"int8 as {way}" for way in INT8_WAYS)]
 # (T, N, I, H): rows alone and in tiles of every size, blocks alone and in fours, unfilled ones,
 # and more k's than one piece of integers has
 SIZES = [
@@ -28,9 +32,10 @@ SIZES = [
 
 @pytest.fixture(params=KINDS)
 def kind(request, monkeypatch):
-    """How weights are stored; int8 by sums of floats, too, where it goes by sums of integers."""
-    monkeypatch.setattr(_packed_weights, "QUADS", request.param != "int8 as floats")
-    return request.param.split()[0]
+    """How weights are stored."""
+    kind, *way = request.param.split(" as ")
+    monkeypatch.setattr(_packed_weights, "INT8_WAY", *way or [None])
+    return kind
 
 
 @pytest.fixture(params=SIZES, ids=str)
@@ -87,9 +92,10 @@ def test_values(problem, kind):
     exact = replace(problem, weights=stored).astype(np.float64)
     expected, final, _ = case.forward(exact.weights, exact.x, case.pack(exact.states))
     y, state = fast(problem.x, layer_state(case, problem.states))
-    assert_output_close(y, expected, "y", problem)
+    eps = KEPT[_packed_weights.INT8_WAY or "floats"]
+    assert_output_close(y, expected, "y", problem, eps)
     for name, got, wanted in zip(case.states, parts(state), case.unpack(final), strict=True):
-        assert_output_close(got[0], wanted, name, problem)
+        assert_output_close(got[0], wanted, name, problem, eps)
 
 
 def test_what_is_stored(case, kind):
@@ -156,7 +162,7 @@ def test_stacks_and_directions(case, kind):
     if kind == "float16":
         assert_same_bits(y, expected)
     else:
-        assert np.abs(y - expected).max() < 1e-5
+        assert np.abs(y - expected).max() < 32 * KEPT[_packed_weights.INT8_WAY]
     assert np.abs(y - layer(x)[0]).max() > 1e-6
 
 
@@ -180,23 +186,29 @@ def test_nan_and_inf_of_x_stay_in_their_row(case, kind, value):
     y, _ = fast(x)
     assert_same_bits(y[:, [0, 2]], expected[:, [0, 2]])
     assert_same_bits(y[0], expected[0])
-    if np.isnan(value) or (kind == "int8" and _packed_weights.QUADS and _kernels.has_quads()):
+    if np.isnan(value) or _packed_weights.INT8_WAY in ("bytes", "words"):
         assert np.isnan(y[1:, 1]).all()
 
 
-def integers(a):
-    """A row in quads: digits of its integers, and 2^u."""
-    exponent = max(np.frexp(np.abs(a).max())[1], -104)
-    whole = np.rint(np.ldexp(a.astype(np.float64), 22 - exponent)).astype(np.int64) + (1 << 22)
-    return [whole & 255, whole >> 8 & 255, (whole >> 16) - 64], np.ldexp(1.0, int(exponent) - 22)
+def integers(a, bits):
+    """A row in quads: its integers, and 2^u."""
+    exponent = int(max(np.frexp(np.abs(a).max())[1], -104))
+    whole = np.rint(np.ldexp(a.astype(np.float64), bits - exponent)).astype(np.int64)
+    return whole, np.ldexp(np.float32(1), exponent - bits)
 
 
-def sum_of_integers(row, q):
+def sum_of_bytes(row, q):
     """Of a row and a column of integers, with the roundings of csrc/quads.h."""
-    digits, unit = integers(row)
-    low, middle, high = (int((digit * q).sum()) for digit in digits)
+    n, unit = integers(row, 22)
+    n += 1 << 22
+    low, middle, high = (int((d * q).sum()) for d in (n & 255, n >> 8 & 255, (n >> 16) - 64))
     once = np.float32(256 * int(np.float32(high)) + int(np.float32(middle)))
     return np.float32(256 * int(once) + int(np.float32(low))) * unit
+
+
+def sum_of_words(row, q):
+    n, unit = integers(row, 14)
+    return np.float32(int((n * q).sum())) * unit
 
 
 def sum_of_floats(row, q):
@@ -209,13 +221,14 @@ def sum_of_floats(row, q):
     return total
 
 
-@pytest.mark.parametrize("summed", [sum_of_integers, sum_of_floats])
+SUMS = {"bytes": sum_of_bytes, "words": sum_of_words, "floats": sum_of_floats}
+
+
+@pytest.mark.parametrize("way", INT8_WAYS)
 @pytest.mark.parametrize("magnitude", [1, 3e-4, 1e-33, 1e33])
-def test_int8_has_the_bits_of_its_rule(monkeypatch, summed, magnitude):
+def test_int8_has_the_bits_of_its_rule(monkeypatch, way, magnitude):
     """relu shows the sums: its other product is 0."""
-    monkeypatch.setattr(_packed_weights, "QUADS", summed is sum_of_integers)
-    if summed is sum_of_integers and not _kernels.has_quads():
-        summed = sum_of_floats
+    monkeypatch.setattr(_packed_weights, "INT8_WAY", way)
     rng = np.random.default_rng(3)
     layer = rk.RNN(37, 19, nonlinearity="relu", bias=False, rng=0)
     layer.parameters["weight_hh_l0"].fill(0)
@@ -229,20 +242,33 @@ def test_int8_has_the_bits_of_its_rule(monkeypatch, summed, magnitude):
     q = np.rint(stored / scale[:, None]).astype(np.int64)
     assert (np.abs(q).max(axis=1) == 127).all()
     expected = [
-        s * summed(row, c) for row in x.reshape(-1, 37) for s, c in zip(scale, q, strict=True)
+        s * SUMS[way](row, c) for row in x.reshape(-1, 37) for s, c in zip(scale, q, strict=True)
     ]
     expected = np.array(expected, np.float32).reshape(y.shape)
     assert np.count_nonzero(expected > 0) > 50
     assert_same_bits(y, np.maximum(expected, 0))
 
 
-@pytest.mark.parametrize("summed", ["integers", "floats"])
-def test_int8_of_ids_is_that_of_one_hot_vectors(monkeypatch, case, summed):
+@pytest.mark.parametrize("way", INT8_WAYS)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_sums_of_int8_fit(monkeypatch, way, sign):
+    """All weights the largest, as all elements of a whole piece are."""
+    monkeypatch.setattr(_packed_weights, "INT8_WAY", way)
+    layer = rk.RNN(1024, 1, nonlinearity="relu", bias=False, rng=0)
+    layer.parameters["weight_ih_l0"].fill(sign)
+    fast = layer.freeze("int8")
+    y, _ = fast(np.full((1, 1, 1024), sign * np.nextafter(np.float32(1), 0)))
+    stored = fast.parameters["weight_ih_l0"].astype(np.float64)
+    np.testing.assert_allclose(y, np.abs(stored).sum(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("way", INT8_WAYS)
+def test_int8_of_ids_is_that_of_one_hot_vectors(monkeypatch, case, way):
     """Of each place in a quad, and of every piece."""
-    monkeypatch.setattr(_packed_weights, "QUADS", summed == "integers")
+    monkeypatch.setattr(_packed_weights, "INT8_WAY", way)
     classes = 4203
     fast = getattr(rk, case.layer)(classes, 21, rng=0, **case.options).freeze("int8")
-    ids = np.array([[0, 1, 2, 3], [2047, 2048, 2049, 4095], [4096, 4201, 4202, 7]])
+    ids = np.array([[0, 1, 2, 3], [1023, 1024, 1025, 4095], [4096, 4201, 4202, 7]])
     one_hot = np.zeros((*ids.shape, classes), np.float32)
     np.put_along_axis(one_hot, ids[..., None], 1, axis=2)
     expected = fast(one_hot)[0]
@@ -252,12 +278,14 @@ def test_int8_of_ids_is_that_of_one_hot_vectors(monkeypatch, case, summed):
         assert_same_bits(stream.step(ids[t]), expected[t])
 
 
-def test_int8_of_more_units_than_a_piece_has(monkeypatch):
+@pytest.mark.parametrize("way", INT8_WAYS)
+def test_int8_of_more_units_than_a_piece_has(monkeypatch, way):
     layer = rk.GRU(3, 2100, rng=0)
     x = np.random.default_rng(0).standard_normal((3, 3, 3)).astype(np.float32)
-    y, _ = layer.freeze("int8")(x)
-    monkeypatch.setattr(_packed_weights, "QUADS", False)
-    np.testing.assert_allclose(y, layer.freeze("int8")(x)[0], rtol=0, atol=1e-6)
+    monkeypatch.setattr(_packed_weights, "INT8_WAY", way)
+    fast = layer.freeze("int8")
+    y, _ = fast(x)
+    np.testing.assert_allclose(y, plain(fast)(x)[0], rtol=0, atol=8 * KEPT[way])
 
 
 def test_int8_of_x_with_gaps(case, kind):

@@ -28,6 +28,7 @@ SHORTEST_ROW = 1e-2
 # drawn, every step hands on about half (1 + 1/2 + 1/4 + ... = 2). The reference itself, computed in
 # float32, stays below 1.
 FLOAT32 = 4.0
+EPS = float(np.finfo(np.float32).eps)
 
 
 def sum_length(name, problem):
@@ -59,14 +60,14 @@ def assert_outputs_close(actual, expected, problem):
         assert_output_close(actual[name], expected[name], name, problem)
 
 
-def assert_output_close(actual, expected, name, problem):
+def assert_output_close(actual, expected, name, problem, eps=EPS):
+    """`eps` is what a float32 output's operands have lost, relative to the largest."""
     __tracebackhide__ = True
     assert actual.dtype == problem.dtype, f"{name}: {actual.dtype}"
     assert expected.dtype == np.float64
     assert actual.shape == expected.shape, f"{name}: {actual.shape}, not {expected.shape}"
     if problem.dtype == np.float32:
         scale = max(1.0, np.abs(expected).max())
-        eps = np.finfo(np.float32).eps
         bound = FLOAT32 * eps * np.sqrt(sum_length(name, problem)) * scale
         _assert_within(actual, expected, bound, name)
     else:
