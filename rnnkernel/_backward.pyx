@@ -124,8 +124,8 @@ cdef int run(Bptt *loops, list passes, int teams, int size) except -1:
             with parallel(num_threads=threads):
                 run_members(loops, teams, size, rk_members(), rk_member())
             end = nanoseconds()
-            if teams > 1 or loops[0].even:
-                report(end - begin, rk_lost(loops[0].flags, size) + end - loops[0].end)
+    if threads > 1 and (teams > 1 or loops[0].even):
+        report(end - begin, rk_lost(loops[0].flags, size) + end - loops[0].end)
     if call is not None:
         call.leave(threads)
         for i in range(teams):

@@ -24,7 +24,7 @@ cdef double MOST = 0.55, FEW = 0.3
 
 cdef long long SHORTEST = 5_000_000, LONGEST = 1_280_000_000
 
-# Threads of several calls write here; any of their values will do.
+# Of all calls; whoever writes here has the GIL.
 cdef long long until = 0, pause = 0
 cdef double times = 0, losses = 0
 cdef int calls = 0
@@ -46,11 +46,11 @@ def forget():
     times = losses = 0
 
 
-cpdef bint is_crowded(double flops) noexcept nogil:
+cpdef bint is_crowded(double flops) noexcept:
     return not ignored and until != 0 and flops < SMALL and nanoseconds() < until
 
 
-cpdef void report(long long time, long long lost) noexcept nogil:
+cpdef void report(long long time, long long lost) noexcept:
     global until, pause, times, losses, calls
     times = FADING * times + time
     losses = FADING * losses + (lost if lost >= WORTH_IT else 0)

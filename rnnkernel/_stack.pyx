@@ -292,8 +292,8 @@ cdef int run_stack(
             end = nanoseconds()
             for i in range(count):
                 lost += rk_lost(passes[i].plan.flags, passes[i].plan.team) // s.teams
-            if even:
-                report(end - begin, lost + end - s.end)
+    if threads > 1 and even:
+        report(end - begin, lost + end - s.end)
     if call is not None:
         call.leave(threads)
         for i in range(count):

@@ -37,6 +37,7 @@ import numpy as np
 from rnnkernel._clock cimport nanoseconds, profiles_in_use
 from rnnkernel._crowd cimport is_crowded, report
 from rnnkernel._forward cimport set_weights
+from rnnkernel._kernels cimport usable_threads
 from rnnkernel._memory cimport address, aligned_zeros
 from rnnkernel._packed_weights cimport PackedWeights
 from rnnkernel._plan cimport gain, pays_off, plan_team, team_size, team_step
@@ -125,6 +126,7 @@ cdef class Stream:
     cdef long long *spent          # by thread and phase, where the step is recorded, or NULL
     cdef long long end             # when the caller's thread had done its part of a step
     cdef int parity                # which of the two steps' memory holds the state
+    cdef bint is_made
     cdef PyThread_type_lock lock   # held during a step
     cdef Py_ssize_t[:, ::1] offsets
     cdef Scratch scratch
@@ -143,7 +145,13 @@ cdef class Stream:
         cdef Run *r
         if self.runs != NULL:
             raise TypeError("a stream is made once")
-        N = self.batch_size = _check.size("batch_size", batch_size)
+        batch_size = _check.size("batch_size", batch_size)
+        from rnnkernel.inference import Frozen  # which imports this module
+
+        if not isinstance(frozen, Frozen):
+            raise TypeError(
+                f"frozen: expected what layer.freeze() returns, got {type(frozen).__name__}"
+            )
         if frozen.bidirectional:
             raise ValueError(
                 "bidirectional: expected a layer of one direction, got True: the second direction "
@@ -158,6 +166,7 @@ cdef class Stream:
         bound = 16 * batch_size * (frozen.hidden_size + 128) * self.item
         if bound > sys.maxsize:
             raise MemoryError(f"batch_size: the states of {batch_size} rows do not fit in memory")
+        N = self.batch_size = batch_size
         self.runs = <Run *>PyMem_Calloc(self.layers, sizeof(Run))
         if self.runs == NULL:
             raise MemoryError(f"a stream of {self.layers} layers does not fit in memory")
@@ -212,6 +221,7 @@ cdef class Stream:
             plan_team(&self.plans[way], r, self.scratch, 1, N, team)
             self.judged[way] = 0
             self.releases[way] = flops >= RELEASE_FLOPS
+        self.is_made = True
 
     def __dealloc__(self):
         PyMem_Free(self.runs)
@@ -233,7 +243,7 @@ cdef class Stream:
         """Whether a step takes its team. A stream may live long, and what it costs to work together
         changes: then that is judged anew. Steps that gain nothing ask seldom."""
         cdef int team = self.plans[way].team
-        if team == 1:
+        if usable_threads(team) == 1:  # in a forked child, too
             return False
         if self.judged[way] != this_turn():
             self.judged[way] = this_turn()
@@ -283,6 +293,7 @@ cdef class Stream:
         cdef int team = 1
         cdef bint flat, is_ids = False, through = False
         cdef object call = None, spent
+        self.expect_made()
         if profiles_in_use > 0:
             call = profiling.begin(self, "step()")
         if self.plain(x, self.inputs):
@@ -333,7 +344,7 @@ cdef class Stream:
                     with parallel(num_threads=team):
                         self.advance(rk_members(), rk_member())
                     end = nanoseconds()
-                    report(end - begin, rk_lost(plan.flags, plan.team) + end - self.end)
+                report(end - begin, rk_lost(plan.flags, plan.team) + end - self.end)
             elif self.releases[self.way]:
                 with nogil:
                     self.advance(1, 0)
@@ -343,10 +354,10 @@ cdef class Stream:
             if call is not None:
                 self.spent = NULL
                 call.leave(team)
+            if through:
+                out[...] = y_array if not flat else y_array[0]
         finally:
             PyThread_release_lock(self.lock)
-        if through:
-            out[...] = y_array if not flat else y_array[0]
         if call is not None:
             call.end()
         return y_array if out is None else out
@@ -510,19 +521,24 @@ cdef class Stream:
 
     @property
     def state(self):
-        hidden = [h[self.parity, :, : self.runs[k].P] for k, h in enumerate(self.h)]
-        arrays = [np.stack(hidden)]
-        if self.c:
-            cells = [
-                c[self.parity].reshape(self.batch_size, -1)[:, : self.runs[k].H]
-                for k, c in enumerate(self.c)
-            ]
-            arrays.append(np.stack(cells))
+        self.hold()
+        try:
+            hidden = [h[self.parity, :, : self.runs[k].P] for k, h in enumerate(self.h)]
+            arrays = [np.stack(hidden)]
+            if self.c:
+                cells = [
+                    c[self.parity].reshape(self.batch_size, -1)[:, : self.runs[k].H]
+                    for k, c in enumerate(self.c)
+                ]
+                arrays.append(np.stack(cells))
+        finally:
+            PyThread_release_lock(self.lock)
         return _arguments.as_state(arrays)
 
     @state.setter
     def state(self, value):
         cdef Py_ssize_t k
+        self.expect_made()
         arrays = _arguments.check_state(self.layer, "state", value, self.batch_size, True)
         self.hold()
         try:
@@ -549,6 +565,7 @@ cdef class Stream:
         TypeError, ValueError, IndexError
             For rows that the batch does not have, or something else than rows.
         """
+        self.expect_made()
         chosen = slice(None) if rows is None else _check.rows("rows", rows, self.batch_size)
         self.hold()
         try:
@@ -557,7 +574,13 @@ cdef class Stream:
         finally:
             PyThread_release_lock(self.lock)
 
+    cdef inline int expect_made(self) except -1:
+        if not self.is_made:
+            raise TypeError("stream: expected one that Stream.__init__ has made, got none")
+        return 0
+
     cdef int hold(self) except -1:
+        self.expect_made()
         if PyThread_acquire_lock(self.lock, NOWAIT_LOCK) == 0:
             raise RuntimeError("this stream is in a step on another thread")
         return 0

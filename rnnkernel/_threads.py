@@ -5,8 +5,9 @@ import os
 
 from rnnkernel import _check
 
-# More than any machine has; what is asked for beyond it changes nothing.
-MOST = 4096
+# What is asked for beyond it changes nothing: where the system refuses so many threads, OpenMP ends
+# the process.
+MOST = max(64, 2 * (os.cpu_count() or 1))
 
 _requested: int | None = None
 
@@ -35,8 +36,10 @@ def _quota() -> int | None:
 
 def _from_environment(name: str) -> int | None:
     # OMP_NUM_THREADS may be a list, one number for each level of nesting
-    text = os.environ.get(name, "").split(",")[0].strip()
-    return int(text) if text.isdecimal() and int(text) > 0 else None
+    text = os.environ.get(name, "").split(",")[0].strip().lstrip("0")
+    if not text.isdecimal():
+        return None
+    return int(text) if len(text) < 10 else MOST
 
 
 @functools.cache

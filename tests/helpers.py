@@ -178,3 +178,9 @@ def run_python(*arguments, timeout=300, cwd=TESTS, **environment):
         capture_output=True,
         text=True,
     )
+
+
+def run_script(script, timeout=120):
+    """Python code in a process of its own, beside these tests; its failure is the test's."""
+    done = run_python("-c", script, timeout=timeout)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,5 +1,7 @@
 """What calls refuse: the right exception, naming the argument, and nothing changed."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -18,8 +20,10 @@ from helpers import (
     read_only,
     run_backward,
     run_forward,
+    run_script,
     unchanged,
 )
+from rnnkernel import _threads
 
 T, N, I, H = SMALL  # noqa: E741
 OTHER = {np.float32: np.float64, np.float64: np.float32}
@@ -255,12 +259,56 @@ def test_absurd_thread_counts_do_no_harm(problem, layer):
     """More threads than any machine has, within a C int and past it: an error or the same bits."""
     expected, _ = layer_outputs(problem, layer)
     for count in (1000, 2**31, 2**63, 2**70):
-        try:
-            actual, _ = layer_outputs(problem, layer, num_threads=count)
-        except ValueError as error:
-            assert "num_threads" in str(error)
-        else:
-            assert_same_outputs(actual, expected)
+        actual, _ = layer_outputs(problem, layer, num_threads=count)
+        assert_same_outputs(actual, expected)
+
+
+def test_absurd_thread_counts_start_no_more_threads_than_are_of_use():
+    """OpenMP ends the process where the system refuses a thread."""
+    script = """
+import os
+import numpy as np
+import rnnkernel as rk
+from rnnkernel import _plan
+_plan.TEAMS_ARE_FREE = True
+layer = rk.RNN(64, 64, rng=0)
+x = np.ones((5, 4000, 64), np.float32)
+expected, _ = layer(x, num_threads=1)
+y, _ = layer(x, num_threads=3000)
+assert (y == expected).all()
+if os.path.exists("/proc/self/task"):
+    assert 1 < len(os.listdir("/proc/self/task")) <= max(64, 2 * os.cpu_count()) + 8
+"""
+    run_script(script, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("environment", "threads"),
+    [
+        ({"RNNKERNEL_NUM_THREADS": "3"}, 3),
+        ({"OMP_NUM_THREADS": "5"}, 5),
+        ({"OMP_NUM_THREADS": "5,2"}, 5),
+        ({"RNNKERNEL_NUM_THREADS": "3", "OMP_NUM_THREADS": "5"}, 3),
+        ({"RNNKERNEL_NUM_THREADS": "", "OMP_NUM_THREADS": "5"}, 5),
+        ({"RNNKERNEL_NUM_THREADS": "0", "OMP_NUM_THREADS": "5"}, 5),
+        ({"RNNKERNEL_NUM_THREADS": "many", "OMP_NUM_THREADS": "5"}, 5),
+        ({"RNNKERNEL_NUM_THREADS": "9" * 5000}, max(64, 2 * (os.cpu_count() or 1))),
+    ],
+)
+def test_the_environment_says_how_many_threads(environment, threads, monkeypatch):
+    for name in ("RNNKERNEL_NUM_THREADS", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(_threads, "_requested", None)
+    _threads.default.cache_clear()
+    try:
+        assert rk.get_num_threads() == threads
+        assert _threads.reason()[1] in environment
+        rk.set_num_threads(2)
+        assert rk.get_num_threads() == 2
+    finally:
+        _threads.default.cache_clear()
 
 
 def test_output_that_does_not_fit_in_memory(case, dtype):

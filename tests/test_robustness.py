@@ -25,17 +25,10 @@ from helpers import (
     named_outputs,
     run_backward,
     run_forward,
-    run_python,
+    run_script,
 )
 from reference import CASES
 from tolerances import assert_outputs_close
-
-
-def run_script(script, timeout=120):
-    """Python code in a process of its own, beside these tests; its failure is the test's."""
-    done = run_python("-c", script, timeout=timeout)
-    assert done.returncode == 0, done.stdout + done.stderr
-
 
 # NaN and Inf.
 
@@ -484,6 +477,36 @@ assert run() == expected
 for pid in pids:
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 assert run() == expected
+"""
+        run_script(script, timeout=60)
+
+    def test_a_stream_in_a_forked_child():
+        """One that has stepped on several threads, of which the child has none."""
+        script = """
+import os, warnings
+import numpy as np
+import rnnkernel as rk
+from rnnkernel import _plan, _teamwork
+warnings.simplefilter("ignore")
+_plan.TEAMS_ARE_FREE = True
+rk.set_num_threads(4)
+x = np.random.default_rng(0).standard_normal((5, 8, 64)).astype(np.float32)
+layer = rk.GRU(64, 128, rng=0)
+expected, _ = layer(x)
+stream = layer.stream(8)
+with rk.profile() as p:
+    y = stream.step(x[0])
+assert max(len(spent) for spent in p.records[0].phases.values()) > 1, str(p)
+
+pid = os.fork()
+if pid == 0:
+    try:
+        _teamwork.measure_again()
+        right = all((stream.step(x[t]) == expected[t]).all() for t in range(1, 5))
+        os._exit(0 if right else 1)
+    finally:
+        os._exit(2)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 """
         run_script(script, timeout=60)
 

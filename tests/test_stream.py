@@ -1,6 +1,7 @@
 """A stream's steps are one call of the layer, bit for bit, and its state can be seen and set."""
 
 import threading
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -469,6 +470,7 @@ def test_one_thread_at_a_time():
                     break
                 except RuntimeError as error:
                     refused.append(str(error))
+                    time.sleep(1e-4)  # or they refuse one another for ever
 
     def disturb():
         barrier.wait()
@@ -477,6 +479,7 @@ def test_one_thread_at_a_time():
                 stream.state = stream.state
             except RuntimeError as error:
                 refused.append(str(error))
+            time.sleep(1e-4)
 
     threads = [threading.Thread(target=run), threading.Thread(target=disturb)]
     for thread in threads:
@@ -487,6 +490,49 @@ def test_one_thread_at_a_time():
     assert all("on another thread" in words for words in refused)
     for t, y in done:
         assert_same_bits(y, expected[t])
+
+
+def test_what_is_refused_during_a_step():
+    """A step writes y to an array that calls back."""
+    stream = rk.GRU(3, 4, rng=0).stream(2)
+    x, state = np.ones((2, 3), np.float32), np.zeros((1, 2, 4), np.float32)
+    calls = {
+        "step": lambda: stream.step(x),
+        "state": lambda: stream.state,
+        "setting state": lambda: setattr(stream, "state", state),
+        "reset": lambda: stream.reset(),
+    }
+    refused = {}
+
+    class Calls(np.ndarray):
+        def __setitem__(self, key, value):
+            for name, call in calls.items():
+                with pytest.raises(RuntimeError, match="on another thread") as caught:
+                    call()
+                refused[name] = caught
+            super().__setitem__(key, value)
+
+    out = np.empty((2, 8), np.float32)[:, ::2].view(Calls)
+    y = stream.step(x, out=out)
+    assert refused.keys() == calls.keys()
+    assert y is out
+    assert_same_bits(np.asarray(y), stream.state[0])
+
+
+def test_a_stream_that_was_not_made():
+    class Mine(rk.Stream):
+        def __init__(self):
+            pass
+
+    x = np.ones(3, np.float32)
+    for use in (lambda s: s.step(x), lambda s: s.state, lambda s: s.reset()):
+        with pytest.raises(TypeError, match="stream: expected one that Stream.__init__ has made"):
+            use(Mine())
+    layer = rk.RNN(3, 4, rng=0)
+    for wrong in ("frozen", layer):
+        with pytest.raises(TypeError, match="frozen: expected what layer.freeze.. returns"):
+            rk.Stream(wrong)
+    assert layer.stream(np.int8(100)).batch_size == 100
 
 
 def test_streams_on_many_threads(case):
