@@ -98,7 +98,7 @@ cdef inline Block *header(const char *block) noexcept nogil:
 
 
 cdef size_t block_size(const char *block) noexcept nogil:
-    return header(block).size
+    return header(block).size - HEADER
 
 
 cdef Block *fitting(size_t size) noexcept nogil:
