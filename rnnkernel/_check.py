@@ -48,7 +48,7 @@ def choice(name: str, value, choices: tuple):
 
 
 def _number(name: str, value) -> float:
-    if isinstance(value, (bool, np.bool_, str, bytes)):
+    if isinstance(value, (bool, np.bool_, str, bytes, np.complexfloating)):
         raise TypeError(f"{name}: expected a number, got {_kind(value)} {value!r}")
     try:
         return float(value)
@@ -58,11 +58,20 @@ def _number(name: str, value) -> float:
         raise TypeError(f"{name}: expected a number, got {_kind(value)}") from None
 
 
-def finite(name: str, value) -> float:
-    """A finite number."""
+def finite(name: str, value, dtype) -> float:
+    """A number that is finite in a dtype, which is checked, too."""
     number = _number(name, value)
-    if not math.isfinite(number):
+    if not abs(number) <= float(np.finfo(real_dtype("dtype", dtype)).max):  # false for NaN, too
         raise ValueError(f"{name}: expected a finite number, got {number}")
+    return number
+
+
+def not_negative(name: str, value, below: float = math.inf) -> float:
+    """A number from 0 on, finite and below a limit."""
+    number = _number(name, value)
+    if not 0 <= number < below:  # false for NaN, too
+        limit = "finite" if below == math.inf else f"< {below}"
+        raise ValueError(f"{name}: expected a number >= 0 and {limit}, got {number}")
     return number
 
 
@@ -97,7 +106,7 @@ def real_dtype(name: str, value) -> np.dtype:
     """float32 or float64 in this machine's byte order."""
     try:
         dtype = np.dtype(value)
-    except TypeError:
+    except Exception:  # NumPy has a small language of its own, with errors of every kind
         raise TypeError(f"{name}: expected float32 or float64, got {value!r}") from None
     if value is None or dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
         raise TypeError(f"{name}: expected float32 or float64, got {value!r}")
@@ -119,8 +128,12 @@ def generator(name: str, value) -> np.random.Generator:
 
 
 def as_array(name: str, value) -> np.ndarray:
-    """An array as it is, and anything that shares its memory as an array does."""
-    if isinstance(value, np.ndarray):
+    """An array as it is, and anything that shares its memory as an array does.
+
+    Of a subclass (`numpy.ma`, `numpy.matrix`) the plain array: its comparisons may not be what a
+    check means.
+    """
+    if type(value) is np.ndarray:
         return value
     try:
         if hasattr(value, "__array_interface__"):
@@ -132,6 +145,8 @@ def as_array(name: str, value) -> np.ndarray:
         return np.asarray(memoryview(value))
     except Exception as error:  # the caller's object decides what it raises
         reason = f": {error}" if str(error) else ""
+        if isinstance(value, (list, tuple, int, float)):
+            reason = "; make one with numpy.asarray"
         raise TypeError(
             f"{name}: expected an array (NumPy, __dlpack__ or the array interface), "
             f"got {_kind(value)}{reason}"
@@ -173,13 +188,13 @@ def array(
         not flags.c_contiguous and any(stride % value.itemsize for stride in value.strides)
     ):
         return value.copy()
-    return value if type(value) is np.ndarray else np.asarray(value)
+    return value
 
 
 def rows(name: str, value, count: int) -> np.ndarray:
     """Indices of some rows of `count`: from an integer, integers, or a bool for each row."""
     try:
-        indices = np.asarray(value)
+        indices = np.array(value)
     except ValueError:
         indices = np.array(None)
     if indices.size == 0 and not isinstance(value, np.ndarray):
@@ -213,14 +228,15 @@ def any_array(name: str, value) -> np.ndarray:
 
 
 def lengths(name: str, value, T: int, N: int, batched: bool) -> np.ndarray:
-    """(N,) integers from 0 to T, as a copy; unbatched, a single one."""
+    """(N,) integers from 0 to T, as a copy, which nobody changes once it is checked; unbatched, a
+    single one."""
     value = any_array(name, value)
     if value.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected integers, got dtype {value.dtype}")
     if value.shape != (N,) and (batched or value.shape != ()):
         expected = f"(N={N})" if batched else "() or (1,)"
         raise ValueError(f"{name}: expected shape {expected}, got {value.shape}")
-    value = value.reshape(N)
+    value = value.reshape(N).copy()
     wrong = np.flatnonzero((value < 0) | (value > T))
     if len(wrong):
         n = wrong[0]
@@ -231,11 +247,12 @@ def lengths(name: str, value, T: int, N: int, batched: bool) -> np.ndarray:
 def ids(
     name: str, value: np.ndarray, count: int, lengths: np.ndarray | None, position
 ) -> np.ndarray:
-    """Token ids (T, N) from 0 to count - 1, as intp; past the lengths, where none are looked at,
-    one of the others.
+    """A copy of token ids (T, N) from 0 to count - 1, as intp; past the lengths, where none are
+    looked at, one of the others.
 
     `position(t, n)` is where the caller has an id.
     """
+    value = value.copy()  # first: others may write to it
     wrong = (value < 0) | (value >= count)
     if lengths is not None:
         past = np.arange(len(value))[:, None] >= lengths
@@ -245,7 +262,7 @@ def ids(
     if wrong.any():
         t, n = np.argwhere(wrong)[0]
         raise no_such_id(name, value[t, n], count, position(t, n))
-    return value.astype(np.intp)
+    return value.astype(np.intp, copy=False)
 
 
 def no_such_id(name: str, value, count: int, position: tuple[int, ...]) -> IndexError:
@@ -259,8 +276,8 @@ def embedding_of_floats(x: np.ndarray) -> ValueError:
 
 
 def borders(name: str, value, dims: tuple[str, ...], sizes: tuple[int, ...]) -> np.ndarray:
-    """A bool array of this shape."""
-    return array(name, any_array(name, value), np.dtype(bool), dims, sizes, "")
+    """A bool array of this shape, as a copy."""
+    return array(name, any_array(name, value), np.dtype(bool), dims, sizes, "").copy()
 
 
 def sequences(name: str, value) -> list[np.ndarray]:
@@ -313,8 +330,7 @@ def output(name: str, value, dtype: np.dtype, dims, sizes, inputs: dict) -> None
     if value.dtype != dtype:
         raise TypeError(f"{name}: expected dtype {dtype}, as the layer's, got {value.dtype}")
     array(name, value, dtype, dims, sizes)
-    if not value.flags.writeable:
-        raise ValueError(f"{name}: expected a writable array, got a read-only one")
+    writable(name, value)
     if _overlaps_itself(value):
         raise ValueError(
             f"{name}: expected elements that lie apart, got an array that overlaps itself"
@@ -334,6 +350,14 @@ def allocate(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         raise does_not_fit(name, shape, dtype.itemsize) from None
 
 
+def kept(name: str, value: np.ndarray, keep) -> np.ndarray:
+    """What `keep()` makes of an array, or a MemoryError that says of which."""
+    try:
+        return keep()
+    except (MemoryError, ValueError):  # NumPy's for more bytes than there are addresses
+        raise does_not_fit(name, value.shape, value.itemsize) from None
+
+
 def does_not_fit(name: str, shape: tuple[int, ...], item: int) -> MemoryError:
     """What to raise where there is no memory for an array with elements of `item` bytes."""
     return MemoryError(
@@ -350,9 +374,14 @@ def gradients(name: str, value) -> list[np.ndarray]:
         if not isinstance(one, np.ndarray) or one.dtype.kind != "f":
             got = one.dtype if isinstance(one, np.ndarray) else _kind(one)
             raise TypeError(f"{name}[{key!r}]: expected a float array, got {got}")
-        if not one.flags.writeable:
-            raise ValueError(f"{name}[{key!r}]: expected a writable array, got a read-only one")
+        writable(f"{name}[{key!r}]", one)
     return list(value.values())
+
+
+def writable(name: str, value: np.ndarray) -> None:
+    """An array that may be written to."""
+    if not value.flags.writeable:
+        raise ValueError(f"{name}: expected a writable array, got a read-only one")
 
 
 def parameters(name: str, value, shapes: dict[str, tuple[int, ...]], dtype: np.dtype) -> dict:
@@ -372,3 +401,14 @@ def parameters(name: str, value, shapes: dict[str, tuple[int, ...]], dtype: np.d
         key: array(f"{name}[{key!r}]", value[key], dtype, ("",) * len(shape), shape)
         for key, shape in shapes.items()
     }
+
+
+def values_for(name: str, value, targets: Mapping, shapes: dict, dtype: np.dtype) -> dict:
+    """Arrays to copy into `targets`, which are checked, too; where they share memory, copies."""
+    arrays = parameters(name, value, shapes, dtype)
+    for key, target in parameters("parameters", targets, shapes, dtype).items():
+        writable(f"parameters[{key!r}]", target)
+        for other, array in arrays.items():
+            if shares_memory(array, target):
+                arrays[other] = array.copy()
+    return arrays

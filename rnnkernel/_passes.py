@@ -89,35 +89,40 @@ def forward(
         out_time_first = check_y(layer, "out", out, T, N, layout, reads)
 
     keeps = training or trace
-    dropped = _draw(layer, T) if training and layer.dropout and L > 1 else None
     index = columns = None
     if table is not None:
         x, index = table.x(layer.input_size, layer.dtype), table.index
         columns = table.ids if table.rows is None else None
     elif training:
-        x = kept_x(x, lengths, threads)
+        x = _check.kept("x", x, lambda x=x: kept_x(x, lengths, threads))
     packed = [
         packed_weights(i, columns)
         if columns is not None and i < layer._directions
         else packed_weights(i)
         for i in range(count)
     ]
-    y, finals, passes = unroll(
-        layer,
-        layout,
-        (T, N),
-        x,
-        initial,
-        rows,
-        index,
-        out_time_first if out is not None and not keeps and _writes_direct(out) else None,
-        packed,
-        keeps,
-        trace,
-        checkpoint_every if training else None,
-        dropped,
-        threads,
-    )
+    dropped = _draw(layer, T) if training and layer.dropout and L > 1 else None
+    try:
+        y, finals, passes = unroll(
+            layer,
+            layout,
+            (T, N),
+            x,
+            initial,
+            rows,
+            index,
+            out_time_first if out is not None and not keeps and _writes_direct(out) else None,
+            packed,
+            keeps,
+            trace,
+            checkpoint_every if training else None,
+            dropped,
+            threads,
+        )
+    except BaseException:
+        if dropped is not None:
+            _give_back(layer, dropped, T)
+        raise
     result = layout.caller_view(y)
     if out is not None:
         if not np.shares_memory(result, out):
@@ -177,3 +182,10 @@ def _draw(layer: Any, T: int) -> Dropped:
     with _counting:
         first, layer._dropout_steps = layer._dropout_steps, layer._dropout_steps + T
     return Dropped(layer.dropout, layer._dropout_seed, first)
+
+
+def _give_back(layer: Any, dropped: Dropped, T: int) -> None:
+    """After a call that failed: its steps are the next one's, unless one has begun since."""
+    with _counting:
+        if layer._dropout_steps == dropped.first_step + T:
+            layer._dropout_steps = dropped.first_step

@@ -62,11 +62,12 @@ def clip_grad_norm(gradients: Mapping[str, np.ndarray], max_norm: float) -> floa
     """
     max_norm = _check.positive("max_norm", max_norm)
     arrays = _check.gradients("gradients", gradients)
-    largest = max((float(np.max(np.abs(a), initial=0)) for a in arrays), default=0.0)
+    # NumPy's maximum hands NaN on, Python's only as the first of two
+    largest = float(np.max([np.max(np.abs(a), initial=0) for a in arrays], initial=0))
     if largest == 0 or not np.isfinite(largest):
         return largest
     # scaled by the largest entry, so that no square overflows or vanishes
-    squares = sum(float(np.sum(np.square(a / largest, dtype=np.float64))) for a in arrays)
+    squares = sum(float(np.sum(np.square(np.divide(a, largest, dtype=np.float64)))) for a in arrays)
     total = largest * float(np.sqrt(squares))
     if total > max_norm:
         for array in arrays:
@@ -91,4 +92,6 @@ def clip_grad_value(gradients: Mapping[str, np.ndarray], limit: float) -> None:
     """
     limit = _check.positive("limit", limit)
     for array in _check.gradients("gradients", gradients):
-        np.clip(array, -limit, limit, out=array)
+        # not to infinity, where the dtype has no such number
+        most = array.dtype.type(min(limit, float(np.finfo(array.dtype).max)))
+        np.clip(array, -most, most, out=array)

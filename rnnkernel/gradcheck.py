@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from rnnkernel import _check
-from rnnkernel._arguments import as_state, check_rows, check_state, check_x
-from rnnkernel.layers import _Layer
+from rnnkernel._arguments import as_state, check_embedding, check_rows, check_state, check_x
+from rnnkernel.layers import GRU, LSTM, RNN, _Layer
 
 __all__ = ["GradcheckReport", "GradientError", "Worst", "gradcheck"]
 
@@ -182,7 +182,10 @@ def float64_twin(layer: Any) -> Any:
     options = dict(layer.options)
     if options.get("dropout"):
         options["dropout"] = 0.0
-    twin = type(layer)(layer.input_size, layer.hidden_size, dtype=np.float64, **options)
+    # of a class of the user's, which may be made otherwise
+    kind = next(kind for kind in type(layer).__mro__ if kind in (RNN, GRU, LSTM))
+    twin = kind.__new__(type(layer))
+    kind.__init__(twin, layer.input_size, layer.hidden_size, dtype=np.float64, **options)
     twin.load_state_dict({k: v.astype(np.float64) for k, v in layer.state_dict().items()})
     return twin
 
@@ -207,7 +210,7 @@ class _Problem:
         self.time_axis = 1 if layer.options.get("batch_first") else 0
         self.inputs = dict(inputs)
         if "embedding" in inputs:
-            self.inputs["embedding"] = _float64_copy(inputs["embedding"])
+            self.inputs["embedding"] = check_embedding(layer, _float64_copy(inputs["embedding"]))
         self.x = self._draw_x(rng) if x is None else _float64_copy(x)
         if state is not None:
             state = _like(state, [_float64_copy(s) for s in _parts(state)])
@@ -235,12 +238,20 @@ class _Problem:
     def _draw_x(self, rng: np.random.Generator) -> np.ndarray:
         T, N = 5, 3
         if "lengths" in self.inputs:
-            N, T = np.size(self.inputs["lengths"]), max(5, int(np.max(self.inputs["lengths"])))
+            lengths = _check.any_array("lengths", self.inputs["lengths"])
+            if lengths.dtype.kind not in "iu" or lengths.ndim != 1 or lengths.size == 0:
+                raise ValueError(f"lengths: expected integers (N,), got {self.inputs['lengths']!r}")
+            N, T = lengths.size, max(5, int(lengths.max()))
         shape = (N, T) if self.time_axis else (T, N)
-        shape = np.shape(self.inputs.get("reset", np.empty(shape)))
+        if "reset" in self.inputs:
+            reset = _check.any_array("reset", self.inputs["reset"])
+            if reset.ndim not in (1, 2):
+                raise ValueError(f"reset: expected shape (T, N), got {reset.shape}")
+            shape = reset.shape
         if "embedding" in self.inputs:
             return rng.integers(0, len(self.inputs["embedding"]), shape)
-        return rng.standard_normal((*shape, self.layer.input_size))
+        x = _check.allocate("x", (*shape, self.layer.input_size), np.dtype(np.float64))
+        return rng.standard_normal(out=x)
 
     def analytic(self, clip: Any) -> dict[str, np.ndarray]:
         out = self.layer.forward(self.x, self.state, training=True, **self.inputs)

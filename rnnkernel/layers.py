@@ -103,11 +103,11 @@ class _Layer(Inference):
         self._kept, self._sizes = Kept(), Sizes(self)
 
     def _initial_parameters(self, rng) -> dict[str, np.ndarray]:
-        limit = self.hidden_size**-0.5
         arrays = {
             name: _check.allocate(name, shape, self.dtype)
             for name, shape in self._parameter_shapes.items()
         }
+        limit = self.hidden_size**-0.5
         for array in arrays.values():
             array[...] = rng.uniform(-limit, limit, array.shape)
         return arrays
@@ -204,7 +204,9 @@ class _Layer(Inference):
         TypeError, ValueError
             For other names, shapes or dtypes than the layer's; then nothing was changed.
         """
-        arrays = _check.parameters("state_dict", state_dict, self._parameter_shapes, self.dtype)
+        arrays = _check.values_for(
+            "state_dict", state_dict, self._parameters, self._parameter_shapes, self.dtype
+        )
         for name, array in arrays.items():
             self.parameters[name][...] = array
 
@@ -571,7 +573,7 @@ class LSTM(_Layer):
         self.peephole = _check.flag("peephole", peephole)
         self.cell_clip = None if cell_clip is None else _check.positive("cell_clip", cell_clip)
         self.coupled = _check.flag("coupled", coupled)
-        self.forget_bias = _check.finite("forget_bias", forget_bias)
+        self.forget_bias = _check.finite("forget_bias", forget_bias, dtype)
         if self.forget_bias and not _check.flag("bias", bias):
             raise ValueError(f"forget_bias: expected 0 with bias=False, got {self.forget_bias}")
         self._cell = cells.lstm(

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from rnnkernel import _check
+
 __all__ = ["Adam"]
 
 
@@ -57,12 +59,13 @@ class Adam:
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        self.lr = _number("lr", lr)
-        if not isinstance(betas, Sequence) or len(betas) != 2:
+        self.lr = _check.not_negative("lr", lr)
+        if not isinstance(betas, (Sequence, np.ndarray)) or len(betas) != 2:
             raise ValueError(f"betas: expected two numbers, got {betas!r}")
-        self.betas = (_number("betas[0]", betas[0], 1.0), _number("betas[1]", betas[1], 1.0))
-        self.eps = _number("eps", eps)
-        self.weight_decay = _number("weight_decay", weight_decay)
+        first, second = (_check.not_negative(f"betas[{i}]", betas[i], 1.0) for i in range(2))
+        self.betas = (first, second)
+        self.eps = _check.not_negative("eps", eps)
+        self.weight_decay = _check.not_negative("weight_decay", weight_decay)
         self.steps = 0
 
         self._is_list = not isinstance(parameters, Mapping)
@@ -96,7 +99,7 @@ class Adam:
             If names or shapes are not those of the parameters.
         """
         groups = self._check_gradients(gradients)
-        lr = _number("lr", self.lr)
+        lr = _check.not_negative("lr", self.lr)
         self.steps += 1
         beta1, beta2 = self.betas
         # The two corrections are moved to where they cost a scalar and not a pass over the array:
@@ -123,24 +126,31 @@ class Adam:
                 p -= np.divide(b, a, out=b, where=a != 0) if self.eps == 0 else np.divide(b, a, b)
 
     def _check_parameters(self) -> None:
-        seen: dict[int, str] = {}
+        seen: dict[str, np.ndarray] = {}
         for k, group in enumerate(self._groups):
             for name, p in group.items():
                 label = self._label("parameters", k, name)
                 if not isinstance(p, np.ndarray) or p.dtype not in (np.float32, np.float64):
                     raise TypeError(f"{label}: expected a float32 or float64 array, got {_what(p)}")
-                if not p.flags.writeable:
-                    raise ValueError(f"{label}: expected a writable array, got a read-only one")
-                if id(p) in seen:
-                    raise ValueError(
-                        f"{label}: expected every array once, got that of {seen[id(p)]} again"
-                    )
-                seen[id(p)] = label
+                _check.writable(label, p)
+                for other, q in seen.items():
+                    if _check.shares_memory(p, q):
+                        raise ValueError(
+                            f"{label}: expected every array once, got memory of {other} again"
+                        )
+                seen[label] = p
 
     def _check_gradients(self, gradients: Any) -> list[Mapping[str, np.ndarray]]:
-        if isinstance(gradients, Mapping) is self._is_list:
-            expected = f"{len(self._groups)} mappings in a sequence" if self._is_list else "one"
-            raise TypeError(f"gradients: expected {expected}, as the parameters were given")
+        if isinstance(gradients, Mapping) is self._is_list or not isinstance(
+            gradients, (Mapping, Sequence)
+        ):
+            expected = "a mapping of names to arrays, such as grads.parameters"
+            if self._is_list:
+                expected = f"a sequence of {len(self._groups)} mappings"
+            raise TypeError(
+                f"gradients: expected {expected}, as the parameters were given, "
+                f"got {_what(gradients)}"
+            )
         groups = _groups("gradients", gradients)
         if len(groups) != len(self._groups):
             raise ValueError(f"gradients: expected {len(self._groups)} mappings, got {len(groups)}")
@@ -157,6 +167,7 @@ class Adam:
                     raise TypeError(f"{label}: expected a {p.dtype} array, got {_what(g)}")
                 if g.shape != p.shape:
                     raise ValueError(f"{label}: expected shape {p.shape}, got {g.shape}")
+                _check.writable(self._label("parameters", k, name), p)
         return groups
 
     def _label(self, argument: str, group: int, name: str | None = None) -> str:
@@ -172,17 +183,6 @@ def _groups(argument: str, value: Any) -> list[Mapping[str, np.ndarray]]:
             f"got {_what(value)}"
         )
     return list(groups)
-
-
-def _number(argument: str, value: Any, below: float = math.inf) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{argument}: expected a number, got {type(value).__name__}") from None
-    if not 0.0 <= number < below:  # false for NaN, too
-        limit = "finite" if below == math.inf else f"< {below}"
-        raise ValueError(f"{argument}: expected a number >= 0 and {limit}, got {value!r}")
-    return number
 
 
 def _what(value: Any) -> str:

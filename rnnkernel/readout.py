@@ -73,10 +73,10 @@ class Linear:
         if _check.flag("bias", bias):
             shapes["bias"] = (self.output_size,)
         generator = _check.generator("rng", rng)
-        bound = 1.0 / math.sqrt(self.input_size)
         self.parameters = {
             name: _check.allocate(name, shape, self.dtype) for name, shape in shapes.items()
         }
+        bound = 1.0 / math.sqrt(self.input_size)
         for array in self.parameters.values():
             array[...] = generator.uniform(-bound, bound, array.shape)
 
@@ -158,7 +158,7 @@ class Linear:
             If a name is missing or unknown, or a shape does not fit.
         """
         shapes = {name: array.shape for name, array in self.parameters.items()}
-        values = _check.parameters("state_dict", state_dict, shapes, self.dtype)
+        values = _check.values_for("state_dict", state_dict, self.parameters, shapes, self.dtype)
         for name, parameter in self.parameters.items():
             parameter[...] = values[name]
 
@@ -213,8 +213,8 @@ def softmax_cross_entropy(logits: Any, targets: Any) -> tuple[float, np.ndarray]
     IndexError
         If a target is out of range; the message names its position.
     """
-    logits = np.asarray(logits)
-    targets = np.asarray(targets)
+    logits = _check.any_array("logits", logits)
+    targets = _check.any_array("targets", targets)
     if logits.dtype not in (np.float32, np.float64):
         raise TypeError(f"logits: expected dtype float32 or float64, got {logits.dtype}")
     if targets.dtype.kind not in "iu":

@@ -203,7 +203,8 @@ def _metadata(value: Any) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         _damaged("strings in __metadata__", value)
     if value.get("format") != FORMAT:
-        _damaged(f"the format {FORMAT!r} in __metadata__", repr(value.get("format")))
+        got = f"{value.get('format')!r}: use a reader of safetensors files and load_state_dict"
+        _damaged(f"the format {FORMAT!r} in __metadata__", got)
     return value
 
 

@@ -30,9 +30,21 @@ class Trace(Mapping[str, np.ndarray]):
         return self._arrays[name]
 
     def __getattr__(self, name: str) -> np.ndarray:
-        if not name.startswith("_") and name in self._sources:
+        if name.startswith("_"):  # _sources itself, where `copy` has not set it yet
+            raise AttributeError(name)
+        if name in self._sources:
             return self[name]
         raise AttributeError(f"a trace of {', '.join(self)} has no {name!r}")
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self]
+
+    def __reduce__(self) -> tuple:
+        return Trace._of_arrays, (dict(self),)
+
+    @classmethod
+    def _of_arrays(cls, arrays: dict[str, np.ndarray]) -> "Trace":
+        return cls({name: lambda array=array: array for name, array in arrays.items()})
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._sources)

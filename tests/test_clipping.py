@@ -199,6 +199,25 @@ def test_clip_grad_norm_of_zeros():
     assert not gradients["w"].any()
 
 
+@pytest.mark.parametrize("first", ["a", "b"])
+def test_clip_grad_norm_of_nan(first):
+    arrays = {"a": np.zeros(3, np.float32), "b": np.array([np.nan], np.float32)}
+    assert math.isnan(rk.clip_grad_norm({name: arrays[name] for name in (first, *arrays)}, 1.0))
+
+
+def test_clip_grad_norm_of_two_dtypes():
+    """The largest is no number of the other's dtype."""
+    gradients = {"a": np.zeros(3, np.float32), "b": np.array([1e-60])}
+    assert rk.clip_grad_norm(gradients, 1.0) == pytest.approx(1e-60)
+
+
+def test_clip_grad_value_of_infinity_with_a_limit_past_the_dtype():
+    gradients = {"a": np.array([np.inf, -np.inf, 5], np.float32)}
+    rk.clip_grad_value(gradients, 1e300)
+    most = np.finfo(np.float32).max
+    np.testing.assert_array_equal(gradients["a"], [most, -most, 5])
+
+
 def test_clip_grad_value_limits_in_place(gradients):
     before = {name: g.copy() for name, g in gradients.items()}
     arrays = dict(gradients)

@@ -35,6 +35,8 @@ def test_sizes_are_positive(case, size):
         (2**63 - 1, 2**63 - 1),
         (2**70, 1),
         (1, 2**70),
+        (3, 10**400),
+        (10**400, 3),
     ],
     ids=str,
 )
@@ -44,11 +46,21 @@ def test_sizes_whose_product_overflows(case, dtype, sizes):
 
 
 @pytest.mark.parametrize(
-    "wrong", [np.float16, np.int32, "complex64", bool, object, "no", 3], ids=str
+    "wrong",
+    [np.float16, np.int32, "complex64", bool, object, "no", 3, ",,", "(9" + 20 * "9" + ",)f4"],
+    ids=str,
 )
 def test_dtypes_are_float32_and_float64(case, wrong):
     with pytest.raises((TypeError, ValueError), match=names("dtype")):
         construct(case, 3, 4, dtype=wrong)
+
+
+@pytest.mark.parametrize("wrong", [1e39, -np.float64(1e39), float("nan"), np.complex64(1)])
+def test_forget_bias_is_finite_in_the_dtype(wrong):
+    with pytest.raises((TypeError, ValueError), match=names("forget_bias")):
+        rk.LSTM(2, 3, forget_bias=wrong)
+    if isinstance(wrong, float) and wrong > 0:
+        assert rk.LSTM(2, 3, forget_bias=wrong, dtype=np.float64).forget_bias == wrong
 
 
 def test_nonlinearities():

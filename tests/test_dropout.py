@@ -305,3 +305,16 @@ def test_bad_shares(value):
 def test_bad_types(value):
     with pytest.raises(TypeError, match=r"^dropout: expected a number, got "):
         rk.LSTM(3, 4, 2, dropout=value)
+
+
+def test_a_call_that_fails_drops_nothing():
+    """The next one drops what it would have dropped."""
+    layer = rk.RNN(1, 2, num_layers=2, dropout=0.5, rng=0)
+    twin = rk.RNN(1, 2, num_layers=2, dropout=0.5, rng=0)
+    state = np.broadcast_to(np.float32(0), (2, 2**44, 2))
+    zero = np.frombuffer(bytes(4), np.float32)  # BPTT needs no copy of what nobody can write to
+    for given in (zero, zero.copy()):
+        with pytest.raises(MemoryError):
+            layer.forward(np.broadcast_to(given, (1, 2**44, 1)), state, training=True)
+    x = np.ones((6, 3, 1), np.float32)
+    assert_same_bits(layer.forward(x, training=True).y, twin.forward(x, training=True).y)

@@ -251,6 +251,30 @@ def test_the_users_data_is_checked_and_left_alone():
         np.testing.assert_array_equal(array, before)
 
 
+@pytest.mark.parametrize(
+    ("inputs", "error", "name"),
+    [
+        ({"lengths": []}, ValueError, "lengths"),
+        ({"lengths": "ab"}, TypeError, "lengths"),
+        ({"lengths": [2**62]}, MemoryError, "x"),
+        ({"embedding": np.float64(5)}, ValueError, "embedding"),
+        ({"embedding": np.zeros((0, 3))}, ValueError, "embedding"),
+        ({"reset": True}, ValueError, "reset"),
+    ],
+)
+def test_bad_inputs_are_named(inputs, error, name):
+    with pytest.raises(error, match=f"^{name}: "):
+        rk.gradcheck(rk.LSTM(3, 2, rng=0), **inputs)
+
+
+def test_a_class_of_the_user_s():
+    class Mine(rk.GRU):
+        def __init__(self, size):
+            super().__init__(size, size, rng=0)
+
+    assert rk.gradcheck(Mine(3)).ok
+
+
 def test_large_arrays_are_sampled():
     report = rk.gradcheck(rk.RNN(30, 20, rng=1), np.zeros((1, 2, 30)))
     assert report.checked["weight_ih_l0"] == 200

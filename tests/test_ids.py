@@ -9,6 +9,7 @@ import pytest
 import rnnkernel as rk
 from helpers import assert_same_bits, bits
 from reference import stack as stack_reference
+from rnnkernel import _check
 from sequences import assert_differences, loss, normal_state, parts
 from tolerances import assert_output_close
 
@@ -248,6 +249,44 @@ def test_errors(x, arguments, error, words):
     with pytest.raises(error) as caught:
         layer(np.asarray(x), **arguments)
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+class NoComparison(np.ndarray):
+    """Whose comparisons find nothing."""
+
+    def __lt__(self, other):
+        return np.zeros(self.shape, bool)
+
+    __ge__ = __lt__
+
+
+@pytest.mark.parametrize("make", [np.ma.masked_all_like, lambda x: x.view(NoComparison)])
+@pytest.mark.parametrize("bad", [10**12, -(10**7), 2])
+def test_subclasses_are_looked_at_as_arrays(make, bad):
+    """A masked id is an id, since kernels do not know masks."""
+    x = make(np.array([[0], [1]]))
+    np.asarray(x)[...] = [[0], [bad]]
+    layer = rk.RNN(2, 3, rng=0)
+    for call in (layer, layer.freeze(), lambda x: layer.forward(x, training=True)):
+        with pytest.raises(IndexError, match=rf"x: .* got {bad} at \(1, 0\)"):
+            call(x)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64, np.int32])
+def test_ids_that_change_after_they_are_checked(dtype, monkeypatch):
+    """As another thread may have it: what was checked is what is used."""
+    x = np.array([[0, 1], [1, 0]], dtype)
+    layer = rk.RNN(2, 3, rng=0).freeze()
+    expected, _ = layer(x)
+    ids = _check.ids
+
+    def change(name, value, *others):
+        checked = ids(name, value, *others)
+        x[...] = 100
+        return checked
+
+    monkeypatch.setattr(_check, "ids", change)
+    assert_same_bits(layer(x)[0], expected)
 
 
 def test_the_position_of_a_bad_id_with_batch_first():

@@ -268,6 +268,17 @@ def test_errors(lengths, error, words):
     assert (out == 7).all()
 
 
+@pytest.mark.parametrize("length", [10**6, -(10**6), 4])
+def test_masked_lengths_are_checked(length):
+    lengths = np.ma.array([length, 2], mask=[True, False])
+    layer, x = rk.GRU(5, 4, rng=0), np.ones((3, 2, 5), np.float32)
+    for call in (layer, lambda *a, **k: layer.forward(*a, training=True, **k)):
+        with pytest.raises(ValueError, match=f"lengths: .* got {length} for row 0"):
+            call(x, lengths=lengths)
+    with pytest.raises(ValueError, match=f"lengths: .* got {length} for row 0"):
+        rk.unpack(x, lengths)
+
+
 def test_rows_of_one_length_in_any_order(dtype):
     """A permutation of the batch permutes everything."""
     layer = rk.GRU(3, 9, bidirectional=True, dtype=dtype, rng=0)

@@ -175,6 +175,22 @@ def test_gradients_must_have_the_parameters_structure():
         rk.Adam([parameters]).step(gradients)
     with pytest.raises(ValueError, match="gradients: expected 1.*got 2"):
         rk.Adam([parameters]).step([gradients, gradients])
+    layer = rk.RNN(1, 2, rng=0)
+    out = layer.forward(np.ones((1, 1, 1), np.float32), training=True)
+    with pytest.raises(TypeError, match="such as grads.parameters.*got Gradients"):
+        rk.Adam(layer.parameters).step(layer.backward(out, out.y))
+
+
+def test_a_parameter_that_has_become_read_only():
+    parameters, gradients = draw(0), draw(1)
+    before = {name: p.copy() for name, p in parameters.items()}
+    adam = rk.Adam(parameters, betas=np.array([0.9, 0.99]))
+    list(parameters.values())[-1].flags.writeable = False
+    with pytest.raises(ValueError, match="parameters.*writable"):
+        adam.step(gradients)
+    assert adam.steps == 0
+    for name, p in parameters.items():
+        np.testing.assert_array_equal(p, before[name])
 
 
 @pytest.mark.parametrize(
@@ -188,6 +204,9 @@ def test_gradients_must_have_the_parameters_structure():
         ({}, {"lr": -1}, ValueError, "lr.*-1"),
         ({}, {"lr": math.nan}, ValueError, "lr.*nan"),
         ({}, {"lr": "fast"}, TypeError, "lr.*str"),
+        ({}, {"lr": "0.1"}, TypeError, "lr.*str"),
+        ({}, {"lr": True}, TypeError, "lr.*bool"),
+        ({}, {"lr": 10**400}, ValueError, "lr.*inf"),
         ({}, {"betas": (0.9,)}, ValueError, "betas"),
         ({}, {"betas": 0.9}, ValueError, "betas"),
         ({}, {"betas": (0.9, 1.0)}, ValueError, r"betas\[1\].*1.0"),
@@ -204,3 +223,5 @@ def test_an_array_given_twice_is_rejected():
     w = np.zeros(3)
     with pytest.raises(ValueError, match=r"parameters\['b'\].*once.*parameters\['a'\]"):
         rk.Adam({"a": w, "b": w})
+    with pytest.raises(ValueError, match=r"parameters\['b'\].*once.*parameters\['a'\]"):
+        rk.Adam({"a": w[:2], "b": w[1:]})

@@ -190,3 +190,31 @@ def test_load_state_dict_wants_a_mapping(case, not_a_dict):
     layer = make(case)
     with unchanged(*layer.parameters.values()), pytest.raises(TypeError):
         layer.load_state_dict(not_a_dict)
+
+
+def test_load_state_dict_of_its_own_arrays(case, dtype):
+    """Each is read before one is written."""
+    layer = make(case, dtype=dtype, bidirectional=True)
+    before = layer.state_dict()
+
+    def other(name):
+        return name.removesuffix("_reverse") if name.endswith("_reverse") else name + "_reverse"
+
+    live = layer.parameters
+    layer.load_state_dict({name: live[other(name)] for name in live})
+    for name, array in layer.parameters.items():
+        assert_same_bits(array, before[other(name)], name)
+
+
+@pytest.mark.parametrize("spoil", ["read_only", "shape", "missing"])
+def test_load_state_dict_checks_what_it_writes_to(case, spoil):
+    layer = make(case, rng=1)
+    loaded, name = make(case, rng=2).state_dict(), "weight_hh_l0"
+    if spoil == "read_only":
+        layer.parameters[name].flags.writeable = False
+    elif spoil == "shape":
+        layer.parameters[name] = np.zeros((1, 1), np.float32)
+    else:
+        del layer.parameters[name]
+    with unchanged(*layer.parameters.values()), pytest.raises(ValueError, match=name):
+        layer.load_state_dict(loaded)

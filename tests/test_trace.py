@@ -1,5 +1,8 @@
 """`out.trace`: the states and gates of every step, by value, for every layer and direction."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 
@@ -155,6 +158,19 @@ def test_unknown_names():
         trace["f"]
     with pytest.raises(AttributeError, match="h, r, z, n has no 'f'"):
         _ = trace.f
+
+
+@pytest.mark.parametrize(
+    "again", [copy.copy, copy.deepcopy, lambda trace: pickle.loads(pickle.dumps(trace))]
+)
+def test_copies(again):
+    (trace,) = rk.LSTM(4, 40, rng=0).forward(np.ones((2, 3, 4), np.float32), trace=True).trace
+    other = again(trace)
+    assert list(other) == list(trace) == ["h", "c", "i", "f", "g", "o"]
+    for name, array in trace.items():
+        assert_same_bits(other[name], array, name)
+        assert not getattr(other, name).flags.writeable
+    assert {"h", "c", "i", "f", "g", "o"} <= set(dir(other))
 
 
 @pytest.mark.parametrize("value", [1, None, "yes"])
