@@ -253,18 +253,10 @@ def run(arguments):
     machine = roofline.measure(isa, counts)
     print(report.machine_line(machine, threads), flush=True)
 
-    todo, skipped = [], []
-    for problem in group:
-        for mode in problem.modes:
-            if mode not in arguments.modes:
-                continue
-            why = problems.missing(problem, mode) if "rnnkernel" in workers else ""
-            if why:
-                skipped.append({"problem": problem.name, "mode": mode, "why": why})
-            else:
-                todo.append((problem, mode))
-    for one in skipped:
-        print(f"{one['problem']} {one['mode']}: skipped: {one['why']}")
+    skipped = []
+    todo = [
+        (problem, mode) for problem in group for mode in problem.modes if mode in arguments.modes
+    ]
 
     results, end = [], time.monotonic() + (arguments.time_budget or 0)
     try:

@@ -7,14 +7,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import problems  # noqa: E402
 from data import draw  # noqa: E402
 
 
 @pytest.fixture
 def drawn(problem):
-    """The arrays of the test's problem; skips what rnnkernel cannot run yet."""
-    why = problems.missing(problem, "inference")
-    if why:
-        pytest.skip(why)
+    """The arrays of the test's problem."""
     return draw(problem)

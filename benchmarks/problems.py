@@ -6,7 +6,6 @@ tests/reference: rnn_tanh, rnn_relu, gru_reset_after, gru_reset_before, lstm.
     python benchmarks/problems.py        lists them
 """
 
-import inspect
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -66,42 +65,6 @@ def flops(problem, mode="inference"):
     G, H = GATES[problem.cell], problem.H
     step = sum(2 * G * H * (inputs + H) for inputs in problem.layer_inputs())
     return step * problem.directions * problem.steps() * (3 if mode == "training" else 1)
-
-
-def needs(problem, mode):
-    """The features of rnnkernel that a problem asks for."""
-    features = set()
-    if problem.layers > 1:
-        features.add("num_layers")
-    if problem.bidirectional:
-        features.add("bidirectional")
-    if problem.lengths is not None:
-        features.add("lengths")
-    if mode == "rest":
-        features.add("stream" if problem.step else "freeze")
-    return features
-
-
-def features():
-    """The features that the installed rnnkernel has."""
-    import rnnkernel as rk
-
-    found = set()
-    for name in ("num_layers", "bidirectional"):
-        if name in inspect.signature(rk.LSTM).parameters:
-            found.add(name)
-    if "lengths" in inspect.signature(rk.LSTM.forward).parameters:
-        found.add("lengths")
-    for name in ("freeze", "stream"):
-        if hasattr(rk.LSTM, name):
-            found.add(name)
-    return found
-
-
-def missing(problem, mode):
-    """What rnnkernel lacks for a problem, in words; empty where it can run."""
-    lacks = sorted(needs(problem, mode) - features())
-    return f"rnnkernel has no {', '.join(lacks)} yet" if lacks else ""
 
 
 # -- the tables --------------------------------------------------------------------------------

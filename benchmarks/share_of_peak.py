@@ -86,10 +86,6 @@ def main():
     for name in arguments.problems:
         for dtype in arguments.dtypes:
             problem = replace(problems.find(name), dtype=dtype)
-            lacks = problems.missing(problem, "inference")
-            if lacks:
-                print(f"{problem.name}: skipped: {lacks}")
-                continue
             peaks, times, references = measure(
                 problem, arguments.threads, arguments.seconds, isa, not arguments.no_reference
             )

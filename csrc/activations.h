@@ -109,12 +109,6 @@ RK_INLINE void RK(vactivate)(const int count, const unsigned tanhs, vec *x)
         x[j] = top[j] / bottom[j];
 }
 
-RK_INLINE vec RK(vsigmoid)(vec x)
-{
-    RK(vactivate)(1, 0, &x);
-    return x;
-}
-
 RK_INLINE vec RK(vtanh)(vec x)
 {
     RK(vactivate)(1, 1, &x);

@@ -10,6 +10,7 @@ static double RK(row_norm)(const real *row, ptrdiff_t n)
         largest = size > largest ? size : largest;
         sum += size * size;
     }
+    if (__builtin_isnan(sum)) return sum;
     if (!(sum < 1e-280 || sum > 1e280) || largest == 0 || __builtin_isinf(largest))
         return __builtin_isinf(largest) ? largest : __builtin_sqrt(sum);
     sum = 0;

@@ -30,7 +30,7 @@ typedef struct {
  * size, position and threads.
  *
  * Columns j lie in blocks of `vectors` vectors. A block's row of C is contiguous.
- * Strides may be negative or zero. C overlaps neither A nor B. */
+ * Strides may be negative or zero, but b_inner is not zero. C overlaps neither A nor B. */
 typedef struct {
     ptrdiff_t rows;         /* R */
     ptrdiff_t blocks;       /* column blocks */

@@ -52,6 +52,11 @@ def as_state(arrays: list[np.ndarray]) -> Any:
     return arrays[0] if len(arrays) == 1 else tuple(arrays)
 
 
+def parts_of(state: Any) -> list[np.ndarray]:
+    """The arrays of a state."""
+    return list(state) if isinstance(state, (tuple, list)) else [state]
+
+
 def check_x(layer: Any, x: Any) -> tuple[np.ndarray, Layout]:
     """x (T, N, I), or ids (T, N), and how the caller lays arrays out."""
     x = _check.as_array("x", x)

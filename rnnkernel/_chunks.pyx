@@ -116,7 +116,7 @@ cdef Chunk chunk_before(const Bptt *r, Py_ssize_t past) noexcept nogil:
 cdef inline Py_ssize_t vector_part(
     const Bptt *r, Py_ssize_t whole, int i, int parts
 ) noexcept nogil:
-    """The same of vectors of units: at whole blocks, and at even numbers where there are many,
+    """Where part i of vectors of units begins: at whole blocks, and at even numbers where there are many,
     since a product with a single vector of columns is slow."""
     cdef Py_ssize_t grain = r.cell.unit_vectors
     if i == parts:

@@ -140,7 +140,6 @@ cdef extern from "rnnkernel.h" nogil:
         RK_INT8_BYTES
         RK_INT8_WORDS
         RK_QUAD_PIECE
-        RK_CELLS
         RK_FLOAT32
         RK_FLOAT64
         RK_DTYPES

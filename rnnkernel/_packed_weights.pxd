@@ -6,7 +6,6 @@ from rnnkernel._panels cimport Panel
 cdef class PackedWeights:
     cdef const rk_kernels *kernels
     cdef const rk_cell *cell
-    cdef readonly int cell_index
     cdef readonly Py_ssize_t input_size, hidden_size, projected_size
     cdef readonly object dtype
     cdef Py_ssize_t item, units, blocks       # bytes; units in a block; unit blocks
@@ -59,7 +58,6 @@ cdef class PackedWeights:
     cdef Py_ssize_t projected_rows(self) noexcept nogil
     cdef Py_ssize_t input_last_vectors(self) noexcept nogil
     cdef Py_ssize_t column_blocks(self, Py_ssize_t columns) noexcept nogil
-    cdef Py_ssize_t column_last_vectors(self, Py_ssize_t columns) noexcept nogil
 
 
 cdef PackedWeights pack_weights(

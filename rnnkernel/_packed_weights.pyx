@@ -114,35 +114,7 @@ cdef PackedWeights prepare_weights(
 
 
 cdef class PackedWeights:
-    """One layer and direction, packed.
-
-    Parameters are the cell's index in the C table, the canonical weights ((G*H, I), (G*H, P),
-    rows contiguous), the biases ((G*H,) or None), whether backward needs the transposed
-    copies, the number of threads to pack with, and for an LSTM with them the peepholes (3*H,),
-    the limit of the cell and the projection (P, H). Without `through_input` there is no transposed
-    copy of W_ih. With `columns` (intp) W_ih has only these columns, and there is none.
-    """
-
-    def __init__(
-        self,
-        int cell,
-        weight_ih,
-        weight_hh,
-        bias_ih,
-        bias_hh,
-        bint transposed,
-        int threads,
-        weight_ch=None,
-        cell_clip=None,
-        weight_hr=None,
-        bint through_input=True,
-        columns=None,
-    ):
-        self.prepare(
-            cell, weight_ih, weight_hh, bias_ih, bias_hh, transposed, weight_ch, cell_clip,
-            weight_hr, through_input, columns,
-        )
-        self.pack_rest(0, threads)
+    """One layer and direction, packed; `pack_weights` and `prepare_weights` make one."""
 
     cdef int prepare(
         self,
@@ -158,7 +130,14 @@ cdef class PackedWeights:
         bint through_input,
         columns,
     ) except -1:
-        """Everything but what `pack` does."""
+        """Everything but what `pack` does.
+
+        The cell's index in the C table, the canonical weights ((G*H, I), (G*H, P), rows
+        contiguous), the biases ((G*H,) or None), whether backward needs the transposed copies, and
+        for an LSTM with them the peepholes (3*H,), the limit of the cell and the projection (P, H).
+        Without `through_input` there is no transposed copy of W_ih. With `columns` (intp) W_ih has
+        only these columns, and there is none.
+        """
         cdef cnp.ndarray ih = weight_ih, hh = weight_hh
         if columns is not None:
             columns = np.ascontiguousarray(columns, np.intp)
@@ -167,7 +146,6 @@ cdef class PackedWeights:
             RK_FLOAT32 if cnp.PyArray_TYPE(ih) == cnp.NPY_FLOAT32 else RK_FLOAT64
         )
         self.cell = &self.kernels.cells[cell]
-        self.cell_index = cell
         self.input_size = cnp.PyArray_DIM(ih, 1) if columns is None else len(columns)
         self.hidden_size = cnp.PyArray_DIM(hh, 0) // self.cell.gates
         self.projected_size = cnp.PyArray_DIM(hh, 1)
@@ -433,8 +411,3 @@ cdef class PackedWeights:
     cdef Py_ssize_t column_blocks(self, Py_ssize_t columns) noexcept nogil:
         cdef Py_ssize_t width = RK_TRANSPOSED_VECTORS * self.kernels.lanes
         return (columns + width - 1) // width
-
-    cdef Py_ssize_t column_last_vectors(self, Py_ssize_t columns) noexcept nogil:
-        cdef Py_ssize_t width = RK_TRANSPOSED_VECTORS * self.kernels.lanes
-        columns -= (self.column_blocks(columns) - 1) * width
-        return (columns + self.kernels.lanes - 1) // self.kernels.lanes

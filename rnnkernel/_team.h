@@ -74,7 +74,8 @@ static inline long long rk_now(void)
  * cores often change hands together. Only where there are fewer cores than members the one that is
  * waited for may need this very core.
  *
- * Returns how long it took. After `most` the other one is told that it is late. */
+ * Returns how long it took. After `most` the other one is told that it is late, but not where
+ * there are fewer cores than members: some are always late there. */
 static long long rk_wait_long(rk_flag *flag, long long count, long long most)
 {
     const int keeps = rk_members() <= rk_cores();
@@ -141,9 +142,10 @@ static inline void rk_time_meetings(rk_flag *flags, rk_flag *past, int members, 
         if (last != 0 && last <= meeting) break;
         if (member != 0) continue;
         const long long now = rk_now();
-        if (meeting == BATCH * BATCHES || now - begin > LONGEST) rk_raise(past, meeting + 1);
+        if (meeting == BATCH * BATCHES || (now - begin > LONGEST && best < LLONG_MAX))
+            rk_raise(past, meeting + 1);
         if (meeting % BATCH != 0) continue;
-        if (now - since < best) best = now - since;
+        if (meeting > BATCH && now - since < best) best = now - since; /* the first has fewer */
         since = rk_now();
     }
     if (member == 0) *shortest = (double)best / BATCH;

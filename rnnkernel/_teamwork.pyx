@@ -12,13 +12,23 @@ had better do without.
 """
 
 from cython.parallel cimport parallel
+from posix.unistd cimport usleep
 
 from rnnkernel._clock cimport nanoseconds
 from rnnkernel._cores cimport cores
 from rnnkernel._crowd cimport is_crowded
 from rnnkernel._kernels cimport usable_threads
 from rnnkernel._scratch cimport Scratch
-from rnnkernel._team cimport rk_flag, rk_member, rk_members, rk_time_meetings
+from rnnkernel._team cimport (
+    rk_flag,
+    rk_join,
+    rk_lost,
+    rk_meet_or_leave,
+    rk_member,
+    rk_members,
+    rk_team,
+    rk_time_meetings,
+)
 
 # What `teamwork` says, for tests; None measures it.
 COST = None
@@ -87,6 +97,27 @@ def measure_again():
     """For tests: what was measured holds no longer."""
     global turn
     turn += 1
+
+
+cdef void work_and_meet(
+    rk_flag *flags, int member, unsigned int microseconds, Py_ssize_t left, bint *stays
+) noexcept nogil:
+    cdef rk_team team = rk_join(flags, 2, member)
+    usleep(microseconds)
+    stays[member] = rk_meet_or_leave(&team, 1, left)
+
+
+def meet_after(unsigned int first, unsigned int second, Py_ssize_t left):
+    """For tests: two members make a step, which takes them so many microseconds, meet, and have
+    so many left. Whether each stays, and the nanoseconds that one has waited for the other."""
+    cdef Scratch scratch = Scratch()
+    cdef rk_flag *flags = <rk_flag *>scratch.take_zeros(2 * sizeof(rk_flag))
+    cdef bint[2] stays
+    stays[0] = stays[1] = False
+    with nogil, parallel(num_threads=2):
+        if rk_members() == 2:
+            work_and_meet(flags, rk_member(), first if rk_member() == 0 else second, left, stays)
+    return stays[0], stays[1], rk_lost(flags, 2)
 
 
 cdef long long this_turn() noexcept nogil:

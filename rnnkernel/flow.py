@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from rnnkernel import _check
-from rnnkernel._arguments import as_state, check_state, check_x
+from rnnkernel._arguments import as_state, check_state, check_x, parts_of
 from rnnkernel.layers import _Layer
 
 __all__ = ["GradientFlow", "gradient_flow"]
@@ -137,13 +137,9 @@ def gradient_flow(
     )
 
 
-def _parts(state: Any) -> list[np.ndarray]:
-    return list(state) if isinstance(state, tuple) else [state]
-
-
 def _final_loss(layer: Any, state: Any) -> Any:
     """dL/d(final state) of the scaled sum of the last layer's hidden states."""
-    parts = [np.zeros_like(part) for part in _parts(state)]
+    parts = [np.zeros_like(part) for part in parts_of(state)]
     last = parts[0][-layer._directions :]
     last[...] = (last[0].size or 1) ** -0.5
     return tuple(parts) if isinstance(state, tuple) else parts[0]
@@ -263,7 +259,7 @@ def _carry_back(
         grads = alone.backward(
             out, None, arriving, input_grad=False, num_threads=arguments["num_threads"]
         )
-        ds = [np.array(g).reshape(R, starts, -1) for g in _parts(grads.state)]
+        ds = [np.array(g).reshape(R, starts, -1) for g in parts_of(grads.state)]
         for k, (a, b) in enumerate(pairwise(ends)):
             largest = np.max([np.abs(d[:, a:b]).max(axis=(1, 2)) for d in ds], axis=0)
             exponent = np.where(np.isfinite(largest), np.frexp(largest)[1], 0)

@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 
 from rnnkernel import _check
-from rnnkernel._arguments import as_state, check_embedding, check_rows, check_state, check_x
+from rnnkernel._arguments import (
+    as_state,
+    check_embedding,
+    check_rows,
+    check_state,
+    check_x,
+    parts_of,
+)
 from rnnkernel.layers import GRU, LSTM, RNN, _Layer
 
 __all__ = ["GradcheckReport", "GradientError", "Worst", "gradcheck"]
@@ -213,7 +220,7 @@ class _Problem:
             self.inputs["embedding"] = check_embedding(layer, _float64_copy(inputs["embedding"]))
         self.x = self._draw_x(rng) if x is None else _float64_copy(x)
         if state is not None:
-            state = _like(state, [_float64_copy(s) for s in _parts(state)])
+            state = _like(state, [_float64_copy(s) for s in parts_of(state)])
         # The layer knows the shapes of the states, whatever its options.
         y, self.state = layer(self.x, state, **self.inputs)
         if state is None:
@@ -222,7 +229,7 @@ class _Problem:
         self.dy = rng.standard_normal(y.shape)
         self.dstate = _normal_like(state, rng)
 
-        parts = _parts(state)
+        parts = parts_of(state)
         self.state_names = ["state"] if len(parts) == 1 else ["h", "c"]
         self.variables: dict[str, np.ndarray] = {}
         if self.x.dtype.kind == "f":  # token ids have no gradient
@@ -256,7 +263,7 @@ class _Problem:
     def analytic(self, clip: Any) -> dict[str, np.ndarray]:
         out = self.layer.forward(self.x, self.state, training=True, **self.inputs)
         gradients = self.layer.backward(out, self.dy, self.dstate, clip=clip)
-        named = dict(zip(self.state_names, _parts(gradients.state), strict=True))
+        named = dict(zip(self.state_names, parts_of(gradients.state), strict=True))
         if "embedding" in self.inputs:
             named["embedding"] = gradients.embedding
         return {"x": gradients.x, **named, **gradients.parameters}
@@ -267,9 +274,9 @@ def _whole_sequence(problem: _Problem, eps: float) -> dict[str, np.ndarray]:
 
     def outputs() -> Arrays:
         y, state = problem.layer(problem.x, problem.state, **problem.inputs)
-        return (y, *_parts(state))
+        return (y, *parts_of(state))
 
-    cotangents = (problem.dy, *_parts(problem.dstate))
+    cotangents = (problem.dy, *parts_of(problem.dstate))
     return {
         name: _quotients(problem.variables[name], entries, outputs, cotangents, eps)
         for name, entries in problem.entries.items()
@@ -329,7 +336,7 @@ def _step_by_step(problem: _Problem, eps: float, clip: Any) -> dict[str, np.ndar
                 numeric[name.removesuffix("_l0") + suffix] = gradient
         dy = below
 
-    arrays = dict(zip(problem.state_names, _parts(layout.caller_state(dinitial)), strict=True))
+    arrays = dict(zip(problem.state_names, parts_of(layout.caller_state(dinitial)), strict=True))
     if not is_tokens:
         arrays["x"] = layout.caller_view(dy)
     elif "embedding" in inputs:
@@ -378,7 +385,7 @@ class _Pass:
     def step(self, t: int) -> Arrays:
         """The states (N, .) after a step of all rows."""
         before = [s[None] for s in self.before[t]]
-        return tuple(s[0] for s in _parts(self.alone(self.x[t : t + 1], as_state(before))[1]))
+        return tuple(s[0] for s in parts_of(self.alone(self.x[t : t + 1], as_state(before))[1]))
 
     def backward(
         self,
@@ -490,12 +497,7 @@ def _float64_copy(value: Any) -> np.ndarray:
 
 
 def _normal_like(state: Any, rng: np.random.Generator) -> Any:
-    return _like(state, [rng.standard_normal(s.shape) for s in _parts(state)])
-
-
-def _parts(state: Any) -> list[np.ndarray]:
-    """The arrays of a state: one, or the pair of an LSTM."""
-    return list(state) if isinstance(state, (tuple, list)) else [state]
+    return _like(state, [rng.standard_normal(s.shape) for s in parts_of(state)])
 
 
 def _like(state: Any, parts: Iterable[np.ndarray]) -> Any:

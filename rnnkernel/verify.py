@@ -15,6 +15,7 @@ import numpy as np
 
 import rnnkernel as rk
 from rnnkernel import numpy_reference
+from rnnkernel._arguments import parts_of
 from rnnkernel.gradcheck import GradientError, float64_twin, gradcheck
 
 __all__ = ["CASES", "Case", "Result", "check", "run"]
@@ -144,7 +145,7 @@ def _check_float64(layer: Any, case: Case, sizes: Any, rng: np.random.Generator)
     y, final = layer(x, state, **inputs)
     expected_y, expected_final, _ = numpy_reference.forward(layer, x, state, **inputs)
     for value, expected in zip(
-        (y, *_parts(final)), (expected_y, *_parts(expected_final)), strict=True
+        (y, *parts_of(final)), (expected_y, *parts_of(expected_final)), strict=True
     ):
         yield "y", _error(value, expected), VALUE
     if sizes != SIZES[0] and (case.clip is not None or len(layer.parameters) > 6):
@@ -167,7 +168,7 @@ def _check_float32(layer: Any, case: Case, sizes: Any, rng: np.random.Generator)
     values = _outputs(layer, case, *data)
     expected = _outputs(float64_twin(layer), case, *map(_to_float64, data))
     T, N, I, H = sizes  # noqa: E741
-    passes = len(_parts(data[2])[0])
+    passes = len(parts_of(data[2])[0])
     forward = passes * (max(I, 2 * H if passes > 2 else 0) + H)
     step_back = forward + passes * layer.parameters["weight_hh_l0"].shape[0]
     length = {"y": forward, "dx": step_back, "dstate": step_back, "weights": step_back + T * N}
@@ -196,7 +197,7 @@ def _data(layer: Any, case: Case, sizes: Any, rng: np.random.Generator) -> tuple
     y, final = layer(x, **inputs)  # the layer knows its shapes, whatever its options
 
     def state() -> Any:
-        parts = tuple(normal(*s.shape) for s in _parts(final))
+        parts = tuple(normal(*s.shape) for s in parts_of(final))
         return parts if isinstance(final, tuple) else parts[0]
 
     return x, inputs, state(), normal(*y.shape), state()
@@ -209,9 +210,9 @@ def _outputs(
     out = layer.forward(x, state, training=True, **inputs)
     gradients = layer.backward(out, dy, dstate, clip=case.clip)
     return [
-        *(("y", a) for a in (out.y, *_parts(out.state))),
+        *(("y", a) for a in (out.y, *parts_of(out.state))),
         *(("dx", a) for a in (gradients.x, gradients.embedding) if a is not None),
-        *(("dstate", a) for a in _parts(gradients.state)),
+        *(("dstate", a) for a in parts_of(gradients.state)),
         *(("weights", gradients.parameters[name]) for name in sorted(gradients.parameters)),
     ]
 
@@ -230,7 +231,3 @@ def _to_float64(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _to_float64(one) for name, one in value.items()}
     return value.astype(np.float64) if value.dtype.kind == "f" else value
-
-
-def _parts(state: Any) -> tuple:
-    return state if isinstance(state, tuple) else (state,)

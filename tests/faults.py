@@ -229,7 +229,8 @@ FAULTS = [
         "window.slot, address(bias_hh), window, self)",
         # the window of the other GRU's first phase: r and z
         "window.slot, address(bias_hh), "
-        "&self.kernels.cells[3].recurrent[0] if self.cell_index == 2 else window, self)",
+        "&self.kernels.cells[3].recurrent[0] if self.cell == &self.kernels.cells[2] else window, "
+        "self)",
     ),
     Fault(
         "GRU, reset before: the recurrent bias of n is forgotten",
@@ -689,6 +690,20 @@ FAULTS = [
         TEAM,
         "if (atomic_load_explicit(&own->late, memory_order_relaxed) == mine) {",
         "if (mine < 0) {",
+        **only("late"),
+    ),
+    Fault(
+        "late threads: nobody is told",
+        TEAM,
+        "if (now - begin > most) atomic_store_explicit",
+        "if (now - begin > LLONG_MAX - 1) atomic_store_explicit",
+        **only("late"),
+    ),
+    Fault(
+        "late threads: the steps that are left are not worth waiting for",
+        TEAM,
+        "(done < 1 ? 1 : done) * (done + left) - own->lost",
+        "(done < 1 ? 1 : done) * done - own->lost",
         **only("late"),
     ),
     Fault(

@@ -100,6 +100,25 @@ def test_limits_that_nothing_reaches_change_no_bit(case, dtype, clip):
     assert not grads.flow.clipped.any()
 
 
+@pytest.mark.parametrize("clip", [{"value": 0.1}, {"norm": 0.1}], ids=str)
+def test_a_row_with_nan_has_no_norm(dtype, clip):
+    """Not that of the infinity beside it, by which the others would be 0."""
+    layer = rk.RNN(2, 3, rng=0, dtype=dtype)
+    out = layer.forward(np.ones((1, 2, 2), dtype), np.ones((1, 2, 3), dtype), training=True)
+    dy = np.ones((1, 2, 3), dtype)
+    dy[0, 1] = [np.nan, np.inf, 0.5]
+    with np.errstate(invalid="ignore"):
+        grads = layer.backward(out, dy, clip=rk.Clip(**clip), flow=True)
+    assert np.isnan(grads.flow.dh_norm).all()
+    alone = layer.backward(
+        layer.forward(np.ones((1, 1, 2), dtype), np.ones((1, 1, 3), dtype), training=True),
+        dy[:, :1],
+        clip=rk.Clip(**clip),
+    )
+    assert_same_bits(grads.x[0, 0], alone.x[0, 0])
+    assert np.isnan(grads.x[0, 1]).all()
+
+
 def test_clipping_leaves_the_callers_gradients_alone(case, dtype):
     problem = draw(case, T=5, N=4, I=3, H=9, dtype=dtype)
     layer = make_layer(problem)

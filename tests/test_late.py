@@ -1,5 +1,7 @@
 """Threads that come too late and leave their team: the bits of one thread, whoever is left."""
 
+import os
+
 import numpy as np
 import pytest
 from rnnkernel._kernels import compiler
@@ -7,7 +9,7 @@ from rnnkernel._kernels import compiler
 import rnnkernel as rk
 from batches import KINDS, batch
 from helpers import assert_same_bits, run_python
-from rnnkernel import _backward, _plan, _stack
+from rnnkernel import _backward, _plan, _stack, _teamwork
 from sequences import normal_state, parts
 from test_split import LAYERS
 
@@ -122,3 +124,22 @@ def test_one_core_for_all():
     """Members wait for one that needs their own core."""
     ran = run_python("-c", PINNED)
     assert ran.returncode == 0, ran.stderr
+
+
+def meets(first, second, left, expected):
+    """Whether two members stay as expected, in one of some tries: others may take their cores."""
+    return any(_teamwork.meet_after(first, second, left)[:2] == expected for _ in range(10))
+
+
+@pytest.mark.skipif(not compiler()[2] or len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_time_tells_who_is_late():
+    """Waiting may cost twice what the own share of all steps takes, and 0.2 ms in any case."""
+    assert meets(0, 0, 0, (True, True))
+    assert meets(0, 20_000, 0, (True, False))
+    assert meets(20_000, 0, 0, (False, True))
+    # ten steps of 5 ms: 50 ms is not too long for a step of 30, and of two steps it is
+    assert meets(5_000, 30_000, 9, (True, True))
+    assert meets(5_000, 30_000, 1, (True, False))
+    # of those that have nothing left nobody is late
+    assert meets(0, 20_000, -1, (True, True))
+    assert _teamwork.meet_after(0, 20_000, 1)[2] >= 200_000
