@@ -1,4 +1,19 @@
-"""Recurrent neural networks on CPUs: RNN, GRU and LSTM, forward and BPTT, from NumPy arrays."""
+"""Recurrent neural networks on CPUs: RNN, GRU and LSTM, forward and BPTT, from NumPy arrays.
+
+    import numpy as np, rnnkernel as rk
+
+    layer = rk.LSTM(16, 64, rng=0)                        # I, H
+    x = np.zeros((50, 32, 16), np.float32)                # T, N, I
+    y, (h, c) = layer(x)                                  # inference
+    out = layer.forward(x, training=True)
+    grads = layer.backward(out, dy=np.ones_like(out.y))   # .x, .state, .parameters
+
+Layers: `RNN`, `GRU`, `LSTM`; around them `Linear`, `softmax_cross_entropy`, `Adam`, `Clip`,
+`clip_grad_norm`, `clip_grad_value`, `pack` and `unpack`; at rest `Frozen` and `Stream`, made by
+`layer.freeze()` and `layer.stream()`; to keep a layer `save` and `load`; to see what happens
+`gradient_flow`, `plot`, `gradcheck`, `profile`, `show_config`. Results do not depend on threads:
+`set_num_threads`, `get_num_threads`.
+"""
 
 try:
     import rnnkernel._kernels  # noqa: F401
@@ -18,13 +33,13 @@ from rnnkernel._threads import get_num_threads, set_num_threads
 from rnnkernel._version import version as __version__
 from rnnkernel.clipping import Clip, clip_grad_norm, clip_grad_value
 from rnnkernel.flow import GradientFlow, gradient_flow
-from rnnkernel.gradcheck import GradientError, gradcheck
+from rnnkernel.gradcheck import GradcheckReport, GradientError, gradcheck
 from rnnkernel.inference import Frozen, Stream
 from rnnkernel.layers import GRU, LSTM, RNN
 from rnnkernel.optim import Adam
 from rnnkernel.profiling import Profile, profile
 from rnnkernel.ragged import pack, unpack
-from rnnkernel.readout import Linear, softmax_cross_entropy
+from rnnkernel.readout import Linear, LinearGradients, softmax_cross_entropy
 from rnnkernel.results import Flow, Gradients, Output
 from rnnkernel.serialization import load, save
 from rnnkernel.trace import Trace
@@ -35,11 +50,13 @@ __all__ = [
     "Flow",
     "Frozen",
     "GRU",
+    "GradcheckReport",
     "GradientError",
     "GradientFlow",
     "Gradients",
     "LSTM",
     "Linear",
+    "LinearGradients",
     "Output",
     "Profile",
     "RNN",

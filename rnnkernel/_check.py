@@ -192,7 +192,8 @@ def array(
 
 
 def rows(name: str, value, count: int) -> np.ndarray:
-    """Indices of some rows of `count`: from an integer, integers, or a bool for each row."""
+    """Indices of some rows of `count`: from an integer, integers, each once, or a bool for each
+    row."""
     try:
         indices = np.array(value)
     except ValueError:
@@ -214,7 +215,14 @@ def rows(name: str, value, count: int) -> np.ndarray:
     wrong = indices[(indices < -count) | (indices >= count)]
     if wrong.size:
         raise IndexError(f"{name}: expected indices below {count}, got {wrong[0]}")
-    return indices.astype(np.intp)
+    indices = indices.astype(np.intp) % count
+    chosen, times = np.unique(indices, return_counts=True)
+    if (times > 1).any():
+        raise ValueError(
+            f"{name}: expected each row once, got {chosen[times > 1][0]} again; a bool for each "
+            "row is of dtype bool"
+        )
+    return indices
 
 
 def any_array(name: str, value) -> np.ndarray:
@@ -267,7 +275,10 @@ def ids(
 
 def no_such_id(name: str, value, count: int, position: tuple[int, ...]) -> IndexError:
     """For an id that is not from 0 to count - 1."""
-    return IndexError(f"{name}: expected ids from 0 to {count - 1}, got {value} at {position}")
+    return IndexError(
+        f"{name}: expected ids from 0 to {count - 1}, got {value} at {position}; integers are "
+        "token ids, numbers are floats"
+    )
 
 
 def embedding_of_floats(x: np.ndarray) -> ValueError:
@@ -369,7 +380,10 @@ def does_not_fit(name: str, shape: tuple[int, ...], item: int) -> MemoryError:
 def gradients(name: str, value) -> list[np.ndarray]:
     """The arrays of a mapping, all of them writable and float."""
     if not isinstance(value, Mapping):
-        raise TypeError(f"{name}: expected a mapping of names to arrays, got {_kind(value)}")
+        raise TypeError(
+            f"{name}: expected a mapping of names to arrays, such as grads.parameters, "
+            f"got {_kind(value)}"
+        )
     for key, one in value.items():
         if not isinstance(one, np.ndarray) or one.dtype.kind != "f":
             got = one.dtype if isinstance(one, np.ndarray) else _kind(one)

@@ -116,8 +116,8 @@ cdef Chunk chunk_before(const Bptt *r, Py_ssize_t past) noexcept nogil:
 cdef inline Py_ssize_t vector_part(
     const Bptt *r, Py_ssize_t whole, int i, int parts
 ) noexcept nogil:
-    """Where part i of vectors of units begins: at whole blocks, and at even numbers where there are many,
-    since a product with a single vector of columns is slow."""
+    """Where part i of vectors of units begins: at whole blocks, and at even numbers where there are
+    many, since a product with a single vector of columns is slow."""
     cdef Py_ssize_t grain = r.cell.unit_vectors
     if i == parts:
         return whole

@@ -325,8 +325,8 @@ cdef void project_blocks(
     const Run *r, const Part *part, Py_ssize_t t, Py_ssize_t rows, Py_ssize_t begin,
     Py_ssize_t end, const char *weights, Py_ssize_t ahead,
 ) noexcept nogil:
-    """bias + W_ih x of some blocks, for as many rows as the part's chunk has; then comes block `ahead`,
-    unless it is -1."""
+    """bias + W_ih x of some blocks, for as many rows as the part's chunk has; then comes block
+    `ahead`, unless it is -1."""
     cdef rk_product p
     cdef int first = r.cell.input.slot, past = first + r.cell.input.slots
     cdef char *gates = gates_at(r, t) + begin * r.gates_block * r.item

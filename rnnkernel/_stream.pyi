@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from typing import Any
 
 import numpy.typing as npt
@@ -14,4 +15,4 @@ class Stream:
     def step(
         self, x: Any, out: npt.NDArray[Any] | None = None, *, embedding: Any = None
     ) -> npt.NDArray[Any]: ...
-    def reset(self, rows: int | npt.NDArray[Any] | list[int] | None = None) -> None: ...
+    def reset(self, rows: int | npt.NDArray[Any] | Sequence[int] | None = None) -> None: ...

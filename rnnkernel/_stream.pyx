@@ -101,7 +101,8 @@ cdef class Stream:
 
     `layer.stream()` and `layer.freeze().stream()` make one; it keeps the weights of that moment.
     Any number of steps give the bits of one call of the layer over the whole sequence. A stream is
-    used by one thread at a time; different streams may run at once.
+    used by one thread at a time; different streams may run at once. A copy, also by pickle, goes on
+    from the same state.
 
     Attributes
     ----------
@@ -230,6 +231,12 @@ cdef class Stream:
 
     def __repr__(self):
         return f"{self.frozen!r}.stream(batch_size={self.batch_size})"
+
+    def __reduce__(self):
+        return type(self), (self.frozen, self.batch_size), self.state
+
+    def __setstate__(self, state):
+        self.state = state
 
     cdef double step_time(self, int team) except -1:
         """Microseconds that a team takes for a step of all layers, roughly."""
@@ -558,7 +565,8 @@ cdef class Stream:
         Parameters
         ----------
         rows : int, sequence of int, or bool array (N,), optional
-            Which rows of the batch; None is all.
+            Which rows of the batch, each once; None is all. An array that says of every row whether
+            it is done is of dtype bool: zeros and ones are the numbers of rows.
 
         Raises
         ------

@@ -18,6 +18,7 @@ import numpy as np
 from rnnkernel import _check
 from rnnkernel._arguments import as_state, check_state, check_x, parts_of
 from rnnkernel.layers import _Layer
+from rnnkernel.results import shapes
 
 __all__ = ["GradientFlow", "gradient_flow"]
 
@@ -27,7 +28,7 @@ BATCH_ROWS = 2048
 SETTLED, ROUNDS = 1e-10, 2000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GradientFlow:
     """What `gradient_flow` measured: by layer and direction, and by step in the time of x.
 
@@ -57,6 +58,9 @@ class GradientFlow:
     saturated: dict[str, np.ndarray]
     jacobian_norm: np.ndarray | None
     cell_jacobian_norm: np.ndarray | None
+
+    def __repr__(self) -> str:
+        return shapes("GradientFlow", **self.__dict__)
 
 
 def gradient_flow(
@@ -96,6 +100,11 @@ def gradient_flow(
         training time for every step and row.
     num_threads : int, optional
         As for `layer.forward`.
+
+    Returns
+    -------
+    GradientFlow
+        Norms by layer and direction (L*D) and step (T).
 
     Raises
     ------

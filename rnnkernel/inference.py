@@ -31,7 +31,29 @@ class Inference:
         embedding: Any = None,
         num_threads: int | None = None,
     ) -> tuple[np.ndarray, Any]:
-        """Inference: `y, state` of `forward`."""
+        """Inference, as `forward` documents its arguments.
+
+        Parameters
+        ----------
+        x : (T, N, I) array; (N, T, I) with `batch_first`; (T, I) unbatched; or integers, token ids
+        state : (L*D, N, H) array, or for LSTM a pair h (L*D, N, P), c (L*D, N, H), optional
+        lengths : (N,) integers, optional
+        reset : (T, N) bool array, optional
+        embedding : (V, I) array, optional
+        num_threads : int, optional
+
+        Returns
+        -------
+        y : (T, N, D*P) array, laid out as x
+            The hidden states of the last layer.
+        state : like `state`
+            The final states.
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError, MemoryError
+            As `forward`.
+        """
         if reset is None and embedding is None:
             plain = infer(self, x, state, num_threads, lengths)
             if plain is not None:
@@ -70,8 +92,10 @@ class Frozen(Inference):
     integers, in float32, and scaled at its end. Where the processor multiplies bytes (AVX-512 VNNI,
     AVX-VNNI or AArch64's dot product), rows of x and h are made of integers too, of 23 bits with a
     common exponent, as exact as float32 for the largest of a row, and sums are of integers: much
-    faster, and a row with a NaN or an infinity gives NaN. Everything else stays float32. Smaller
-    weights are for small batches, where a step takes the time to read them.
+    faster, and a row with a NaN or an infinity gives NaN. So it is with AVX2 or AVX-512 alone, but
+    that these integers have 15 bits, which is far less lost than the weights have lost.
+    `rk.show_config()` tells which. Everything else stays float32. Smaller weights are for small
+    batches, where a step takes the time to read them.
     """
 
     def __init__(self, layer: Any, weights: str | None = None) -> None:

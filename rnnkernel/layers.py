@@ -274,7 +274,8 @@ class _Layer(Inference):
             Keeps what `backward` needs, in memory of its own: 5 H numbers per step and row for
             LSTM, 4 H for GRU, none for RNN, and a copy of x. An x that is read-only, with every
             array that it is a view of, is kept instead of copied, as the `y` of another training
-            forward is: it is not to be made writeable again before `backward`. Dropout acts, and
+            forward is: it is not to be made writeable again, nor written to through an older view,
+            before `backward`. Dropout acts, and
             keeps a copy of what it leaves of every layer's output but the last's.
         trace : bool
             Keeps the states and gates of every step, for `out.trace`: no more memory than training
@@ -288,6 +289,12 @@ class _Layer(Inference):
             Where y is written.
         num_threads : int, optional
             Most threads to use; None is `get_num_threads()`. Results do not depend on it.
+
+        Returns
+        -------
+        Output
+            `.y` (T, N, D*P), laid out as x; `.state`, the final states, like `state`; `.trace`
+            with `trace=True`.
 
         Raises
         ------
@@ -379,6 +386,12 @@ class _Layer(Inference):
         num_threads : int, optional
             As in `forward`; gradients do not depend on it.
 
+        Returns
+        -------
+        Gradients
+            `.x`, like x; `.state`, of the initial state; `.parameters`, by name, like
+            `layer.parameters`; `.embedding` (V, I) where forward had one; `.flow` with `flow=True`.
+
         Raises
         ------
         TypeError, ValueError
@@ -436,6 +449,12 @@ class RNN(_Layer):
     rng : int or numpy.random.Generator, optional
         Draws the initial parameters from U(-1/sqrt(H), 1/sqrt(H)), then the seed of dropout.
 
+    Attributes
+    ----------
+    parameters : dict of str to array
+        Live, and with PyTorch's names: `weight_ih_l0` (H, I), `weight_hh_l0` (H, H), `bias_ih_l0`
+        and `bias_hh_l0` (H,), then those of `_l1` and of `_reverse`.
+
     Raises
     ------
     TypeError, ValueError
@@ -487,7 +506,10 @@ class GRU(_Layer):
     `reset_after=False` (the paper, ONNX): n = tanh(W_in x + b_in + W_hn (r*h') + b_hn).
     The two are not convertible.
 
-    Parameters and errors are those of `RNN`, with `reset_after` for `nonlinearity`.
+    Parameters and errors are those of `RNN`, with `reset_after` for `nonlinearity`: input_size,
+    hidden_size, num_layers, bias, batch_first, dropout between layers, bidirectional, dtype and
+    rng. `parameters` has `weight_ih_l0` (3*H, I), `weight_hh_l0` (3*H, H), `bias_ih_l0` and
+    `bias_hh_l0` (3*H,), and so on for every layer and direction.
     """
 
     def __init__(
@@ -526,7 +548,10 @@ class LSTM(_Layer):
     i, f, o = s(W_ih x + b_ih + W_hh h' + b_hh), g = tanh(the same),
     c = f*c' + i*g, h = o*tanh(c). The options combine freely.
 
-    States are pairs (h, c). Parameters and errors are those of `RNN`, without `nonlinearity`, and
+    States are pairs (h, c). Parameters and errors are those of `RNN`, without `nonlinearity`:
+    input_size, hidden_size, num_layers, bias, batch_first, dropout between layers, bidirectional,
+    dtype and rng. `parameters` has `weight_ih_l0` (4*H, I), `weight_hh_l0` (4*H, P), `bias_ih_l0`
+    and `bias_hh_l0` (4*H,), and so on for every layer and direction. Beside them there are
 
     proj_size : int
         P: with it h = W_hr (o*tanh(c)) with `weight_hr_l{k}` (P, H), and h, y and what the next

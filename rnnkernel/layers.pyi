@@ -14,7 +14,7 @@ _ArrayLike: TypeAlias = Any
 _Given = TypeVar("_Given")
 _State = TypeVar("_State")
 _L = TypeVar("_L", bound="_Layer[Any, Any]")
-_Seed: TypeAlias = int | np.random.Generator | None
+_Seed: TypeAlias = int | np.integer[Any] | np.random.SeedSequence | np.random.Generator | None
 
 class _Layer(Inference, Generic[_Given, _State]):
     input_size: int

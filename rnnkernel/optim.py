@@ -83,6 +83,13 @@ class Adam:
                 largest[p.dtype] = max(largest.get(p.dtype, 0), p.size)
         self._scratch = {dtype: np.empty((2, size), dtype) for dtype, size in largest.items()}
 
+    def __repr__(self) -> str:
+        counts = [len(group) for group in self._groups]
+        return (
+            f"Adam({sum(counts)} arrays, lr={self.lr}, betas={self.betas}, eps={self.eps}, "
+            f"weight_decay={self.weight_decay}, steps={self.steps})"
+        )
+
     def step(
         self, gradients: Mapping[str, np.ndarray] | Sequence[Mapping[str, np.ndarray]]
     ) -> None:
@@ -179,7 +186,8 @@ def _groups(argument: str, value: Any) -> list[Mapping[str, np.ndarray]]:
     groups = [value] if isinstance(value, Mapping) else value
     if not isinstance(groups, Sequence) or not all(isinstance(g, Mapping) for g in groups):
         raise TypeError(
-            f"{argument}: expected a mapping of names to arrays or a sequence of such mappings, "
+            f"{argument}: expected a mapping of names to arrays, such as layer.parameters, or a "
+            f"sequence of such mappings, "
             f"got {_what(value)}"
         )
     return list(groups)

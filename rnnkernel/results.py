@@ -12,31 +12,49 @@ from rnnkernel.trace import Trace
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-# an array, or for LSTM a pair of arrays: the caller knows which
+# An array, or for LSTM a pair of arrays; what is None unless it was asked for: the caller knows.
 State: TypeAlias = Any
+Asked: TypeAlias = Any
+
+
+def shapes(name: str, **fields: Any) -> str:
+    """A representation that tells arrays by their shapes: they are large."""
+
+    def shape(value: Any) -> str:
+        if isinstance(value, np.ndarray):
+            return str(value.shape)
+        if isinstance(value, tuple):
+            return f"({', '.join(map(shape, value))}{',' if len(value) == 1 else ''})"
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{key!r}: {shape(one)}" for key, one in value.items()) + "}"
+        return repr(value)
+
+    return f"{name}({', '.join(f'{field}={shape(value)}' for field, value in fields.items())})"
+
 
 # What every call returns sets its fields at once: one by one, each past a frozen class's refusal,
 # takes a small call a tenth longer.
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, repr=False)
 class Output:
     """What `forward` returns.
 
     Attributes
     ----------
     y : (T, N, D*P) array, laid out as x was
-        The hidden states of the last layer. Read-only after `training=True`, where BPTT reads
+        The hidden states of the last layer, of the forward direction and then of the reverse one.
+        Read-only after `training=True`, where BPTT reads
         it again, and after `trace=True`, unless `out=` was given.
     state : (L*D, N, H) array, or for LSTM a pair h (L*D, N, P), c (L*D, N, H)
-        The final states.
+        The final states; row k*D + d is that of layer k and direction d, 1 being the reverse one.
     trace : tuple of L*D Trace, or None without `trace=True`
         The states and gates of each layer and direction, in the order of the states' rows.
     """
 
     y: np.ndarray
     state: State
-    trace: tuple[Trace, ...] | None = None
+    trace: Asked = None
     _tape: Any = field(default=None, repr=False)
 
     def __init__(
@@ -48,15 +66,18 @@ class Output:
     ) -> None:
         self.__dict__.update(y=y, state=state, trace=trace, _tape=_tape)
 
+    def __repr__(self) -> str:
+        return shapes("Output", y=self.y, state=self.state, trace=self.trace)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Flow:
     """The gradient that reaches each step, as it arrives, before clipping.
 
     Attributes
     ----------
     dh_norm : (L*D, T) float64
-        Euclidean norm of dL/dh_t over the batch.
+        Euclidean norm of dL/dh_t over the batch; rows are those of the states.
     dc_norm : (L*D, T) float64, or None without a cell state
         The same of dL/dc_t, as it comes from step t+1.
     clipped : (L*D, T) int64
@@ -66,6 +87,9 @@ class Flow:
     dh_norm: npt.NDArray[np.float64]
     dc_norm: npt.NDArray[np.float64] | None
     clipped: npt.NDArray[np.int64]
+
+    def __repr__(self) -> str:
+        return shapes("Flow", **self.__dict__)
 
     @classmethod
     def _of_records(cls, records: list, has_cells: bool) -> Flow:
@@ -79,7 +103,7 @@ class Flow:
         )
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, repr=False)
 class Gradients:
     """What `backward` returns.
 
@@ -98,7 +122,7 @@ class Gradients:
     state: State
     parameters: dict[str, np.ndarray]
     embedding: np.ndarray | None = None
-    flow: Flow | None = None
+    flow: Asked = None
 
     def __init__(
         self,
@@ -111,6 +135,9 @@ class Gradients:
         self.__dict__.update(
             x=x, state=state, parameters=parameters, embedding=embedding, flow=flow
         )
+
+    def __repr__(self) -> str:
+        return shapes("Gradients", **self.__dict__)
 
 
 def _norm_over_batch(rows: np.ndarray) -> np.ndarray:

@@ -1,5 +1,7 @@
 """A stream's steps are one call of the layer, bit for bit, and its state can be seen and set."""
 
+import copy
+import pickle
 import threading
 import time
 import tracemalloc
@@ -234,6 +236,8 @@ def test_reset(case, dtype, rows, steps):
         (True, TypeError, "rows"),
         ([True, False], ValueError, "rows: expected a bool for each of 3"),
         ([[0, 1]], ValueError, "rows: expected one dimension"),
+        (np.array([1, 0, 1]), ValueError, "rows: expected each row once, got 1 again"),
+        ([2, -1], ValueError, "rows: expected each row once, got 2 again"),
         ([[0, 1], [2]], TypeError, "rows"),
     ],
     ids=str,
@@ -517,6 +521,21 @@ def test_what_is_refused_during_a_step():
     assert refused.keys() == calls.keys()
     assert y is out
     assert_same_bits(np.asarray(y), stream.state[0])
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))])
+def test_a_copy_goes_on_from_the_same_state(case, again):
+    layer = build(case, np.float32, I, H, num_layers=2)
+    x = normal(layer, 7, 3, I)
+    stream = layer.stream(3)
+    for t in range(3):
+        stream.step(x[t])
+    other = again(stream)
+    expected, _ = layer(x)
+    for t in range(3, 7):
+        assert_same_bits(other.step(x[t]), expected[t])
+    for t in range(3, 7):
+        assert_same_bits(stream.step(x[t]), expected[t])
 
 
 def test_a_stream_that_was_not_made():

@@ -177,3 +177,28 @@ def test_copies(again):
 def test_bad_flag(value):
     with pytest.raises(TypeError, match="^trace: expected a bool, got "):
         rk.GRU(4, 9).forward(np.zeros((2, 3, 4), np.float32), trace=value)
+
+
+def test_results_are_told_by_their_shapes():
+    """Not by hundreds of numbers."""
+    layer = rk.LSTM(4, 9, 2, rng=0)
+    x = np.ones((5, 3, 4), np.float32)
+    out = layer.forward(x, trace=True)
+    names = "Trace(h, c, i, f, g, o)"
+    assert repr(out) == (
+        f"Output(y=(5, 3, 9), state=((2, 3, 9), (2, 3, 9)), trace=({names}, {names}))"
+    )
+    out = rk.GRU(4, 9, bias=False, rng=0).forward(x)
+    assert repr(out) == "Output(y=(5, 3, 9), state=(1, 3, 9), trace=None)"
+    layer = rk.RNN(4, 9, bias=False, rng=0)
+    out = layer.forward(x, training=True)
+    assert repr(layer.backward(out, out.y, flow=True, input_grad=False)) == (
+        "Gradients(x=None, state=(1, 3, 9), parameters={'weight_ih_l0': (9, 4), "
+        "'weight_hh_l0': (9, 9)}, embedding=None, "
+        "flow=Flow(dh_norm=(1, 5), dc_norm=None, clipped=(1, 5)))"
+    )
+    assert repr(rk.gradient_flow(layer, x)) == (
+        "GradientFlow(dh_norm=(1, 5), dc_norm=None, clipped=(1, 5), saturated={'h': (1, 5)}, "
+        "jacobian_norm=(1, 5), cell_jacobian_norm=None)"
+    )
+    assert repr(rk.Adam(layer.parameters)).startswith("Adam(2 arrays, lr=0.001, ")
