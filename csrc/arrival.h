@@ -60,6 +60,11 @@ static void RK(arrive)(const rk_arrival *p)
         }
         if (p->dh_norm) p->dh_norm[row] = RK(row_norm)(dh, p->projected);
         if (p->dc_norm) p->dc_norm[row] = RK(row_norm)(dc, p->hidden);
+        if (p->dh_kept)
+            __builtin_memcpy((real *)p->dh_kept + row * p->projected, dh,
+                             p->projected * sizeof(real));
+        if (p->dc_kept)
+            __builtin_memcpy((real *)p->dc_kept + row * p->hidden, dc, p->hidden * sizeof(real));
         if (!clips) continue;
         int changed = RK(clip_row)(dh, p->projected, p->limit, p->norm_limit);
         if (dc) changed |= RK(clip_row)(dc, p->hidden, p->limit, p->norm_limit);

@@ -198,6 +198,7 @@ typedef struct {
     ptrdiff_t ordered, first;
     double limit, norm_limit; /* of elements and of a row's norm; infinite: no clipping */
     double *dh_norm, *dc_norm; /* (rows) out: norm of each row before clipping, or NULL */
+    void *dh_kept, *dc_kept; /* (rows, units) out: the rows themselves before clipping, or NULL */
     unsigned char *clipped; /* (rows) out: whether the row was changed, or NULL */
 } rk_arrival;
 

@@ -80,6 +80,8 @@ cdef struct Bptt:
     double limit, norm_limit
     double *dh_norm                     # (T, N) or NULL
     double *dc_norm
+    char *dh_kept                       # (T, N, P) or NULL; with norms
+    char *dc_kept                       # (T, N, H)
     unsigned char *clipped
     # tiles
     char *dh                            # (N, pitch)

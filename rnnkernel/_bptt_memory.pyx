@@ -81,11 +81,14 @@ cdef int set_arrivals(Bptt *r, dy, double limit, double norm_limit, flow) except
         r.dy_time, r.dy_batch = stride(r, dy, 0), stride(r, dy, 1)
     r.limit, r.norm_limit = limit, norm_limit
     r.dh_norm = r.dc_norm = NULL
+    r.dh_kept = r.dc_kept = NULL
     r.clipped = NULL
     if flow is not None:
-        dh_norm, dc_norm, clipped = flow
+        dh_norm, dc_norm, clipped, dh, dc = flow
         r.dh_norm, r.dc_norm = <double *>address(dh_norm), <double *>address(dc_norm)
         r.clipped = <unsigned char *>address(clipped)
+        r.dh_kept = address(dh) if dh is not None else NULL
+        r.dc_kept = address(dc) if dc is not None else NULL
     return 0
 
 

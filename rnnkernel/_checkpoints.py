@@ -75,7 +75,7 @@ def backward(given: BackwardPass, limit: float, norm_limit: float, threads: int)
             _cut(given.dy, part, rows),
             dh,
             dc,
-            None if flow is None else tuple(record[part] for record in flow),
+            None if flow is None else tuple(a if a is None else a[part] for a in flow),
             _cut(dx, part, rows),
             given.dh0,
             given.dc0,

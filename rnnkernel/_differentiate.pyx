@@ -58,12 +58,13 @@ def differentiate(
     list dfinal,
     double limit,
     double norm_limit,
-    bint flow,
+    flow,
     bint input_grad,
     int threads,
 ):
     """The Gradients of a training forward: `dy` is (T, N, D*P) or None, `dfinal` are the gradients
-    of the final states, (L*D, N, units) or None each, and the limits are those of clipping."""
+    of the final states, (L*D, N, units) or None each, the limits are those of clipping, and `flow`
+    is True, False or "states"."""
     cdef object layer = tape.layer, layout = tape.layout, table = tape.table
     cdef bint batched = layout.batched, batch_first = layout.batch_first
     cdef bint tokens = table is not None and table.ids is not None
@@ -109,7 +110,10 @@ def differentiate(
             elif dembedding is not None and k == 0:
                 dtable = like("grads.embedding", table.rows.shape, type_number)
             if flow:
-                record = np.zeros((T, N)), np.zeros((T, N)), np.zeros((T, N), np.uint8)
+                record = (
+                    np.zeros((T, N)), np.zeros((T, N)), np.zeros((T, N), np.uint8),
+                    *states_of_flow(layer, flow, T, N, has_cells),
+                )
             suffix = layer._suffixes[index]
             gradients = PackedGradients(
                 one.weights, _backward.shards_of(one.weights, T, N),
@@ -144,7 +148,7 @@ def differentiate(
         dh0 if dc0 is None else (dh0, dc0),
         parameters,
         dembedding,
-        Flow._of_records(records, has_cells) if flow else None,
+        Flow._of_records(records, has_cells, batched) if flow else None,
     )
 
 
@@ -167,10 +171,19 @@ cdef unpack(PackedGradients gradients, dict parameters, suffix, int threads):
     )
 
 
+cdef list states_of_flow(layer, flow, T, N, bint has_cells):
+    """Zeros for dh and dc of all steps, each None where it is not wanted."""
+    if flow != "states":
+        return [None, None]
+    dh = zeros((T, N, layer._widths[0]), layer.dtype, T)
+    return [dh, zeros((T, N, layer.hidden_size), layer.dtype, T) if has_cells else None]
+
+
 cdef list in_time_of_x(BackwardPass back, Py_ssize_t d):
     """What a direction recorded, by step and row of x."""
     cdef object rows = back.of.rows
     return [
-        (record if rows is None else rows.restore(record))[:: -1 if d else 1]
+        record if record is None
+        else (record if rows is None else rows.restore(record))[:: -1 if d else 1]
         for record in back.flow
     ]

@@ -115,6 +115,8 @@ cdef extern from "rnnkernel.h" nogil:
         double limit, norm_limit
         double *dh_norm
         double *dc_norm
+        void *dh_kept
+        void *dc_kept
         unsigned char *clipped
 
     ctypedef struct rk_row_sums:

@@ -74,12 +74,17 @@ cdef bint arrive(
         a.ordered = alive_in(r, s.section, t)
     a.limit, a.norm_limit = r.limit, r.norm_limit
     a.dh_norm = a.dc_norm = NULL
+    a.dh_kept = a.dc_kept = NULL
     a.clipped = NULL
     if r.dh_norm != NULL:
         a.dh_norm = r.dh_norm + t * r.N + begin
         if r.cell.states == 2:
             a.dc_norm = r.dc_norm + t * r.N + begin
         a.clipped = r.clipped + t * r.N + begin
+    if r.dh_kept != NULL:
+        a.dh_kept = r.dh_kept + (t * r.N + begin) * r.P * r.item
+    if r.dc_kept != NULL:
+        a.dc_kept = r.dc_kept + (t * r.N + begin) * r.H * r.item
     r.kernels.arrive(&a)
     return not norms or meet(r, s, t)
 

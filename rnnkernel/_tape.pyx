@@ -81,7 +81,8 @@ cdef class BackwardPass:
     dy : (T, N, P), or None
     dh_n, dc_n : (N, P) and (N, H), or None
         Gradients of the final states.
-    flow : None or three arrays (T, N): norms of dh and dc (float64), rows clipped (uint8)
+    flow : None or five arrays (T, N): norms of dh and dc (float64), rows clipped (uint8), and dh
+        and dc (T, N, units), each None where it is not wanted
         With rows by own step and position.
     dx : (T, N, I), or None
     adds : bool

@@ -379,8 +379,9 @@ class _Layer(Inference):
             dL/d(final state); None is zeros.
         clip : Clip, optional
             Limits the gradient at every step.
-        flow : bool
-            Records the norm of the gradient that reaches each state.
+        flow : bool or "states"
+            Records the norm of the gradient that reaches each state, or with "states" also the
+            gradient itself.
         input_grad : bool
             Whether to compute the gradient of x.
         num_threads : int, optional
@@ -414,7 +415,10 @@ class _Layer(Inference):
                 raise TypeError(f"clip: expected a Clip or None, got {type(clip).__name__}")
             value = np.inf if clip.value is None else clip.value
             norm = np.inf if clip.norm is None else clip.norm
-        flow = _check.flag("flow", flow)
+        if isinstance(flow, str):
+            _check.choice("flow", flow, ("states",))
+        else:
+            flow = _check.flag("flow", flow)
         input_grad = _check.flag("input_grad", input_grad)
         threads = _threads.resolve(num_threads)
         arrivals = plain_arrivals(out._tape, dy, dstate)

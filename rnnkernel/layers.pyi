@@ -84,7 +84,7 @@ class _Layer(Inference, Generic[_Given, _State]):
         dstate: _Given | None = None,
         *,
         clip: Clip | None = None,
-        flow: bool = False,
+        flow: bool | Literal["states"] = False,
         input_grad: bool = True,
         num_threads: int | None = None,
     ) -> Gradients: ...

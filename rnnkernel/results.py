@@ -82,24 +82,36 @@ class Flow:
         The same of dL/dc_t, as it comes from step t+1.
     clipped : (L*D, T) int64
         Batch rows that clipping changed.
+    dh : (L*D, T, N, P) array, or (L*D, T, P) of an unbatched x; None without `flow="states"`
+        dL/dh_t itself, of the layer's dtype; with `batch_first`, too, time comes first. Zero past a
+        row's length.
+    dc : (L*D, T, N, H) array, or (L*D, T, H); None without `flow="states"` or a cell state
+        dL/dc_t, as it comes from step t+1.
     """
 
     dh_norm: npt.NDArray[np.float64]
     dc_norm: npt.NDArray[np.float64] | None
     clipped: npt.NDArray[np.int64]
+    dh: Asked = None
+    dc: Asked = None
 
     def __repr__(self) -> str:
         return shapes("Flow", **self.__dict__)
 
     @classmethod
-    def _of_records(cls, records: list, has_cells: bool) -> Flow:
+    def _of_records(cls, records: list, has_cells: bool, batched: bool) -> Flow:
         """From what backward recorded of each layer and direction, (T, N) in the time of x: norms
-        of dh and dc by row, and rows clipped."""
-        dh, dc, clipped = (np.stack(part) for part in zip(*records, strict=True))
+        of dh and dc by row, rows clipped, and dh and dc (T, N, units) or None."""
+        dh_norm, dc_norm, clipped, *states = zip(*records, strict=True)
+        dh, dc = (None if part[0] is None else np.stack(part) for part in states)
+        if not batched:
+            dh, dc = (None if part is None else part[:, :, 0] for part in (dh, dc))
         return cls(
-            np.stack([_norm_over_batch(rows) for rows in dh]),
-            np.stack([_norm_over_batch(rows) for rows in dc]) if has_cells else None,
-            clipped.sum(axis=2, dtype=np.int64),
+            np.stack([_norm_over_batch(rows) for rows in dh_norm]),
+            np.stack([_norm_over_batch(rows) for rows in dc_norm]) if has_cells else None,
+            np.stack(clipped).sum(axis=2, dtype=np.int64),
+            dh,
+            dc,
         )
 
 

@@ -686,6 +686,20 @@ FAULTS = [
         **only("late"),
     ),
     Fault(
+        "flow: the gradients of some rows are kept as the first ones'",
+        STEPS_BACK,
+        "a.dh_kept = r.dh_kept + (t * r.N + begin) * r.P * r.item",
+        "a.dh_kept = r.dh_kept + t * r.N * r.P * r.item",
+        **only("flow"),
+    ),
+    Fault(
+        "flow: the cell state's gradients of all rows are kept as the first one's",
+        ARRIVAL,
+        "if (p->dc_kept)\n            __builtin_memcpy((real *)p->dc_kept + row * p->hidden,",
+        "if (p->dc_kept)\n            __builtin_memcpy((real *)p->dc_kept,",
+        **only("flow"),
+    ),
+    Fault(
         "late threads: nobody leaves",
         TEAM,
         "if (atomic_load_explicit(&own->late, memory_order_relaxed) == mine) {",

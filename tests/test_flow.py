@@ -7,6 +7,7 @@ import rnnkernel as rk
 from drawn import draw
 from helpers import assert_same_bits, layer_state, make_layer, unchanged
 from rnnkernel.flow import _spectral_norms
+from sequences import like, parts
 
 T, N, I, H = 6, 3, 4, 5  # noqa: E741
 
@@ -20,10 +21,6 @@ def build(case, *sizes, dtype=np.float64, scale=2.0, **options):
     for array in layer.parameters.values():
         array *= scale  # away from where everything is nearly linear
     return layer
-
-
-def parts(state):
-    return state if isinstance(state, tuple) else (state,)
 
 
 # -- Jacobians ------------------------------------------------------------------------------------
@@ -286,6 +283,78 @@ def test_small_and_unbatched(case, shape):
         batched = rk.gradient_flow(build(case, I, H, 2), normal(*shape)[:, None])
         assert_same_bits(flow.jacobian_norm, batched.jacobian_norm)
         assert_same_bits(flow.dh_norm, batched.dh_norm)
+
+
+# -- backward(flow="states") ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("clip", [None, rk.Clip(value=0.3, norm=0.8)], ids=["free", "clipped"])
+def test_the_gradient_of_each_state_is_that_of_the_rest_s_initial_one(case, dtype, clip):
+    """And dy, which arrives at h_t beside it; with the bits of backward."""
+    layer = build(case, I, 21, dtype=dtype)
+    x, dy = normal(7, N, I, dtype=dtype), normal(7, N, layer._widths[0], dtype=dtype, seed=1)
+    out = layer.forward(x, training=True)
+    dstate = like([normal(*s.shape, dtype=dtype) for s in parts(out.state)])
+    flow = layer.backward(out, dy, dstate, clip=clip, flow="states").flow
+    assert (flow.dc is None) == (len(parts(out.state)) == 1)
+    for t in range(7):
+        before = layer(x[: t + 1])[1]
+        rest = layer.forward(x[t + 1 :], before, training=True)
+        arrived = parts(layer.backward(rest, dy[t + 1 :], dstate, clip=clip).state)
+        assert_same_bits(flow.dh[0, t], arrived[0][0] + dy[t], f"dh, step {t}")
+        if flow.dc is not None:
+            assert_same_bits(flow.dc[0, t], arrived[1][0], f"dc, step {t}")
+
+
+@pytest.mark.parametrize("every", [None, 3])
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_kept_gradients_of_stacks_directions_and_lengths(case, every, num_threads):
+    """Of each row those that it has alone, and their norms over the batch."""
+    layer = build(case, I, 19, dtype=np.float32, num_layers=2, bidirectional=True)
+    steps, rows, lengths = 11, 6, [4, 11, 0, 7, 11, 1]
+    x = normal(steps, rows, I, dtype=np.float32)
+    arguments = {"checkpoint_every": every, "num_threads": num_threads}
+    out = layer.forward(x, lengths=lengths, training=True, **arguments)
+    dy = normal(*out.y.shape, dtype=np.float32, seed=1)
+    plain = layer.backward(out, dy, flow=True, num_threads=num_threads).flow
+    flow = layer.backward(out, dy, flow="states", num_threads=num_threads).flow
+    for name in ("dh_norm", "dc_norm", "clipped"):
+        if getattr(plain, name) is not None:
+            assert_same_bits(getattr(flow, name), getattr(plain, name), name)
+    assert flow.dh.shape == (4, steps, rows, layer._widths[0])
+    for kept, norms in ((flow.dh, flow.dh_norm), (flow.dc, flow.dc_norm)):
+        if kept is not None:
+            expected = np.sqrt(np.sum(kept.astype(np.float64) ** 2, axis=(2, 3)))
+            np.testing.assert_allclose(norms, expected, rtol=1e-12)
+    for n, length in enumerate(lengths):
+        alone = layer.forward(x[:length, n], training=True)
+        single = layer.backward(alone, dy[:length, n], flow="states").flow
+        assert_same_bits(flow.dh[:, :length, n], single.dh)
+        assert not flow.dh[:, length:, n].any()
+        if flow.dc is not None:
+            assert_same_bits(flow.dc[:, :length, n], single.dc)
+
+
+def test_kept_gradients_come_time_first():
+    layer = rk.LSTM(I, H, batch_first=True, rng=0)
+    twin = rk.LSTM(I, H, rng=0)
+    x, dy = normal(T, N, I, dtype=np.float32), normal(T, N, H, dtype=np.float32, seed=1)
+    expected = twin.backward(twin.forward(x, training=True), dy, flow="states").flow
+    out = layer.forward(x.swapaxes(0, 1), training=True)
+    flow = layer.backward(out, dy.swapaxes(0, 1), flow="states").flow
+    assert_same_bits(flow.dh, expected.dh)
+    assert_same_bits(flow.dc, expected.dc)
+
+
+@pytest.mark.parametrize(
+    ("value", "error"), [("norms", ValueError), (1, TypeError), (None, TypeError)]
+)
+def test_what_flow_can_be(value, error):
+    layer = rk.RNN(I, H, rng=0)
+    out = layer.forward(normal(T, N, I, dtype=np.float32), training=True)
+    with pytest.raises(error, match="^flow: expected "):
+        layer.backward(out, out.y, flow=value)
 
 
 def test_bad_arguments():

@@ -195,7 +195,7 @@ def test_results_are_told_by_their_shapes():
     assert repr(layer.backward(out, out.y, flow=True, input_grad=False)) == (
         "Gradients(x=None, state=(1, 3, 9), parameters={'weight_ih_l0': (9, 4), "
         "'weight_hh_l0': (9, 9)}, embedding=None, "
-        "flow=Flow(dh_norm=(1, 5), dc_norm=None, clipped=(1, 5)))"
+        "flow=Flow(dh_norm=(1, 5), dc_norm=None, clipped=(1, 5), dh=None, dc=None))"
     )
     assert repr(rk.gradient_flow(layer, x)) == (
         "GradientFlow(dh_norm=(1, 5), dc_norm=None, clipped=(1, 5), saturated={'h': (1, 5)}, "
