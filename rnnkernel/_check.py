@@ -398,19 +398,25 @@ def writable(name: str, value: np.ndarray) -> None:
         raise ValueError(f"{name}: expected a writable array, got a read-only one")
 
 
-def parameters(name: str, value, shapes: dict[str, tuple[int, ...]], dtype: np.dtype) -> dict:
-    """Arrays with exactly these names, shapes and this dtype."""
+def names(name: str, value, expected: Mapping) -> Mapping:
+    """A mapping with exactly these names."""
     if not isinstance(value, Mapping):
         raise TypeError(f"{name}: expected a mapping of names to arrays, got {_kind(value)}")
-    if set(value) != set(shapes):
+    if set(value) != set(expected):
         missing, extra = (
-            sorted(set(shapes) - set(value)),
-            sorted(map(str, set(value) - set(shapes))),
+            sorted(set(expected) - set(value)),
+            sorted(map(str, set(value) - set(expected))),
         )
         raise ValueError(
-            f"{name}: expected the names {', '.join(shapes)}; "
+            f"{name}: expected the names {', '.join(expected)}; "
             f"missing: {', '.join(missing) or 'none'}; unknown: {', '.join(extra) or 'none'}"
         )
+    return value
+
+
+def parameters(name: str, value, shapes: dict[str, tuple[int, ...]], dtype: np.dtype) -> dict:
+    """Arrays with exactly these names, shapes and this dtype."""
+    names(name, value, shapes)
     return {
         key: array(f"{name}[{key!r}]", value[key], dtype, ("",) * len(shape), shape)
         for key, shape in shapes.items()

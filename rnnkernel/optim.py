@@ -132,6 +132,51 @@ class Adam:
                 # 0 / 0 can only come from eps = 0 and a gradient that was always zero: no step.
                 p -= np.divide(b, a, out=b, where=a != 0) if self.eps == 0 else np.divide(b, a, b)
 
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Copies of what the next step goes on from, so that training can: ``steps``, an int64
+        array (), and for every parameter the running means ``mean.NAME`` of its gradient and
+        ``square.NAME`` of its square, ``NAME`` being ``k.NAME`` in mapping ``k`` of a sequence.
+
+        Parameters and settings are not among them. ``np.savez(path, **adam.state_dict())`` keeps
+        it, and ``load_state_dict(np.load(path))`` takes it.
+        """
+        kept = {"steps": np.array(self.steps, np.int64)}
+        return kept | {name: moment.copy() for name, moment in self._named_moments().items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, np.ndarray]) -> None:
+        """Goes on from what ``state_dict`` of an optimizer of such parameters returned.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For other names, shapes or dtypes; then nothing was changed.
+        """
+        moments = self._named_moments()
+        shapes = {"steps": ()} | {name: moment.shape for name, moment in moments.items()}
+        given = _check.names("state_dict", state_dict, shapes)
+        arrays = {
+            name: _check.array(
+                f"state_dict[{name!r}]",
+                given[name],
+                moments[name].dtype if name in moments else np.dtype(np.int64),
+                ("",) * len(shape),
+                shape,
+                ", as the parameter's",
+            )
+            for name, shape in shapes.items()
+        }
+        self.steps = _check.size("state_dict['steps']", arrays["steps"][()], 0)
+        for name, moment in moments.items():
+            moment[...] = arrays[name]
+
+    def _named_moments(self) -> dict[str, np.ndarray]:
+        return {
+            f"{kind}.{f'{k}.' if self._is_list else ''}{name}": moment
+            for k, moments in enumerate(self._moments)
+            for name, pair in moments.items()
+            for kind, moment in zip(("mean", "square"), pair, strict=True)
+        }
+
     def _check_parameters(self) -> None:
         seen: dict[str, np.ndarray] = {}
         for k, group in enumerate(self._groups):

@@ -112,6 +112,62 @@ def test_a_list_of_dicts_is_the_same_as_one_dict():
             np.testing.assert_array_equal(got[name], p)
 
 
+@pytest.mark.parametrize("as_list", [False, True])
+def test_training_goes_on_from_a_file(as_list, tmp_path):
+    """With the numbers of training that did not stop."""
+    parameters, twin = draw(0), {}
+    adam = rk.Adam([parameters] if as_list else parameters, lr=0.1)
+
+    def step(optimizer, seed):
+        optimizer.step([draw(seed)] if as_list else draw(seed))
+
+    for seed in (1, 2, 3):
+        step(adam, seed)
+    twin.update((name, p.copy()) for name, p in parameters.items())
+    np.savez(tmp_path / "adam.npz", **adam.state_dict())
+    again = rk.Adam([twin] if as_list else twin, lr=0.1)
+    with np.load(tmp_path / "adam.npz") as kept:
+        assert len(kept) == 1 + 2 * len(parameters)
+        again.load_state_dict(kept)
+    assert again.steps == 3
+    for seed in (4, 5):
+        step(adam, seed)
+        step(again, seed)
+    for name, p in parameters.items():
+        np.testing.assert_array_equal(twin[name], p)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        (lambda s: s.pop("steps"), ValueError, "state_dict: .*missing: steps"),
+        (lambda s: s.update(more=s["steps"]), ValueError, "state_dict: .*unknown: more"),
+        (lambda s: s.update(steps=np.array(-1)), ValueError, r"state_dict\['steps'\].*-1"),
+        (lambda s: s.update(steps=np.array(1.5)), TypeError, r"state_dict\['steps'\].*float64"),
+        (
+            lambda s: s.update({"square.scalar": np.zeros(2)}),
+            ValueError,
+            r"state_dict\['square.scalar'\].*\(2,\)",
+        ),
+        (
+            lambda s: s.update({"mean.scalar": np.float32(0)}),
+            TypeError,
+            r"state_dict\['mean.scalar'\].*float32",
+        ),
+    ],
+)
+def test_a_bad_state_changes_nothing(change, error, words):
+    adam = rk.Adam(draw(0))
+    adam.step(draw(1))
+    before, state = adam.state_dict(), {name: 2 * a for name, a in adam.state_dict().items()}
+    change(state)
+    with pytest.raises(error, match=words):
+        adam.load_state_dict(state)
+    after = adam.state_dict()
+    for name, array in before.items():
+        np.testing.assert_array_equal(after[name], array)
+
+
 def test_arrays_of_any_strides_are_updated_in_place():
     whole, plain = np.zeros((6, 8)), np.zeros((4, 3))
     gradient = draw(1)["weight"]
