@@ -535,6 +535,18 @@ with multiprocessing.get_context("fork").Pool(2) as pool:
 # Memory.
 
 
+def test_results_can_be_resized():
+    """By those who own them, as any other array."""
+    layer = rk.LSTM(16, 64, rng=0)
+    y, _ = layer(np.ones((40, 32, 16), np.float32))
+    expected = y.copy()
+    for steps in (80, 41, 500, 40):
+        y.resize((steps, 32, 64), refcheck=False)
+        assert_same_bits(y[:40], expected)
+    y.resize((1, 32, 64), refcheck=False)
+    assert_same_bits(y, expected[:1])
+
+
 def test_memory_does_not_grow():
     """One leaked buffer a call, x or y or larger, would be 19 MiB over these calls."""
     script = """
