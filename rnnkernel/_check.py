@@ -1,4 +1,4 @@
-"""Every check of an argument, and every message: the name, what was expected, what came.
+"""What arguments are checked for, and the messages: the name, what was expected, what came.
 
 Checks run before anything is touched; what they return is safe to hand to the kernels.
 """

@@ -63,7 +63,11 @@ def _info(args: argparse.Namespace) -> int:
 def _demo(args: argparse.Namespace) -> int:
     from rnnkernel import demo
 
-    return demo.run(args.cell, args.hidden, args.steps, args.seed)
+    try:
+        return demo.run(args.cell, args.hidden, args.steps, args.seed)
+    except MemoryError as error:
+        print(f"rnnkernel demo: {error}", file=sys.stderr)
+        return 1
 
 
 def _verify(args: argparse.Namespace) -> int:

@@ -119,11 +119,10 @@ class CharModel:
     """One recurrent layer on characters and a linear readout."""
 
     def __init__(self, cell: str, hidden: int, rng: np.random.Generator) -> None:
-        self.layer = CELLS[cell](len(ALPHABET), hidden, rng=rng)
+        # A forget gate that starts open lets the model remember before it has learned what.
+        options = {"forget_bias": 1.0} if cell == "lstm" else {}
+        self.layer = CELLS[cell](len(ALPHABET), hidden, rng=rng, **options)
         self.readout = rk.Linear(hidden, len(ALPHABET), rng=rng)
-        if cell == "lstm":
-            # A forget gate that starts open lets the model remember before it has learned what.
-            self.layer.parameters["bias_hh_l0"][hidden : 2 * hidden] = 1.0
 
     @property
     def parameters(self) -> list[dict[str, np.ndarray]]:

@@ -52,6 +52,12 @@ def test_info_tells_what_becomes_of_int8(command):
     assert words in command(*MODULE, "info", RNNKERNEL_ISA=_kernels.selected_isa())
 
 
+def test_a_demo_that_does_not_fit(command):
+    text = command(*MODULE, "demo", "--hidden", "1000000000000", status=1)
+    assert text.startswith("rnnkernel demo: weight_")
+    assert "does not fit in memory" in text and "Traceback" not in text
+
+
 def test_help_names_the_commands(command):
     text = command(*MODULE, "--help")
     for name in ("info", "demo", "verify"):
