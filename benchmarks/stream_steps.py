@@ -1,10 +1,12 @@
 """What a step of a stream takes from Python, by size and by how the matrices are stored.
 
 One row, I = H, the output given; all are timed in turn, round after round, and the fastest of a
-batch of steps counts, since noise only slows down. With `--ids` steps look a token up instead: as a
-one-hot vector of as many classes, or in an embedding of so many rows.
+batch of steps counts, since noise only slows down. int8 is multiplied in the best way that the
+processor has, or in each of some. With `--ids` steps look a token up instead: as a one-hot vector
+of as many classes, or in an embedding of so many rows.
 
     python benchmarks/stream_steps.py --threads 1 2
+    python benchmarks/stream_steps.py --int8-as bytes words floats
     python benchmarks/stream_steps.py --cells LSTM --ids 96 30000
 """
 
@@ -15,22 +17,25 @@ import time
 import numpy as np
 
 import rnnkernel as rk
+from rnnkernel import _kernels, _packed_weights
 
 CELLS = {"RNN": rk.RNN, "GRU": rk.GRU, "LSTM": rk.LSTM}
-STORED = (None, "float16", "int8")
 SIZES = (64, 256, 512, 1024)
 
 
-def streams(cell, threads, sizes):
+def streams(cell, threads, sizes, ways):
     """By (weights, H), a call that makes one step."""
     rk.set_num_threads(threads)
     calls = {}
     for H in sizes:
         layer = CELLS[cell](H, H, rng=0)
         x = np.random.default_rng(0).standard_normal((1, H)).astype(np.float32)
-        for weights in STORED:
+        stored = {"float32": (None, None), "float16": ("float16", None)}
+        stored |= {f"int8 as {way}": ("int8", way) for way in ways}
+        for name, (weights, way) in stored.items():
+            _packed_weights.INT8_WAY = way
             stream, out = layer.freeze(weights).stream(), np.empty((1, H), np.float32)
-            calls[weights or "float32", H] = lambda s=stream, x=x, out=out: s.step(x, out=out)
+            calls[name, H] = lambda s=stream, x=x, out=out: s.step(x, out=out)
     return calls
 
 
@@ -71,6 +76,8 @@ def main():
     parser.add_argument("--sizes", nargs="+", type=int, default=SIZES)
     parser.add_argument("--threads", nargs="+", type=int, default=[len(os.sched_getaffinity(0))])
     parser.add_argument("--ids", nargs="+", type=int, default=[], metavar="CLASSES")
+    ways = _kernels.int8_ways()
+    parser.add_argument("--int8-as", nargs="+", default=ways[:1], choices=ways)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=0.02, help="of each in a round")
     arguments = parser.parse_args()
@@ -81,7 +88,7 @@ def main():
                 for classes in arguments.ids:
                     calls |= tokens(cell, threads, arguments.sizes, classes)
             else:
-                calls = streams(cell, threads, arguments.sizes)
+                calls = streams(cell, threads, arguments.sizes, arguments.int8_as)
             times = best(calls, arguments.rounds, arguments.seconds)
             print(f"\nus a step, {cell}, {threads} threads\n")
             print("| | " + " | ".join(f"H{H}" for H in arguments.sizes) + " |")
