@@ -66,7 +66,8 @@ def check_x(layer: Any, x: Any) -> tuple[np.ndarray, Layout]:
         layout = Layout(layer.batch_first, x.ndim != 2)
         dims, sizes = layout.order("T", "N", "I"), layout.order(None, None, layer.input_size)
         x = _check.array("x", x, layer.dtype, dims, sizes)
-    return layout.time_first(x), layout
+    # views: an object of the caller's that is asked later may set the shape of x
+    return layout.time_first(x.view()), layout
 
 
 def check_y(
@@ -79,17 +80,19 @@ def check_y(
         value = _check.array(name, value, layer.dtype, dims, sizes)
     else:
         _check.output(name, value, layer.dtype, dims, sizes, inputs)
-    return layout.time_first(value)
+    return layout.time_first(value.view())
 
 
 def check_tokens(
-    layer: Any, ids: np.ndarray, embedding: Any, lengths: Any, layout: Layout, one_hot: str
+    layer: Any,
+    ids: np.ndarray,
+    embedding: np.ndarray | None,
+    lengths: Any,
+    layout: Layout,
+    one_hot: str,
 ) -> Table:
-    """Ids (T, N) as rows of a table."""
-    count = layer.input_size
-    if embedding is not None:
-        embedding = check_embedding(layer, embedding)
-        count = len(embedding)
+    """Ids (T, N) as rows of a table; the embedding (V, I) is checked."""
+    count = layer.input_size if embedding is None else len(embedding)
 
     def position(t, n):
         return layout.order(int(t), int(n))
@@ -105,7 +108,7 @@ def check_embedding(layer: Any, embedding: Any) -> np.ndarray:
     sizes = (None, layer.input_size)
     embedding = _check.array("embedding", embedding, layer.dtype, ("V", "I"), sizes)
     _check.size("embedding: V", len(embedding))
-    return embedding
+    return embedding.view()
 
 
 def check_rows(
@@ -145,7 +148,7 @@ def check_state(layer: Any, name: str, state: Any, N: int, batched: bool) -> lis
         if not batched:
             dims, sizes = ("L*D", units), (rows, width)
         array = _check.array(label, array, layer.dtype, dims, sizes)
-        arrays.append(array if batched else array[:, None])
+        arrays.append(array.view() if batched else array[:, None])
     return arrays
 
 

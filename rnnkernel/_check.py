@@ -398,10 +398,11 @@ def writable(name: str, value: np.ndarray) -> None:
         raise ValueError(f"{name}: expected a writable array, got a read-only one")
 
 
-def names(name: str, value, expected: Mapping) -> Mapping:
-    """A mapping with exactly these names."""
+def names(name: str, value, expected: Mapping) -> dict:
+    """A copy of a mapping with exactly these names."""
     if not isinstance(value, Mapping):
         raise TypeError(f"{name}: expected a mapping of names to arrays, got {_kind(value)}")
+    value = dict(value)  # which others may change
     if set(value) != set(expected):
         missing, extra = (
             sorted(set(expected) - set(value)),
@@ -416,7 +417,7 @@ def names(name: str, value, expected: Mapping) -> Mapping:
 
 def parameters(name: str, value, shapes: dict[str, tuple[int, ...]], dtype: np.dtype) -> dict:
     """Arrays with exactly these names, shapes and this dtype."""
-    names(name, value, shapes)
+    value = names(name, value, shapes)
     return {
         key: array(f"{name}[{key!r}]", value[key], dtype, ("",) * len(shape), shape)
         for key, shape in shapes.items()

@@ -5,6 +5,8 @@ import os
 cdef extern from *:
     """
     #include <pthread.h>
+    #include <stdatomic.h>
+    #include <stdlib.h>
     #ifdef _OPENMP
     #define RK_OPENMP 1
     #else
@@ -13,12 +15,41 @@ cdef extern from *:
     static volatile int rk_forked = 0;
     static void rk_after_fork_in_child(void) { rk_forked = 1; }
     static int rk_watch_forks(void) { return pthread_atfork(NULL, NULL, rk_after_fork_in_child); }
+
+    static void *rk_pass(void *gate)
+    {
+        pthread_mutex_lock(gate);
+        pthread_mutex_unlock(gate);
+        return NULL;
+    }
+
+    /* How many threads this process can have at once, up to some: where the system refuses one,
+     * OpenMP ends the process. Tried once for each number, with threads that are there together.
+     */
+    static int rk_threads_to_have(int wanted)
+    {
+        static atomic_int had = 1;
+        if (wanted <= atomic_load_explicit(&had, memory_order_relaxed)) return wanted;
+        pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
+        pthread_t *threads = malloc(wanted * sizeof(pthread_t));
+        int count = 1;
+        if (threads == NULL) return 1;
+        pthread_mutex_lock(&gate);
+        while (count < wanted && pthread_create(&threads[count], NULL, rk_pass, &gate) == 0)
+            count++;
+        pthread_mutex_unlock(&gate);
+        for (int i = 1; i < count; i++) pthread_join(threads[i], NULL);
+        free(threads);
+        if (count == wanted) atomic_store_explicit(&had, wanted, memory_order_relaxed);
+        return count;
+    }
     """
     const char *RK_COMPILER
     const char *RK_FLAGS
     int RK_OPENMP
     int rk_forked
     int rk_watch_forks() nogil
+    int rk_threads_to_have(int wanted) nogil
 
 cdef const rk_kernels *chosen[2]
 
@@ -42,7 +73,7 @@ cdef bint reads_fast() noexcept nogil:
 cdef int usable_threads(int wanted) noexcept nogil:
     # The threads of an OpenMP team do not survive fork(): a region in the child would wait
     # for them for ever, so the child stays serial.
-    return 1 if rk_forked or not RK_OPENMP else wanted
+    return 1 if rk_forked or not RK_OPENMP or wanted < 2 else rk_threads_to_have(wanted)
 
 
 def _names(bint usable_only):

@@ -14,7 +14,15 @@ from typing import Any
 import numpy as np
 
 from rnnkernel import _check, _dropout, _forward
-from rnnkernel._arguments import Layout, check_rows, check_state, check_tokens, check_x, check_y
+from rnnkernel._arguments import (
+    Layout,
+    check_embedding,
+    check_rows,
+    check_state,
+    check_tokens,
+    check_x,
+    check_y,
+)
 from rnnkernel._packed_weights import PackedWeights
 from rnnkernel._plan import sections_of
 from rnnkernel._rows import kept_x
@@ -68,6 +76,8 @@ def forward(
         lengths, reset = check_rows(lengths, reset, T, N, layout)
     table = None
     if x.ndim == 2:
+        if embedding is not None:
+            embedding = check_embedding(layer, embedding)
         table = check_tokens(layer, x, embedding, lengths, layout, one_hot)
     elif embedding is not None:
         raise _check.embedding_of_floats(x)
@@ -85,7 +95,7 @@ def forward(
         reads = {"x": x, **{f"state ({name})": array for name, array in states}}
         reads |= {f"parameters[{name!r}]": array for name, array in weights.items()}
         if embedding is not None:
-            reads["embedding"] = np.asarray(embedding)
+            reads["embedding"] = embedding
         out_time_first = check_y(layer, "out", out, T, N, layout, reads)
 
     keeps = training or trace

@@ -233,10 +233,14 @@ cdef class Stream:
         return f"{self.frozen!r}.stream(batch_size={self.batch_size})"
 
     def __reduce__(self):
-        return type(self), (self.frozen, self.batch_size), self.state
+        # with what a class of the user's has beside
+        beside = getattr(self, "__dict__", {})
+        return type(self), (self.frozen, self.batch_size), (self.state, beside)
 
-    def __setstate__(self, state):
-        self.state = state
+    def __setstate__(self, kept):
+        self.state, beside = kept
+        for name, value in beside.items():
+            setattr(self, name, value)
 
     cdef double step_time(self, int team) except -1:
         """Microseconds that a team takes for a step of all layers, roughly."""
@@ -303,6 +307,9 @@ cdef class Stream:
         self.expect_made()
         if profiles_in_use > 0:
             call = profiling.begin(self, "step()")
+        if embedding is not None and not self.plain_table(embedding):
+            # before x, whose shape an object of the caller's may set when it is asked
+            embedding = _arguments.check_embedding(self.layer, embedding)
         if self.plain(x, self.inputs):
             x_array = <cnp.ndarray>x
         else:
@@ -312,8 +319,6 @@ cdef class Stream:
         if embedding is not None:
             if not is_ids:
                 raise _check.embedding_of_floats(x_array)
-            if not self.plain_table(embedding):
-                embedding = _arguments.check_embedding(self.layer, embedding)
             table = <cnp.ndarray>embedding
         if out is None:
             y_array = self.allocate(flat)
@@ -547,15 +552,18 @@ cdef class Stream:
         cdef Py_ssize_t k
         self.expect_made()
         arrays = _arguments.check_state(self.layer, "state", value, self.batch_size, True)
+        cells = []
+        for k in range(self.layers if self.c else 0):
+            shape = self.c[k].shape[1:]
+            flat = np.zeros((self.batch_size, shape[1] * shape[2]), self.dtype)
+            flat[:, : self.runs[k].H] = arrays[1][k]
+            cells.append(flat.reshape(shape))
         self.hold()
         try:
             for k in range(self.layers):
                 self.h[k][self.parity, :, : self.runs[k].P] = arrays[0][k]
                 if self.c:
-                    cells = self.c[k][self.parity]
-                    flat = np.zeros((self.batch_size, cells.shape[1] * cells.shape[2]), self.dtype)
-                    flat[:, : self.runs[k].H] = arrays[1][k]
-                    cells[...] = flat.reshape(cells.shape)
+                    self.c[k][self.parity] = cells[k]
         finally:
             PyThread_release_lock(self.lock)
 

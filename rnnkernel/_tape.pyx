@@ -68,6 +68,12 @@ cdef class Tape:
         self.layer, self.passes, self.layout, self.shape = layer, passes, layout, shape
         self.dropped, self.table, self.vocabulary = dropped, table, vocabulary
 
+    def __reduce__(self):
+        raise TypeError(
+            "an output of forward(..., training=True) has what backward needs, of which there are "
+            "no copies: keep its y and state, or run forward again"
+        )
+
 
 cdef class BackwardPass:
     """What backward of one layer and direction reads beside the Pass, and where it writes.

@@ -67,11 +67,12 @@ def clip_grad_norm(gradients: Mapping[str, np.ndarray], max_norm: float) -> floa
     if largest == 0 or not np.isfinite(largest):
         return largest
     # scaled by the largest entry, so that no square overflows or vanishes
-    squares = sum(float(np.sum(np.square(np.divide(a, largest, dtype=np.float64)))) for a in arrays)
-    total = largest * float(np.sqrt(squares))
-    if total > max_norm:
-        for array in arrays:
-            array *= array.dtype.type(max_norm / total)
+    with np.errstate(all="ignore"):  # not to stop half-way where the caller wants them raised
+        squares = sum(float(np.sum(np.square(a.astype(np.float64) / largest))) for a in arrays)
+        total = largest * float(np.sqrt(squares))
+        if total > max_norm:
+            for array in arrays:
+                array *= array.dtype.type(max_norm / total)
     return total
 
 

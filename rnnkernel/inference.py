@@ -215,7 +215,7 @@ def _halved(arrays):
     for name, array in arrays.items():
         if not _is_small(name):
             continue
-        with np.errstate(over="ignore"):
+        with np.errstate(all="ignore"):
             halved[name] = array.astype(np.float16).astype(np.float32)
         lost = np.isinf(halved[name]) & np.isfinite(array)
         if lost.any():
@@ -239,7 +239,7 @@ def _quantised(arrays):
         scale = (largest / np.float32(127)).astype(np.float32)
         # rounded up to 16 digits, so that scale * integer is exact, and quantised again the same
         scales[name] = ((scale.view(np.uint32) + 0xFF) & 0xFFFFFF00).view(np.float32)
-        integers = np.rint(array.astype(np.float64) / scales[name][:, None])
+        integers = np.rint(array.astype(np.float64) / scales[name].astype(np.float64)[:, None])
         quantised[name] = np.clip(integers, -127, 127).astype(np.float32)
     return quantised, scales
 

@@ -106,14 +106,19 @@ class Adam:
             If names or shapes are not those of the parameters.
         """
         groups = self._check_gradients(gradients)
-        lr = _check.not_negative("lr", self.lr)
+        lr, eps = _check.not_negative("lr", self.lr), _check.not_negative("eps", self.eps)
+        decay = 1.0 - lr * _check.not_negative("weight_decay", self.weight_decay)
+        with np.errstate(all="ignore"):  # not to stop half-way where the caller wants them raised
+            self._step(groups, lr, eps, decay)
+
+    def _step(self, groups: list[dict[str, np.ndarray]], lr: float, eps: float, decay: float):
         self.steps += 1
         beta1, beta2 = self.betas
         # The two corrections are moved to where they cost a scalar and not a pass over the array:
         # lr * (m/c1) / (sqrt(v/c2) + eps) = (lr*sqrt(c2)/c1) * m / (sqrt(v) + eps*sqrt(c2)).
         root2 = math.sqrt(1.0 - beta2**self.steps)
         rate = lr * root2 / (1.0 - beta1**self.steps)
-        eps = self.eps * root2
+        eps *= root2
         for group, moments, gradient in zip(self._groups, self._moments, groups, strict=True):
             for name, p in group.items():
                 g = gradient[name]
@@ -127,10 +132,12 @@ class Adam:
                 np.sqrt(v, out=a)
                 a += eps
                 np.multiply(m, rate, out=b)
-                if self.weight_decay:
-                    p *= 1.0 - lr * self.weight_decay
+                if decay != 1.0:
+                    p *= decay
                 # 0 / 0 can only come from eps = 0 and a gradient that was always zero: no step.
-                p -= np.divide(b, a, out=b, where=a != 0) if self.eps == 0 else np.divide(b, a, b)
+                # No other denominator is as small, being a root.
+                np.maximum(a, np.finfo(a.dtype).tiny, out=a)
+                p -= np.divide(b, a, out=b)
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Copies of what the next step goes on from, so that training can: ``steps``, an int64
@@ -165,7 +172,13 @@ class Adam:
             )
             for name, shape in shapes.items()
         }
-        self.steps = _check.size("state_dict['steps']", arrays["steps"][()], 0)
+        steps = _check.size("state_dict['steps']", arrays["steps"][()], 0)
+        if steps > 2**62:
+            raise ValueError(f"state_dict['steps']: expected at most 2**62, got {steps}")
+        for name, array in arrays.items():
+            if name.startswith("square.") and (array < 0).any():
+                raise ValueError(f"state_dict[{name!r}]: expected no negative numbers, got some")
+        self.steps = steps
         for name, moment in moments.items():
             moment[...] = arrays[name]
 
@@ -192,7 +205,7 @@ class Adam:
                         )
                 seen[label] = p
 
-    def _check_gradients(self, gradients: Any) -> list[Mapping[str, np.ndarray]]:
+    def _check_gradients(self, gradients: Any) -> list[dict[str, np.ndarray]]:
         if isinstance(gradients, Mapping) is self._is_list or not isinstance(
             gradients, (Mapping, Sequence)
         ):
@@ -203,7 +216,7 @@ class Adam:
                 f"gradients: expected {expected}, as the parameters were given, "
                 f"got {_what(gradients)}"
             )
-        groups = _groups("gradients", gradients)
+        groups = [dict(group) for group in _groups("gradients", gradients)]
         if len(groups) != len(self._groups):
             raise ValueError(f"gradients: expected {len(self._groups)} mappings, got {len(groups)}")
         for k, (group, gradient) in enumerate(zip(self._groups, groups, strict=True)):
@@ -219,6 +232,7 @@ class Adam:
                     raise TypeError(f"{label}: expected a {p.dtype} array, got {_what(g)}")
                 if g.shape != p.shape:
                     raise ValueError(f"{label}: expected shape {p.shape}, got {g.shape}")
+                gradient[name] = np.asarray(g)  # not a subclass, with arithmetic of its own
                 _check.writable(self._label("parameters", k, name), p)
         return groups
 

@@ -237,10 +237,11 @@ def softmax_cross_entropy(logits: Any, targets: Any) -> tuple[float, np.ndarray]
 
     highest = logits.max(axis=-1, keepdims=True)
     picked = targets[..., np.newaxis].astype(np.intp)
-    below = highest.astype(np.float64) - np.take_along_axis(logits, picked, axis=-1)
-    with np.errstate(over="ignore"):  # to -inf, whose exponential is the right 0
+    right = np.take_along_axis(logits, picked, axis=-1).astype(np.float64)
+    below = highest.astype(np.float64) - right
+    with np.errstate(all="ignore"):  # over to -inf, whose exponential is the right 0
         probability = np.subtract(logits, highest, out=empty(logits.shape, logits.dtype))
-    np.exp(probability, out=probability)
+        np.exp(probability, out=probability)
     total = probability.sum(axis=-1, keepdims=True)
     loss = float(np.mean(np.log(total, dtype=np.float64) + below))
 

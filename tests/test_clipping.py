@@ -224,6 +224,14 @@ def test_clip_grad_norm_of_nan(first):
     assert math.isnan(rk.clip_grad_norm({name: arrays[name] for name in (first, *arrays)}, 1.0))
 
 
+def test_clip_grad_norm_is_whole_where_errors_are_to_be_raised():
+    gradients = {"a": np.full(4, 1e-30, np.float32), "b": np.full(4, 1e30, np.float32)}
+    with np.errstate(all="raise"):
+        assert rk.clip_grad_norm(gradients, 1e-10) == pytest.approx(2e30)
+    np.testing.assert_allclose(gradients["b"], 0.5e-10, rtol=1e-4)  # the factor is denormal
+    assert not gradients["a"].any()
+
+
 def test_clip_grad_norm_of_two_dtypes():
     """The largest is no number of the other's dtype."""
     gradients = {"a": np.zeros(3, np.float32), "b": np.array([1e-60])}

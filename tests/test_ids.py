@@ -272,6 +272,78 @@ def test_subclasses_are_looked_at_as_arrays(make, bad):
             call(x)
 
 
+class Interface:
+    """Nothing but the array interface, and a length that is none of the array's."""
+
+    def __init__(self, array, asked=None):
+        self.array, self.asked = array, asked or (lambda: None)
+
+    def __len__(self):
+        return 1
+
+    @property
+    def __array_interface__(self):
+        self.asked()
+        return self.array.__array_interface__
+
+
+def test_an_embedding_is_asked_once():
+    """What counts is the array that it was."""
+    layer = rk.LSTM(5, 8, num_layers=2, dropout=0.5, rng=0)
+    twin = rk.LSTM(5, 8, num_layers=2, dropout=0.5, rng=0)
+    ids = np.arange(30).reshape(10, 3)
+    table = np.random.default_rng(0).standard_normal((40, 5)).astype(np.float32)
+    out = layer.forward(ids, embedding=Interface(table), training=True)
+    expected = twin.forward(ids, embedding=table, training=True)
+    assert_same_bits(out.y, expected.y)
+    grads = layer.backward(out, np.ones_like(out.y))
+    assert grads.embedding.shape == table.shape
+    assert_same_bits(
+        grads.embedding, twin.backward(expected, np.ones_like(out.y)).embedding, "embedding"
+    )
+    with pytest.raises(ValueError, match="^out: .* overlaps embedding"):
+        buffer = np.zeros((40, 8), np.float32)
+        rk.RNN(8, 8, rng=0).forward(
+            ids[:5, :2], embedding=Interface(buffer), out=buffer[:10].reshape(5, 2, 8)
+        )
+
+
+@pytest.mark.parametrize("name", ["state", "lengths", "reset", "embedding"])
+@pytest.mark.parametrize("training", [False, True])
+def test_an_x_that_gets_another_shape_while_others_are_asked(name, training):
+    """What was checked is what is used."""
+    layer = rk.RNN(4, 4, rng=0)
+    x = np.random.default_rng(0).standard_normal((2000, 1, 4)).astype(np.float32)
+    arrays = {
+        "state": np.zeros((1, 1, 4), np.float32),
+        "lengths": np.array([1900]),
+        "reset": np.zeros((2000, 1), bool),
+        "embedding": np.ones((3, 4), np.float32),
+    }
+    if name == "embedding":
+        x = (np.arange(2000) % 3).reshape(2000, 1)
+    shape = x.shape
+
+    def change():
+        x.shape = (1, 2000, *shape[2:])
+
+    expected = layer.forward(x, **{name: arrays[name]}, training=training).y
+    y = layer.forward(x, **{name: Interface(arrays[name], change)}, training=training).y
+    assert x.shape != shape
+    assert_same_bits(y, expected)
+
+
+def test_ids_that_get_another_shape_during_a_step():
+    stream = rk.RNN(4, 4, rng=0).stream(3)
+    ids, table = np.arange(3), np.ones((3, 4), np.float32)
+
+    def change():
+        ids.shape = (3, 1)
+
+    with pytest.raises(TypeError, match="^x: "):  # as a matrix of integers always is
+        stream.step(ids, embedding=Interface(table, change))
+
+
 @pytest.mark.parametrize("dtype", [np.int64, np.uint64, np.int32])
 def test_ids_that_change_after_they_are_checked(dtype, monkeypatch):
     """As another thread may have it: what was checked is what is used."""

@@ -1,6 +1,7 @@
 """Adam against its formula, written down once more in float64."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -143,6 +144,16 @@ def test_training_goes_on_from_a_file(as_list, tmp_path):
         (lambda s: s.pop("steps"), ValueError, "state_dict: .*missing: steps"),
         (lambda s: s.update(more=s["steps"]), ValueError, "state_dict: .*unknown: more"),
         (lambda s: s.update(steps=np.array(-1)), ValueError, r"state_dict\['steps'\].*-1"),
+        (
+            lambda s: s.update(steps=np.array(2**63 - 1)),
+            ValueError,
+            r"state_dict\['steps'\].*2\*\*62",
+        ),
+        (
+            lambda s: s.update({"square.bias": -s["square.bias"]}),
+            ValueError,
+            r"state_dict\['square.bias'\].*negative",
+        ),
         (lambda s: s.update(steps=np.array(1.5)), TypeError, r"state_dict\['steps'\].*float64"),
         (
             lambda s: s.update({"square.scalar": np.zeros(2)}),
@@ -235,6 +246,33 @@ def test_gradients_must_have_the_parameters_structure():
     out = layer.forward(np.ones((1, 1, 1), np.float32), training=True)
     with pytest.raises(TypeError, match="such as grads.parameters.*got Gradients"):
         rk.Adam(layer.parameters).step(layer.backward(out, out.y))
+
+
+class Strange(np.ndarray):
+    """With arithmetic of its own."""
+
+    def __array_ufunc__(self, *arguments, **keywords):
+        raise RuntimeError("no")
+
+
+def test_a_step_is_whole_whatever_numpy_is_told():
+    """That errors are to be raised, or that a gradient is a subclass."""
+    parameters = {"a": np.ones(4, np.float32), "b": np.ones(4, np.float32)}
+    twin = {name: p.copy() for name, p in parameters.items()}
+    large = {"a": np.full(4, 1e-2, np.float32), "b": np.full(4, 1e30, np.float32)}
+    adam, expected = rk.Adam(parameters), rk.Adam(twin)
+    with np.errstate(all="raise"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        adam.step({name: g.view(Strange) for name, g in large.items()})
+    expected.step(large)
+    for name, p in parameters.items():
+        np.testing.assert_array_equal(p, twin[name])
+    adam.eps = -1.0
+    before = adam.state_dict()
+    with pytest.raises(ValueError, match="eps"):
+        adam.step(large)
+    for name, kept in adam.state_dict().items():
+        np.testing.assert_array_equal(kept, before[name])
 
 
 def test_a_parameter_that_has_become_read_only():

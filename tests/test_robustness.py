@@ -535,6 +535,34 @@ with multiprocessing.get_context("fork").Pool(2) as pool:
 # Memory.
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="address space has no limit")
+def test_a_system_that_refuses_threads():
+    """OpenMP would end the process: the call goes on alone, or says what does not fit."""
+    script = """
+import resource
+import numpy as np
+import rnnkernel as rk
+from rnnkernel import _plan
+_plan.TEAMS_ARE_FREE = True
+layer = rk.LSTM(64, 256, rng=0)
+x = np.zeros((50, 64, 64), np.float32)
+expected, _ = layer(x, num_threads=1)
+with open("/proc/self/statm") as file:
+    used = int(file.read().split()[0]) * resource.getpagesize()
+for extra in range(1, 24):
+    resource.setrlimit(resource.RLIMIT_AS, (used + (extra << 20), -1))
+    try:
+        y, _ = layer(x, num_threads=3)
+        assert (y == expected).all()
+    except MemoryError:
+        pass
+resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+y, _ = layer(x, num_threads=3)
+assert (y == expected).all()
+"""
+    run_script(script, timeout=120)
+
+
 def test_results_can_be_resized():
     """By those who own them, as any other array."""
     layer = rk.LSTM(16, 64, rng=0)

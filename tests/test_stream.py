@@ -538,6 +538,18 @@ def test_a_copy_goes_on_from_the_same_state(case, again):
         assert_same_bits(stream.step(x[t]), expected[t])
 
 
+def test_a_copy_of_a_class_of_the_user_s_has_what_it_had(case):
+    class Named(rk.Stream):
+        pass
+
+    stream = Named(build(case, np.float32, I, H).freeze(), 2)
+    stream.name = ["left", "right"]
+    other = copy.copy(stream)
+    assert type(other) is Named and other.name is stream.name
+    deep = copy.deepcopy(stream)
+    assert deep.name == stream.name and deep.name is not stream.name
+
+
 def test_a_stream_that_was_not_made():
     class Mine(rk.Stream):
         def __init__(self):

@@ -173,6 +173,13 @@ def test_copies(again):
     assert {"h", "c", "i", "f", "g", "o"} <= set(dir(other))
 
 
+def test_what_training_keeps_has_no_copies():
+    out = rk.GRU(4, 9, rng=0).forward(np.ones((2, 3, 4), np.float32), training=True)
+    for again in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="no copies: keep its y and state"):
+            again(out)
+
+
 @pytest.mark.parametrize("value", [1, None, "yes"])
 def test_bad_flag(value):
     with pytest.raises(TypeError, match="^trace: expected a bool, got "):
