@@ -3,6 +3,7 @@
 Pascanu, Mikolov & Bengio, "On the difficulty of training recurrent neural networks", 2013.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -66,14 +67,21 @@ def clip_grad_norm(gradients: Mapping[str, np.ndarray], max_norm: float) -> floa
     largest = float(np.max([np.max(np.abs(a), initial=0) for a in arrays], initial=0))
     if largest == 0 or not np.isfinite(largest):
         return largest
-    # scaled by the largest entry, so that no square overflows or vanishes
+    # scaled by about the largest entry, so that no square overflows or vanishes
+    scale = math.ldexp(1.0, max(math.frexp(largest)[1] - 1, -1000))
     with np.errstate(all="ignore"):  # not to stop half-way where the caller wants them raised
-        squares = sum(float(np.sum(np.square(a.astype(np.float64) / largest))) for a in arrays)
-        total = largest * float(np.sqrt(squares))
+        total = scale * math.sqrt(sum(_sum_of_squares(a, 1 / scale) for a in arrays))
         if total > max_norm:
             for array in arrays:
                 array *= array.dtype.type(max_norm / total)
     return total
+
+
+def _sum_of_squares(array: np.ndarray, factor: float) -> float:
+    """In float64, of the array times a factor."""
+    scaled = array.astype(np.float64)
+    scaled *= factor
+    return float(np.sum(np.square(scaled, out=scaled)))
 
 
 def clip_grad_value(gradients: Mapping[str, np.ndarray], limit: float) -> None:

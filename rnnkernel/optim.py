@@ -134,9 +134,10 @@ class Adam:
                 np.multiply(m, rate, out=b)
                 if decay != 1.0:
                     p *= decay
-                # 0 / 0 can only come from eps = 0 and a gradient that was always zero: no step.
-                # No other denominator is as small, being a root.
-                np.maximum(a, np.finfo(a.dtype).tiny, out=a)
+                if eps == 0:
+                    # 0 / 0 comes from a gradient that was always zero: no step. No other
+                    # denominator is as small, being a root.
+                    np.maximum(a, np.finfo(a.dtype).tiny, out=a)
                 p -= np.divide(b, a, out=b)
 
     def state_dict(self) -> dict[str, np.ndarray]:

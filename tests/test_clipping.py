@@ -232,6 +232,15 @@ def test_clip_grad_norm_is_whole_where_errors_are_to_be_raised():
     assert not gradients["a"].any()
 
 
+@pytest.mark.parametrize("size", [5e-324, 1e-310, 1e-200, 1e200, 1.7e308])
+def test_clip_grad_norm_of_any_size(size):
+    gradients = {"a": np.array([size, 0.0]), "b": np.array([[size / 4]])}
+    expected = size * math.sqrt(1 + (gradients["b"][0, 0] / size) ** 2)
+    assert rk.clip_grad_norm(gradients, 1e-3) == pytest.approx(expected, rel=1e-12, abs=5e-324)
+    after = math.hypot(*(float(g) for array in gradients.values() for g in array.flat))
+    assert after == pytest.approx(min(expected, 1e-3), rel=1e-12, abs=5e-324)
+
+
 def test_clip_grad_norm_of_two_dtypes():
     """The largest is no number of the other's dtype."""
     gradients = {"a": np.zeros(3, np.float32), "b": np.array([1e-60])}
