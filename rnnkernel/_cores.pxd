@@ -13,7 +13,8 @@ cdef struct Cores:
     double beyond_bytes           # weights of more come from beyond L3
     double crowding               # share of the time by which threads at once take longer
     double byte, byte_apart       # us a byte of h that another core wrote, and what that adds
-    double rows_apart             # us that threads wait for each other's rows of y in a step
+    # us that threads wait for each other's rows of y in a step, for each byte of them, and at most
+    double rows_apart, rows_byte_apart, rows_most_apart
     double gigaflops              # of float32 in training
     double passing                # us a byte of weights that training passes on
     double opening, opening_byte  # us to open a team for training, and a byte of its weights

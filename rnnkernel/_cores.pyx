@@ -35,7 +35,7 @@ cdef void take_usual() noexcept:
     here.beyond_bytes = 0
     here.crowding = 0.2
     here.byte, here.byte_apart = 0, 200e-6
-    here.rows_apart = 0
+    here.rows_apart = here.rows_byte_apart = here.rows_most_apart = 0
     here.gigaflops = 80
     here.passing = 3e-4
     here.opening, here.opening_byte = 100, 0
@@ -50,7 +50,7 @@ cdef void take_amd() noexcept:
     here.beyond_bytes = 0.3 * (32 << 20)
     here.crowding = 0.1
     here.byte, here.byte_apart = 60e-6, 540e-6
-    here.rows_apart = 0.6
+    here.rows_apart, here.rows_byte_apart, here.rows_most_apart = 0.2, 2.2e-4, 1.9
     here.gigaflops = 100
     # weights pass fast, but not from a core with which there is no L3 in common
     here.passing = 1.2e-4

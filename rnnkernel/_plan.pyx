@@ -138,9 +138,11 @@ cdef double shared_step(const Run *r, Py_ssize_t rows, int team, bint units) exc
     """
     cdef double apart = teamwork(team) if team > 1 else 0
     cdef const Cores *core = cores()
-    cdef double byte = core.byte + core.byte_apart * apart
+    cdef double byte = core.byte + core.byte_apart * apart, waiting
     if not units:
-        return step_time(r, (rows + team - 1) // team, r.blocks) + core.rows_apart * apart
+        waiting = core.rows_apart + rows * r.P * r.item * core.rows_byte_apart
+        waiting = min(waiting, core.rows_most_apart) * apart
+        return step_time(r, (rows + team - 1) // team, r.blocks) + waiting
     return 1.01 * step_time(r, rows, (r.blocks + team - 1) // team) + r.cell.phases * (
         0.25 + 0.45 * apart + rows * r.P * r.item * byte
     )
