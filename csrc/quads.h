@@ -350,6 +350,7 @@ static void RK(quad_group)(const rk_small_product *q, ptrdiff_t nc, ptrdiff_t fi
     const rk_product *p = &q->product;
     const int words = q->storage == RK_INT8_WORDS;
     const int how = words ? RK_OF_WORDS : __atomic_load_n(&RK(how_of_bytes), __ATOMIC_RELAXED);
+    RK(quad_function) *const(*const tiles)[4] = RK(quad_tiles)[how];
     _Alignas(64) char digits[RK_QUAD_BYTES];
     real units[RK_QUAD_ROWS], gathered[RK_QUAD_PIECE];
     const ptrdiff_t b_quad = 4 * p->b_inner;
@@ -381,9 +382,8 @@ static void RK(quad_group)(const rk_small_product *q, ptrdiff_t nc, ptrdiff_t fi
                     mr = some - m < 2 ? 1 : 2;
                     for (ptrdiff_t i = 0; i < mr; i++)
                         c[i] = (real *)p->c + block * p->c_block + p->c_row[row + m + i] + column;
-                    RK(quad_tiles)
-                    [how][mr - 1][nc - 1](quads, pitch, b_quad, digits + m *pitch, units + m,
-                                          b + block *p->b_block, c, k ? NULL : init, scale);
+                    tiles[mr - 1][nc - 1](quads, pitch, b_quad, digits + m * pitch, units + m,
+                                          b + block * p->b_block, c, k ? NULL : init, scale);
                 }
                 if (done && k + count == p->inner) done(context, block, 1, row, some);
             }

@@ -361,14 +361,6 @@ def allocate(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         raise does_not_fit(name, shape, dtype.itemsize) from None
 
 
-def kept(name: str, value: np.ndarray, keep) -> np.ndarray:
-    """What `keep()` makes of an array, or a MemoryError that says of which."""
-    try:
-        return keep()
-    except (MemoryError, ValueError):  # NumPy's for more bytes than there are addresses
-        raise does_not_fit(name, value.shape, value.itemsize) from None
-
-
 def does_not_fit(name: str, shape: tuple[int, ...], item: int) -> MemoryError:
     """What to raise where there is no memory for an array with elements of `item` bytes."""
     return MemoryError(

@@ -102,8 +102,8 @@ def selected_isa():
 
 
 def int8_ways():
-    """What int8 weights can be multiplied as on this processor, best first: integers "of bytes" or
-    "of words" (csrc/quads.h), or "floats"."""
+    """What int8 weights can be multiplied as on this processor, best first: "bytes" or "words",
+    which are integers (csrc/quads.h), or "floats"."""
     cdef bint (*has)(int) noexcept nogil
     has = chosen[RK_FLOAT32].has_quads
     ways = []

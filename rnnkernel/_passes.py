@@ -104,7 +104,10 @@ def forward(
         x, index = table.x(layer.input_size, layer.dtype), table.index
         columns = table.ids if table.rows is None else None
     elif training:
-        x = _check.kept("x", x, lambda x=x: kept_x(x, lengths, threads))
+        try:
+            x = kept_x(x, lengths, threads)
+        except (MemoryError, ValueError):  # NumPy's for more bytes than there are addresses
+            raise _check.does_not_fit("x", x.shape, x.itemsize) from None
     packed = [
         packed_weights(i, columns)
         if columns is not None and i < layer._directions

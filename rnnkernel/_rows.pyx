@@ -238,7 +238,7 @@ cdef void copy_step(
             memcpy(to + n * width, step + n * row, width)
 
 
-cdef bint is_immutable(cnp.ndarray x) noexcept:
+cdef bint can_be_kept(cnp.ndarray x) noexcept:
     """Whether BPTT can read x itself again: nobody writes to it, down to what owns its memory."""
     cdef object owner = x
     if x.shape[2] > 1 and x.strides[2] != x.itemsize:
@@ -252,7 +252,7 @@ cdef bint is_immutable(cnp.ndarray x) noexcept:
 
 def kept_x(cnp.ndarray x, lengths, int threads):
     """What training keeps of x (T, N, I): x itself where it stays as it is, or `copy_steps`."""
-    return x if is_immutable(x) else copy_steps(x, lengths, threads)
+    return x if can_be_kept(x) else copy_steps(x, lengths, threads)
 
 
 def copy_steps(cnp.ndarray x, lengths, int threads):

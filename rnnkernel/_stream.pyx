@@ -254,7 +254,7 @@ cdef class Stream:
         """Whether a step takes its team. A stream may live long, and what it costs to work together
         changes: then that is judged anew. Steps that gain nothing ask seldom."""
         cdef int team = self.plans[way].team
-        if usable_threads(team) == 1:  # in a forked child, too
+        if team == 1 or usable_threads(team) < team:  # as in a forked child
             return False
         if self.judged[way] != this_turn():
             self.judged[way] = this_turn()

@@ -821,7 +821,7 @@ FAULTS = [
     Fault(
         "plain training: an x that the caller may write to is not copied",
         "rnnkernel/_rows.pyx",
-        "return x if is_immutable(x) else copy_steps(x, lengths, threads)",
+        "return x if can_be_kept(x) else copy_steps(x, lengths, threads)",
         "return x",
         **only("plain", "training"),
     ),
