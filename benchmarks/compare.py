@@ -234,6 +234,16 @@ def _mean(ratios):
     }
 
 
+def failures(results):
+    """Who did not come to an end, at what, and why."""
+    return [
+        f"{peer} at {entry['problem']['name']}, {entry['mode']}: {found['failed']}"
+        for entry in results
+        for peer, found in entry["peers"].items()
+        if "failed" in found
+    ]
+
+
 def run(arguments):
     threads = arguments.threads
     group = problems.GROUPS[arguments.group]
@@ -323,7 +333,8 @@ def main():
     parser.add_argument(
         "--time-budget", type=float, help="seconds for all: fewer rounds, then problems left out"
     )
-    parser.add_argument("--name", help="of the files in results/; default: the group")
+    parser.add_argument("--name", help="of the files that are written; default: the group")
+    parser.add_argument("--folder", type=Path, default=FOLDER / "results", help="for these files")
     arguments = parser.parse_args()
     known = {problem.name for group in problems.GROUPS.values() for problem in group}
     unknown = sorted(set(arguments.problems or ()) - known)
@@ -333,9 +344,8 @@ def main():
         parser.error(f"--threads: this process may run on {cores} cores")
 
     document = run(arguments)
-    folder = FOLDER / "results"
-    folder.mkdir(exist_ok=True)
-    stem = folder / (arguments.name or arguments.group)
+    arguments.folder.mkdir(exist_ok=True)
+    stem = arguments.folder / (arguments.name or arguments.group)
     stem.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
     stem.with_suffix(".md").write_text(report.markdown(document))
     print(report.summary_text(document))
@@ -343,6 +353,9 @@ def main():
     if pictures.picture(document, stem.with_suffix(".png")):
         written.append(".png")
     print("written: " + ", ".join(str(stem.with_suffix(suffix)) for suffix in written))
+    failed = failures(document["results"])
+    if failed:
+        sys.exit("failed: " + "\n        ".join(failed))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from data import draw, make_layer
 
 import rnnkernel as rk
 
+FOLDER = Path(__file__).resolve().parent
 CLIFF = 1.25
 BATCHES = (1, 8, 64)
 POWERS = [2**k for k in range(4, 12)]
@@ -100,7 +101,9 @@ def main():
     parser.add_argument("--threads", type=int, default=cores)
     parser.add_argument("--seconds", type=float, default=0.1, help="for each point, at least")
     parser.add_argument("--flops", type=float, default=2e8, help="of a call where H varies")
-    parser.add_argument("--name", default="scaling", help="of the files in results/")
+    parser.add_argument("--largest", type=int, default=POWERS[-1], help="H, T and N")
+    parser.add_argument("--name", default="scaling", help="of the files that are written")
+    parser.add_argument("--folder", type=Path, default=FOLDER / "results", help="for these files")
     arguments = parser.parse_args()
 
     rk.set_num_threads(arguments.threads)
@@ -108,6 +111,8 @@ def main():
     for (varied, fixed), some in series(arguments.flops).items():
         curve = curves[varied, fixed] = {}
         for problem in some:
+            if getattr(problem, varied) > arguments.largest:
+                continue
             seconds = seconds_of(problem, arguments.threads, arguments.seconds)
             curve[getattr(problem, varied)] = 1e12 * seconds / problems.flops(problem)
         steep = ", ".join(f"{varied}={s} ({r:.2f} times)" for s, r in cliffs(curve)) or "none"
@@ -117,10 +122,9 @@ def main():
             f"operations, {values[-1]:.1f} at the largest; cliffs: {steep}",
             flush=True,
         )
-    folder = Path(__file__).resolve().parent / "results"
-    folder.mkdir(exist_ok=True)
+    arguments.folder.mkdir(exist_ok=True)
     document = [{"over": v, "fixed": f, "ns_per_1000": curve} for (v, f), curve in curves.items()]
-    stem = folder / arguments.name
+    stem = arguments.folder / arguments.name
     stem.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
     picture(curves, arguments.threads, stem.with_suffix(".png"))
     print(f"written: {stem.with_suffix('.json')}")

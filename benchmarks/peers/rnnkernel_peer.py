@@ -1,7 +1,6 @@
 """rnnkernel itself. `rest` is inference with weights packed once: `freeze()`, `stream()`."""
 
 import numpy as np
-import problems
 from data import layer_outputs, layer_state, make_layer
 
 import rnnkernel as rk
@@ -10,7 +9,7 @@ VERSION = rk.__version__
 
 
 def refuses(problem, mode):
-    return problems.missing(problem, mode)
+    return ""  # has them all
 
 
 def profile(run, calls=5):
