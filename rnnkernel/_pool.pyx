@@ -4,7 +4,7 @@ Memory that is new to a process is brought in page by page when it is first touc
 microsecond or more for each 4 KiB: a training call that got all its memory anew spent 10 to 70 % of
 its time so. malloc hands large blocks back to the system when they are freed, or whenever enough of
 them have been, and the next call begins again. Here they wait for it: a training loop asks for the
-same sizes again and again.
+same sizes again and again. The largest come from the system itself.
 
 Blocks wait in a list, the last one given first. What nobody took while so many others were given is
 freed, as is what exceeds a limit, the oldest first, and everything when there is no layer left.
@@ -19,14 +19,32 @@ from posix.stdlib cimport posix_memalign
 cdef extern from *:
     """
     #include <stdatomic.h>
+    #include <stdint.h>
     #include <sys/mman.h>
 
-    /* Where the system has huge pages for those who ask. A hint: it may refuse. */
-    static inline void rk_ask_huge_pages(void *memory, size_t size)
+    #define RK_HUGE_PAGE ((size_t)1 << 21)
+
+    /* Memory from the system, which it gets back: whole pages, from the start of a huge one on.
+     * Huge ones are asked for where it has some for those who ask; it may refuse. In malloc's
+     * memory that wish would outlast the block, and what is small and comes to lie there would
+     * take 2 MB. A part of a huge page is not asked for: it would be more than the block has. */
+    static inline void *rk_map(size_t size)
     {
+        char *whole = (char *)mmap(NULL, size + RK_HUGE_PAGE, PROT_READ | PROT_WRITE,
+                                   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (whole == (char *)MAP_FAILED) return NULL;
+        size_t before = -(uintptr_t)whole % RK_HUGE_PAGE;
+        if (before > 0) (void)munmap(whole, before);
+        if (before < RK_HUGE_PAGE) (void)munmap(whole + before + size, RK_HUGE_PAGE - before);
     #ifdef MADV_HUGEPAGE
-        (void)madvise(memory, size, MADV_HUGEPAGE);
+        (void)madvise(whole + before, size / RK_HUGE_PAGE * RK_HUGE_PAGE, MADV_HUGEPAGE);
     #endif
+        return whole + before;
+    }
+
+    static inline void rk_unmap(void *memory, size_t size)
+    {
+        (void)munmap(memory, size);
     }
 
     static atomic_flag rk_pool_flag = ATOMIC_FLAG_INIT;
@@ -45,7 +63,7 @@ cdef extern from *:
     }
 
     static atomic_long rk_layers;     /* those that are alive */
-    static atomic_long rk_new_blocks; /* those that malloc gave */
+    static atomic_long rk_new_blocks; /* those that did not wait */
 
     static inline long rk_count(atomic_long *count, long more)
     {
@@ -56,16 +74,15 @@ cdef extern from *:
         pass
 
     atomic_long rk_layers, rk_new_blocks
-    void rk_ask_huge_pages(void *memory, size_t size) nogil
+    const size_t RK_HUGE_PAGE
+    void *rk_map(size_t size) nogil
+    void rk_unmap(void *memory, size_t size) nogil
     bint rk_pool_enter() nogil
     void rk_pool_leave() nogil
     long rk_count(atomic_long *count, long more) nogil
 
 cdef enum:
     HEADER = 64  # before a block, which keeps its alignment
-    # Blocks that hold a huge page begin with one. Only whole pages are asked for: a part of one
-    # would take more memory than the block has.
-    HUGE_PAGE = 1 << 21
 
 # Most bytes that wait.
 cdef size_t idle_limit = 1 << 28
@@ -77,6 +94,7 @@ cdef struct Block:
     size_t size
     Block *older
     unsigned long long given  # when: a count of blocks
+    bint mapped               # whether it is the system's, and not malloc's
 
 cdef Block *newest = NULL
 cdef size_t idle = 0
@@ -120,10 +138,18 @@ cdef Block *fitting(size_t size) noexcept nogil:
     return found
 
 
+cdef void free_block(Block *block) noexcept nogil:
+    if block.mapped:
+        rk_unmap(block, block.size)
+    else:
+        free(block)
+
+
 cdef char *take_block(size_t size) noexcept nogil:
     global idle
     cdef Block *block = NULL
     cdef void *memory = NULL
+    cdef bint mapped
     if size > <size_t>1 << 62:
         return NULL
     size = rounded(size + HEADER)
@@ -133,12 +159,15 @@ cdef char *take_block(size_t size) noexcept nogil:
             idle -= block.size
         rk_pool_leave()
     if block == NULL:
-        if posix_memalign(&memory, HEADER if size < HUGE_PAGE else HUGE_PAGE, size) != 0:
+        mapped = size >= RK_HUGE_PAGE and not exact
+        if mapped:
+            memory = rk_map(size)
+        elif posix_memalign(&memory, HEADER, size) != 0:
+            memory = NULL
+        if memory == NULL:
             return NULL
-        if size >= HUGE_PAGE:
-            rk_ask_huge_pages(memory, size // HUGE_PAGE * HUGE_PAGE)
         block = <Block *>memory
-        block.size = size
+        block.size, block.mapped = size, mapped
         rk_count(&rk_new_blocks, 1)
     if poison:
         memset(<char *>block + HEADER, 255, size - HEADER)
@@ -150,7 +179,7 @@ cdef void give_block(char *memory) noexcept nogil:
     cdef Block *block = header(memory)
     cdef Block *old = NULL
     if exact or rk_count(&rk_layers, 0) == 0 or block.size > idle_limit or not rk_pool_enter():
-        free(block)
+        free_block(block)
         return
     given += 1
     block.given, block.older = given, newest
@@ -185,7 +214,7 @@ cdef void free_all(Block *block) noexcept nogil:
     cdef Block *older
     while block != NULL:
         older = block.older
-        free(block)
+        free_block(block)
         block = older
 
 
