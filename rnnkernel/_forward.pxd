@@ -2,14 +2,12 @@ from rnnkernel cimport _tape
 from rnnkernel._packed_weights cimport PackedWeights
 from rnnkernel._recurrence cimport Plan, Run
 from rnnkernel._scratch cimport Scratch
-from rnnkernel._states cimport Matrix
 
 
-# A run with what belongs to it: its team's plan, and states where the caller has them.
+# A run with what belongs to it.
 cdef struct Pass:
     Run run
     Plan plan
-    Matrix h0, h_n, c_n           # c_n may have no data
     char *reserve                 # receives the gates, or NULL
     Py_ssize_t reserve_rows       # that it has room for in each step
     int groups                    # that they stand in; 0: yet to be chosen
@@ -19,5 +17,4 @@ cdef void set_weights(Run *r, PackedWeights w, Py_ssize_t N) noexcept
 cdef int set_rows(Run *r, rows) except -1
 cdef int set_arrays(Pass *one, _tape.Pass of, h_n, c_n) except -1
 cdef int lay_out(Pass *one, Scratch scratch, index) except -1
-cdef void take_states(const Pass *one, PackedWeights w) noexcept
-cdef void keep_states(const Pass *one, PackedWeights w) noexcept
+cdef void keep_states(const Run *r) noexcept

@@ -21,9 +21,9 @@ from rnnkernel cimport _tape
 from rnnkernel._kernels cimport RK_HALF, RK_WHOLE, rk_panel_rows
 from rnnkernel._memory cimport address, aligned_empty, aligned_zeros, tile_pitch
 from rnnkernel._packed_weights cimport PackedWeights
-from rnnkernel._recurrence cimport Plan, Run, gates_at, h_at, list_chunk
+from rnnkernel._recurrence cimport Plan, Run, list_chunk, put_states, take_first_cell
 from rnnkernel._scratch cimport Scratch
-from rnnkernel._states cimport Matrix, copy_row, pack_cell_states, unpack_cell_state
+from rnnkernel._states cimport Matrix, copy_row, pack_cell_states
 from rnnkernel._tape cimport place_in_groups, rows_of_group
 
 cnp.import_array()
@@ -56,6 +56,7 @@ cdef void set_weights(Run *r, PackedWeights w, Py_ssize_t N) noexcept:
     r.clears = False
     r.reset = r.resets = NULL
     r.index = NULL
+    r.begins = r.ends = False
     r.c0, r.c0_row, r.c0_block = NULL, r.units, N * r.units
     r.keeps = False
     r.panels = NULL
@@ -98,10 +99,10 @@ cdef int set_arrays(Pass *one, _tape.Pass of, h_n, c_n) except -1:
     cdef Run *r = &one.run
     cdef cnp.ndarray seen = of.x, made = of.y
     set_weights(r, of.weights, made.shape[1])
-    one.h0, one.h_n = matrix(of.h0), matrix(h_n)
-    one.c_n.data = NULL
+    r.h0, r.h_n = matrix(of.h0), matrix(h_n)
+    r.c_n.data = NULL
     if c_n is not None:
-        one.c_n = matrix(c_n)
+        r.c_n = matrix(c_n)
     if of.c0 is not None:
         r.c0 = <const char *>cnp.PyArray_DATA(of.c0)
     r.T, r.first = made.shape[0], 0
@@ -151,22 +152,18 @@ cdef int lay_out(Pass *one, Scratch scratch, index) except -1:
         r.gates_time = r.blocks * r.gates_block
         r.gates = scratch.take(plan.tiles * r.chunk * r.gates_time * r.item)
     find_rows(one, scratch)
-    lay_out_states(r, plan, scratch, &one.h0)
+    lay_out_states(r, plan, scratch)
     if r.index != NULL:
         find_table(r, scratch, index)
     return 0
 
 
-cdef int lay_out_states(Run *r, const Plan *plan, Scratch scratch, const Matrix *h0) except -1:
-    """The tiles of h, with h0 in the first."""
-    cdef Py_ssize_t n
-    r.h = scratch.take_zeros(plan.tiles * 3 * r.h_time * r.item)
+cdef int lay_out_states(Run *r, const Plan *plan, Scratch scratch) except -1:
+    """The tiles of h, with h0 in the first where no thread begins with its own rows."""
+    r.h = scratch.take(plan.tiles * 3 * r.h_time * r.item)
     r.early = r.h + 2 * r.h_time * r.item
-    for n in range(r.N):
-        copy_row(
-            r.h + r.h_row[n] * r.item, r.item,
-            h0.data + (n if r.order == NULL else r.order[n]) * h0.row, h0.unit, r.P, r.item,
-        )
+    if plan.by_units:
+        put_states(r, 0, r.N)
     if r.reset != NULL and r.cell.states == 2:
         r.c_reset = scratch.take(r.blocks * r.N * r.units * r.item)
     return 0
@@ -279,7 +276,10 @@ def pack_cells(PackedWeights w, c, Py_ssize_t N, order):
     if order is not None:
         rows = <Py_ssize_t *>cnp.PyArray_DATA(<cnp.ndarray>order)
     cells = matrix(c)
-    pack_cell_states(w, &cells, N, rows, <char *>cnp.PyArray_DATA(<cnp.ndarray>packed))
+    pack_cell_states(
+        w.blocks, w.units, w.item, w.hidden_size, &cells, N, rows,
+        <char *>cnp.PyArray_DATA(<cnp.ndarray>packed),
+    )
     return packed
 
 
@@ -314,46 +314,13 @@ def kept(PackedWeights w, reserve, Py_ssize_t T, Py_ssize_t N, gate):
     return by_block.transpose(0, 2, 1, 3).reshape(T, N, w.blocks * w.units)[:, :, : w.hidden_size]
 
 
-cdef void take_states(const Pass *one, PackedWeights w) noexcept:
-    """The state after each row's last step: nothing writes there after it."""
-    cdef const Run *r = &one.run
-    cdef Py_ssize_t n, row, steps
-    for n in range(r.N):
-        row, steps = n, r.T
-        if r.order != NULL:
-            row, steps = r.order[n], r.length[n]
-        copy_row(
-            one.h_n.data + row * one.h_n.row, one.h_n.unit,
-            h_at(r, steps) + r.h_row[n] * r.item, r.item, r.P, r.item,
-        )
-        if one.c_n.data == NULL:
-            continue
-        if steps == 0:
-            take_first_cell(one, w, n)
-            continue
-        unpack_cell_state(
-            w, gates_at(r, steps - 1) + (r.gates_row[n] + r.cell.slots * r.units) * r.item,
-            r.gates_block * r.item, &one.c_n, row,
-        )
-
-
-cdef void take_first_cell(const Pass *one, PackedWeights w, Py_ssize_t n) noexcept:
-    """The final cell state at a position without steps."""
-    cdef const Run *r = &one.run
-    unpack_cell_state(
-        w, r.c0 + n * r.c0_row * r.item, r.c0_block * r.item, &one.c_n,
-        n if r.order == NULL else r.order[n],
-    )
-
-
-cdef void keep_states(const Pass *one, PackedWeights w) noexcept:
+cdef void keep_states(const Run *r) noexcept:
     """Where there are no steps the final states are the initial ones."""
-    cdef const Run *r = &one.run
     cdef Py_ssize_t n
     for n in range(r.N):
         copy_row(
-            one.h_n.data + n * one.h_n.row, one.h_n.unit, one.h0.data + n * one.h0.row,
-            one.h0.unit, r.P, r.item,
+            r.h_n.data + n * r.h_n.row, r.h_n.unit, r.h0.data + n * r.h0.row, r.h0.unit, r.P,
+            r.item,
         )
-        if one.c_n.data != NULL:
-            take_first_cell(one, w, n)
+        if r.c_n.data != NULL:
+            take_first_cell(r, n)

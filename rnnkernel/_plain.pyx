@@ -141,16 +141,16 @@ def infer(called, x, state, num_threads, lengths=None):
             if d == 1:
                 r.x, r.x_time = r.x + (T - 1) * x_time * item, -x_time
                 r.y, r.y_time = r.y + (T - 1) * y_time * item, -y_time
-            set_first(&one.h0, scratch, initial[0], index, N, P, item, steps.batched)
-            last_row(&one.h_n, h_n, index, N, P, item)
+            set_first(&r.h0, scratch, initial[0], index, N, P, item, steps.batched)
+            last_row(&r.h_n, h_n, index, N, P, item)
             if rows is not None:
                 set_rows(r, rows[d])
-            one.c_n.data = one.reserve = NULL
+            r.c_n.data = one.reserve = NULL
             one.groups = 1
             if sizes.states == 2:
                 width = w.blocks * w.units  # whole blocks are read
                 set_first(&first_c, scratch, initial[1], index, N, width, item, steps.batched)
-                last_row(&one.c_n, c_n, index, N, H, item)
+                last_row(&r.c_n, c_n, index, N, H, item)
                 set_first_cells(r, w, scratch, &first_c, initial[1] is None)
         layer_x, x_time, x_batch, x_unit = layer_y, y_time, y_batch, 1
     run_stack(passes, L, D, weights, scratch, None, threads)
@@ -188,7 +188,7 @@ cdef int set_first_cells(
         r.c0, r.c0_row, r.c0_block = c.data, c.row // w.item, w.units
     else:
         r.c0 = scratch.take(w.blocks * r.N * w.units * w.item)
-        pack_cell_states(w, c, r.N, r.order, <char *>r.c0)
+        pack_cell_states(r.blocks, r.units, r.item, r.H, c, r.N, r.order, <char *>r.c0)
     return 0
 
 

@@ -1,6 +1,7 @@
 """Large blocks of memory that go from call to call."""
 
-# Whether blocks are filled with NaN when they are taken, and every array is one.
+# Whether blocks and what comes of an arena are filled with NaN when they are taken, and every array
+# is a block.
 cdef bint poison
 # Whether a block has no more bytes than it was asked for, and nothing is used twice.
 cdef bint exact

@@ -1,6 +1,7 @@
 from rnnkernel._kernels cimport rk_cell, rk_kernels, rk_packing
 from rnnkernel._panels cimport Panel
 from rnnkernel._rows cimport SECTIONS
+from rnnkernel._states cimport Matrix
 from rnnkernel._team cimport rk_flag, rk_handover, rk_range
 
 cdef enum:
@@ -46,6 +47,8 @@ cdef struct Run:
     Py_ssize_t gates_time, gates_block
     bint keeps                    # whether backward reads them
     const Py_ssize_t *gates_row
+    Matrix h0, h_n, c_n           # states where the caller has them; c_n may have no data
+    bint begins, ends             # whether all rows are to be taken from there, and put there
     const char *c0                # c0[block, n, u] at block * c0_block + n * c0_row + u
     Py_ssize_t c0_row, c0_block
     char *h                       # two tiles, in turn h_{t-1} and h_t: row n at h_row[n]
@@ -119,3 +122,8 @@ cdef void prepare_weights_of(
 # chunk has a list of its own.
 cdef void list_chunk(const Run *r, Py_ssize_t begin, Py_ssize_t end) noexcept nogil
 cdef void run_team(const Run *r, const Plan *plan, int members, int member) noexcept nogil
+# The states of some rows: from h0 into the tiles of h, and after their last steps into h_n and c_n.
+cdef void put_states(const Run *r, Py_ssize_t begin, Py_ssize_t end) noexcept nogil
+cdef void take_states(const Run *r, Py_ssize_t begin, Py_ssize_t end) noexcept nogil
+# The final cell state at a position without steps.
+cdef void take_first_cell(const Run *r, Py_ssize_t n) noexcept nogil

@@ -31,6 +31,7 @@ from rnnkernel._rows cimport (
     rk_ask_to_write,
     rows_ahead,
 )
+from rnnkernel._states cimport copy_row
 from rnnkernel._team cimport (
     rk_end_part,
     rk_hand_over,
@@ -366,6 +367,56 @@ cdef void project_blocks(
         r.kernels.fill(&p)
 
 
+cdef void put_states(const Run *r, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    """What lies past the last unit meets none that exists."""
+    cdef Py_ssize_t n, row
+    for n in range(begin, end):
+        row = n if r.order == NULL else r.order[n]
+        copy_row(
+            r.h + r.h_row[n] * r.item, r.item, r.h0.data + row * r.h0.row, r.h0.unit, r.P, r.item
+        )
+
+
+cdef void take_states(const Run *r, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    """Nothing writes to a row's states after its last step."""
+    cdef Py_ssize_t n, row, steps
+    cdef const char *c
+    for n in range(begin, end):
+        row, steps = n, r.T
+        if r.order != NULL:
+            row, steps = r.order[n], r.length[n]
+        copy_row(
+            r.h_n.data + row * r.h_n.row, r.h_n.unit, h_at(r, steps) + r.h_row[n] * r.item, r.item,
+            r.P, r.item,
+        )
+        if r.c_n.data == NULL:
+            continue
+        if steps == 0:
+            take_first_cell(r, n)
+            continue
+        c = gates_at(r, steps - 1) + (r.gates_row[n] + r.cell.slots * r.units) * r.item
+        take_cell(r, c, r.gates_block * r.item, row)
+
+
+cdef void take_first_cell(const Run *r, Py_ssize_t n) noexcept nogil:
+    take_cell(
+        r, r.c0 + n * r.c0_row * r.item, r.c0_block * r.item, n if r.order == NULL else r.order[n]
+    )
+
+
+cdef void take_cell(
+    const Run *r, const char *packed, Py_ssize_t block_bytes, Py_ssize_t row
+) noexcept nogil:
+    """A row of c_n from its units in each block."""
+    cdef Py_ssize_t block
+    cdef char *to = r.c_n.data + row * r.c_n.row
+    for block in range(r.blocks):
+        copy_row(
+            to + block * r.units * r.c_n.unit, r.c_n.unit, packed + block * block_bytes, r.item,
+            min(r.units, r.H - block * r.units), r.item,
+        )
+
+
 cdef bint enter_segments(
     const Run *r, Part *part, Py_ssize_t t, rk_step *s
 ) noexcept nogil:
@@ -550,6 +601,8 @@ cdef void run_rows(const Run *r, Part *part) noexcept nogil:
     part.chunk_gates = r.chunk_gates + part.begin * r.chunk
     if part.begin < part.end:
         run_part(r, part)
+    if r.ends:
+        take_states(r, part.begin, part.end)
     if part.handover != NULL:
         rk_end_part(part.handover)
 
@@ -602,6 +655,8 @@ cdef void run_team(const Run *r, const Plan *plan, int members, int member) noex
     i = member
     while i < plan.tiles:
         set_bounds(r, &part, plan.bounds[i], plan.bounds[i + 1])
+        if r.begins:
+            put_states(r, part.begin, part.end)
         run_rows(r, &part)
         i += members
     while part.handover != NULL and rk_take_over(

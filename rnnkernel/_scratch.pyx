@@ -12,7 +12,7 @@ from libc.string cimport memset
 from posix.stdlib cimport posix_memalign
 
 from rnnkernel._kernels cimport RK_ALIGNMENT
-from rnnkernel._pool cimport exact, give_block, take_block
+from rnnkernel._pool cimport exact, give_block, poison, take_block
 
 cdef enum:
     ARENA = 131072
@@ -52,6 +52,8 @@ cdef class Scratch:
         if 0 <= bytes < ARENA - self.used and not exact:
             here = self.arena + self.used
             self.used += (bytes + RK_ALIGNMENT - 1) // RK_ALIGNMENT * RK_ALIGNMENT
+            if poison:
+                memset(here, 255, bytes)
             return here
         if bytes >= 0:
             block = take_block(RK_ALIGNMENT + <size_t>bytes)

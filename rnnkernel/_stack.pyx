@@ -31,7 +31,7 @@ from rnnkernel._clock cimport (
     start_clock,
 )
 from rnnkernel._crowd cimport is_crowded, report
-from rnnkernel._forward cimport Pass, keep_states, lay_out, set_arrays, take_states
+from rnnkernel._forward cimport Pass, keep_states, lay_out, set_arrays
 from rnnkernel._memory cimport address
 from rnnkernel._packed_weights cimport PackedWeights
 from rnnkernel._plan cimport (
@@ -44,7 +44,7 @@ from rnnkernel._plan cimport (
     team_step,
     training_pays_off,
 )
-from rnnkernel._recurrence cimport Run, prepare_weights_of, run_team
+from rnnkernel._recurrence cimport Run, prepare_weights_of, run_team, take_states
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._team cimport (
     rk_await,
@@ -106,7 +106,8 @@ cdef void run_piece(
     charge(&clock, WAITING)
     r.first = piece * s.piece
     r.T = min(one.run.T, r.first + s.piece)
-    if piece + 1 < s.pieces:  # the last has what lies past all ends
+    r.begins, r.ends = piece == 0, piece + 1 == s.pieces
+    if not r.ends:  # the last has what lies past all ends
         r.y_steps = r.T
     if mate < members:
         run_team(&r, &one.plan, members, mate)
@@ -299,7 +300,8 @@ cdef int run_stack(
         for i in range(count):
             call.left += rk_gone(passes[i].plan.flags, passes[i].plan.team)
     for i in range(count):
-        take_states(&passes[i], weights[i])
+        if passes[i].plan.by_units:  # else who did a row's last step has taken them
+            take_states(&passes[i].run, 0, passes[i].run.N)
     return 0
 
 
@@ -333,4 +335,4 @@ def forward(list layers, int threads):
     for i in range(count):
         of = layers[i // directions][i % directions][0]
         of.y[...] = 0
-        keep_states(&passes[i], of.weights)
+        keep_states(&passes[i].run)

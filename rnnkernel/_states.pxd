@@ -2,9 +2,6 @@
 
 from libc.string cimport memcpy, memset
 
-from rnnkernel._packed_weights cimport PackedWeights
-
-
 # (N, units) of anybody's; strides in bytes.
 cdef struct Matrix:
     char *data
@@ -28,30 +25,18 @@ cdef inline void copy_row(
 
 
 cdef inline void pack_cell_states(
-    PackedWeights w, const Matrix *c, Py_ssize_t N, const Py_ssize_t *order, char *packed
-) noexcept:
+    Py_ssize_t blocks, Py_ssize_t units, Py_ssize_t item, Py_ssize_t H, const Matrix *c,
+    Py_ssize_t N, const Py_ssize_t *order, char *packed,
+) noexcept nogil:
     """(N, H) as [block][N][U], zero past H; `order` has the row at each position, or is NULL."""
-    cdef Py_ssize_t n, block, units, width = w.units * w.item
+    cdef Py_ssize_t n, block, valid, width = units * item
     cdef const char *row
     cdef char *to
     for n in range(N):
         row = c.data + (n if order == NULL else order[n]) * c.row
-        for block in range(w.blocks):
+        for block in range(blocks):
             to = packed + (block * N + n) * width
-            units = min(w.units, w.hidden_size - block * w.units)
-            copy_row(to, w.item, row + block * w.units * c.unit, c.unit, units, w.item)
-            if units < w.units:
-                memset(to + units * w.item, 0, width - units * w.item)
-
-
-cdef inline void unpack_cell_state(
-    PackedWeights w, const char *packed, Py_ssize_t block_bytes, const Matrix *c, Py_ssize_t n
-) noexcept:
-    """Row n of (N, H) from its units in each block."""
-    cdef Py_ssize_t block
-    cdef char *row = c.data + n * c.row
-    for block in range(w.blocks):
-        copy_row(
-            row + block * w.units * c.unit, c.unit, packed + block * block_bytes, w.item,
-            min(w.units, w.hidden_size - block * w.units), w.item,
-        )
+            valid = min(units, H - block * units)
+            copy_row(to, item, row + block * units * c.unit, c.unit, valid, item)
+            if valid < units:
+                memset(to + valid * item, 0, width - valid * item)
