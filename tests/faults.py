@@ -842,8 +842,8 @@ FAULTS = [
     Fault(
         "plain calls: cell states of a ragged batch in the order of the caller",
         "rnnkernel/_plain.pyx",
-        "pack_cell_states(w, c, r.N, r.order, <char *>r.c0)",
-        "pack_cell_states(w, c, r.N, NULL, <char *>r.c0)",
+        "r.item, r.H, c, r.N, r.order, <char *>r.c0)",
+        "r.item, r.H, c, r.N, NULL, <char *>r.c0)",
         **only("plain"),
     ),
     Fault(
