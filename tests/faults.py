@@ -438,7 +438,7 @@ FAULTS = [
     ),
     Fault(
         "lengths: the final state is that after the batch's last step",
-        FORWARD,
+        RECURRENCE,
         "row, steps = r.order[n], r.length[n]",
         "row, steps = r.order[n], r.T",
         **only("lengths"),
