@@ -295,13 +295,14 @@ cdef void set_offsets(Bptt *r) noexcept:
 cdef void clear_memory(Bptt *r) noexcept:
     """What is read before it is written."""
     cdef char *zeros = <char *>r.flags
+    cdef Py_ssize_t bytes = r.dgates_block * r.item, before = (r.blocks - 1) * bytes
     cdef int room
     memset(zeros, 0, r.dc + (r.N * r.pitch * r.item if r.cell.states == 2 else 0) - zeros)
-    # where a block is several vectors the cell leaves out those past H, and products do not
-    if r.cell.unit_vectors > 1:
-        memset(r.dgates, 0, r.blocks * r.dgates_block * r.item)
+    # the cell leaves out the last block's vectors past H, and products do not
+    if r.blocks * r.units - r.H >= r.kernels.lanes:
+        memset(r.dgates + before, 0, bytes)
         for room in range(1, rooms_of(r)):
-            memset(r.rooms[room].dgates, 0, r.blocks * r.dgates_block * r.item)
+            memset(r.rooms[room].dgates + before, 0, bytes)
 
 
 # -- states --------------------------------------------------------------------------------------
