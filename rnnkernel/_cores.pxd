@@ -11,10 +11,17 @@ cdef struct Level:
 cdef struct Cores:
     Level l2, l3, beyond
     double beyond_bytes           # weights of more come from beyond L3
+    double step                   # us of a step beside its products
     double crowding               # share of the time by which threads at once take longer
-    double byte, byte_apart       # us a byte of h that another core wrote, and what that adds
+    double meeting, meeting_apart  # us that threads wait to meet, and what that adds
+    double byte, byte_apart       # us a byte of h that another core wrote, and likewise
     # us that threads wait for each other's rows of y in a step, for each byte of them, and at most
     double rows_apart, rows_byte_apart, rows_most_apart
+    double piece, piece_byte      # us that a piece of time takes by itself, and a byte of W_ih
+    double wave                   # of a wavefront's estimate what one team must promise
+    # us that halves of a row of y cost, or a byte of one that the layer above reads, where another
+    # core writes some lines of it in one go
+    double half_row, half_row_apart, below_byte_apart
     double gigaflops              # of float32 in training
     double passing                # us a byte of weights that training passes on
     double opening, opening_byte  # us to open a team for training, and a byte of its weights

@@ -33,9 +33,13 @@ cdef void take_usual() noexcept:
     here.l2 = Level(80, False, 0.5, 0.5)
     here.l3 = here.beyond = Level(20, True, 0.15, 0.15)
     here.beyond_bytes = 0
+    here.step = 0.3
     here.crowding = 0.2
+    here.meeting, here.meeting_apart = 0.25, 0.45
     here.byte, here.byte_apart = 0, 200e-6
     here.rows_apart = here.rows_byte_apart = here.rows_most_apart = 0
+    here.piece, here.piece_byte, here.wave = 1, 17e-6, 0.95
+    here.half_row, here.half_row_apart, here.below_byte_apart = 0, 0.15, 0
     here.gigaflops = 80
     here.passing = 3e-4
     here.opening, here.opening_byte = 100, 0
@@ -48,9 +52,13 @@ cdef void take_amd() noexcept:
     here.beyond = Level(80, True, 1.2, 1.4)
     # of an L3 of 32 MiB: sysconf tells that of all of a processor together
     here.beyond_bytes = 0.3 * (32 << 20)
+    here.step = 0.15
     here.crowding = 0.1
-    here.byte, here.byte_apart = 60e-6, 540e-6
+    here.meeting, here.meeting_apart = 0, 0.8
+    here.byte, here.byte_apart = 100e-6, 900e-6
     here.rows_apart, here.rows_byte_apart, here.rows_most_apart = 0.2, 2.2e-4, 1.9
+    here.piece, here.piece_byte, here.wave = 0.6, 9e-6, 1.01
+    here.half_row, here.half_row_apart, here.below_byte_apart = 0.04, 0.3, 6e-4
     here.gigaflops = 100
     # weights pass fast, but not from a core with which there is no L3 in common
     here.passing = 1.2e-4

@@ -114,8 +114,8 @@ cdef Py_ssize_t weights_of_block(const Run *r) noexcept:
 cdef double step_time(const Run *r, Py_ssize_t rows, Py_ssize_t blocks) noexcept:
     """Microseconds that a thread takes for a step of some rows of some blocks, roughly.
 
-    It takes 0.3 us by itself. The products of a row take 5 ns for 256 weights in float32; what
-    their arrival adds depends on the core, and on where those of all its blocks are.
+    The products of a row take 5 ns for 256 weights in float32; what their arrival adds depends on
+    the core, and on where those of all its blocks are.
     """
     cdef double weights = <double>blocks * weights_of_block(r), size = weights * r.weight_item
     cdef const Cores *core = cores()
@@ -126,15 +126,14 @@ cdef double step_time(const Run *r, Py_ssize_t rows, Py_ssize_t blocks) noexcept
     arrival = size / (1e3 * level.gigabytes)
     if level.hides:
         products = max(products, arrival)
-    return 0.3 + products + (level.delay_once if r.T == 1 else level.delay) * arrival
+    return core.step + products + (level.delay_once if r.T == 1 else level.delay) * arrival
 
 
 cdef double shared_step(const Run *r, Py_ssize_t rows, int team, bint units) except -1:
     """Microseconds that a team takes for a step of so many rows, shared by units or by rows.
 
     Of units each thread streams only its own weights, which several threads' L2 may hold together;
-    for that all wait for the last one, meet, in up to 0.45 us (rnnkernel/_teamwork.pyx), and read
-    what the others have written of h.
+    for that all wait for the last one, meet, and read what the others have written of h.
     """
     cdef double apart = teamwork(team) if team > 1 else 0
     cdef const Cores *core = cores()
@@ -144,7 +143,7 @@ cdef double shared_step(const Run *r, Py_ssize_t rows, int team, bint units) exc
         waiting = min(waiting, core.rows_most_apart) * apart
         return step_time(r, (rows + team - 1) // team, r.blocks) + waiting
     return 1.01 * step_time(r, rows, (r.blocks + team - 1) // team) + r.cell.phases * (
-        0.25 + 0.45 * apart + rows * r.P * r.item * byte
+        core.meeting + core.meeting_apart * apart + rows * r.P * r.item * byte
     )
 
 

@@ -30,6 +30,7 @@ from rnnkernel._clock cimport (
     nanoseconds,
     start_clock,
 )
+from rnnkernel._cores cimport Cores, cores
 from rnnkernel._crowd cimport is_crowded, report
 from rnnkernel._forward cimport Pass, keep_states, lay_out, set_arrays
 from rnnkernel._memory cimport address
@@ -67,12 +68,6 @@ PIECE = None
 
 # Microseconds to open the threads of a call that is inference.
 cdef double OPENING = 10
-
-# A wavefront, whose teams wait for one another, must promise to take so much of the time.
-cdef double WAVE = 0.95
-
-# Microseconds that half a row of y may wait for another core.
-cdef double HALF_ROW = 0.15
 
 # Microseconds to pack a weight.
 cdef double PACKED_WEIGHT = 2e-4
@@ -148,13 +143,15 @@ cdef void run_member(Stack *s, int members, int member) noexcept nogil:
 cdef double time_of(Stack *s, double rows) except -1:
     """Microseconds of all passes, roughly, by these teams; sets the pieces.
 
-    A piece costs a team 1 us and reading W_ih, or packing all weights. Cutting finely costs this
-    more often, and coarsely leaves more time until the last layer has begun. Two directions at once
-    write the halves of each row of y, and a cell that writes some lines of a row in one go has its
-    core's prefetcher take those of the other half.
+    A piece costs a team reading W_ih, or packing all weights. Cutting finely costs this more often,
+    and coarsely leaves more time until the last layer has begun. Two directions at once write the
+    halves of each row of y, and a cell that writes some lines of a row in one go has its core's
+    prefetcher take those of the other half, or those that the layer above reads, where each layer
+    stays with its team.
     """
+    cdef const Cores *core = cores()
     cdef int i, teams = s.teams, passes = s.layers * s.directions
-    cdef double step = 0, start = 1, tasks
+    cdef double step = 0, start = core.piece, tasks, apart
     cdef Run *r
     for i in range(passes):
         r = &s.passes[i].run
@@ -164,9 +161,13 @@ cdef double time_of(Stack *s, double rows) except -1:
         ) / passes
         if r.panels != NULL:
             start += r.cell.gates * r.H * (r.I + r.P) * PACKED_WEIGHT / s.size / passes
-        start += <double>r.cell.gates * r.H * r.I * r.item / 60e3 / passes
-        if teams > 1 and s.directions > 1 and r.cell.unit_vectors > 1:
-            step += HALF_ROW * teamwork(teams * s.size) * rows / passes
+        start += r.cell.gates * r.H * r.I * r.item * core.piece_byte / passes
+        if teams > 1 and r.cell.unit_vectors > 1:
+            apart = teamwork(teams * s.size)
+            if s.directions > 1:
+                step += (core.half_row + core.half_row_apart * apart) * rows / passes
+            elif s.layers % teams == 0:
+                step += core.below_byte_apart * apart * rows * r.P * r.item / passes
     s.piece, s.pieces = s.steps, 1
     if teams == 1 or s.directions > 1:
         return s.steps * step * passes / teams
@@ -201,7 +202,7 @@ cdef int share(Stack *s, bint training, int threads) except -1:
     s.piece, s.pieces = s.steps, 1
     tried = s[0]
     count /= s.layers * s.directions * s.steps
-    best = time_of(&tried, count) * (WAVE if s.directions == 1 else 1)
+    best = time_of(&tried, count) * (cores().wave if s.directions == 1 else 1)
     for teams in range(2, most + 1):
         tried.teams, tried.size = teams, threads // teams
         time = time_of(&tried, count)
