@@ -19,7 +19,7 @@ cdef Py_ssize_t PROJECTED_ROWS = 128
 cdef Py_ssize_t PROJECTED_BYTES = 768 << 10
 
 # Below this much arithmetic a call stays on one thread, whatever it reads.
-SERIAL_FLOPS = 400e3
+SERIAL_FLOPS = 180e3
 
 # True opens a team for any call of more, whatever it costs. Results are the same, as tests show by
 # setting it.
