@@ -421,6 +421,19 @@ RK_INLINE void RK(tile_asks_later)(RK(stretch) * s, RK(later) * l)
     l->count--;
 }
 
+/* How much of the regions so many tiles ask for each, if none of two pieces, in whole lines. */
+static ptrdiff_t RK(bytes_of_tile)(const rk_product *p, ptrdiff_t all, ptrdiff_t tiles)
+{
+    ptrdiff_t bytes = (all / tiles + 64) / 64 * 64, wanted = tiles + 1;
+    while (wanted > tiles && bytes < all) {
+        wanted = 0;
+        for (ptrdiff_t i = 0; i < p->later_count; i++)
+            wanted += (p->later[i].bytes + bytes - 1) / bytes * p->later[i].pieces;
+        if (wanted > tiles) bytes += (bytes / 8 + 63) / 64 * 64;
+    }
+    return bytes;
+}
+
 /* Columns first..first+nc of every block. A single tile of rows reads B once, and may take the last
  * block first: what one step used last the next one finds in L1. */
 RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t first,
@@ -490,8 +503,7 @@ RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t fi
             if (later_bytes) { /* for the tiles that no panel wants, of all stretches and blocks */
                 const ptrdiff_t idle = tiles - (lines + steps * pace - 1) / (steps * pace);
                 const ptrdiff_t stretches = (p->outer * p->inner + steps - 1) / steps;
-                if (idle > 0)
-                    later.bytes = (later_bytes / (idle * stretches * blocks) + 64) / 64 * 64;
+                if (idle > 0) later.bytes = RK(bytes_of_tile)(p, later_bytes, idle * stretches * blocks);
                 if (later.bytes > steps * 64) later.bytes = steps * 64; /* a line a step */
             }
             const char *const next = p->ahead && complete && block + step >= blocks
