@@ -503,7 +503,8 @@ RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t fi
             if (later_bytes) { /* for the tiles that no panel wants, of all stretches and blocks */
                 const ptrdiff_t idle = tiles - (lines + steps * pace - 1) / (steps * pace);
                 const ptrdiff_t stretches = (p->outer * p->inner + steps - 1) / steps;
-                if (idle > 0) later.bytes = RK(bytes_of_tile)(p, later_bytes, idle * stretches * blocks);
+                if (idle > 0)
+                    later.bytes = RK(bytes_of_tile)(p, later_bytes, idle * stretches * blocks);
                 if (later.bytes > steps * 64) later.bytes = steps * 64; /* a line a step */
             }
             const char *const next = p->ahead && complete && block + step >= blocks
