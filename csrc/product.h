@@ -421,17 +421,19 @@ RK_INLINE void RK(tile_asks_later)(RK(stretch) * s, RK(later) * l)
     l->count--;
 }
 
-/* How much of the regions so many tiles ask for each, if none of two pieces, in whole lines. */
-static ptrdiff_t RK(bytes_of_tile)(const rk_product *p, ptrdiff_t all, ptrdiff_t tiles)
+/* How much of the regions each of so many tiles asks for, none of two pieces: in whole lines, and
+ * at most so much. */
+static ptrdiff_t RK(bytes_of_tile)(const rk_product *p, ptrdiff_t all, ptrdiff_t tiles,
+                                   ptrdiff_t most)
 {
-    ptrdiff_t bytes = (all / tiles + 64) / 64 * 64, wanted = tiles + 1;
-    while (wanted > tiles && bytes < all) {
-        wanted = 0;
+    ptrdiff_t bytes = (all / tiles + 64) / 64 * 64;
+    for (; bytes < most; bytes += (bytes / 8 + 63) / 64 * 64) {
+        ptrdiff_t wanted = 0;
         for (ptrdiff_t i = 0; i < p->later_count; i++)
             wanted += (p->later[i].bytes + bytes - 1) / bytes * p->later[i].pieces;
-        if (wanted > tiles) bytes += (bytes / 8 + 63) / 64 * 64;
+        if (wanted <= tiles) return bytes;
     }
-    return bytes;
+    return most;
 }
 
 /* Columns first..first+nc of every block. A single tile of rows reads B once, and may take the last
@@ -503,9 +505,9 @@ RK_INLINE void RK(product_group)(const rk_product *p, const int nc, ptrdiff_t fi
             if (later_bytes) { /* for the tiles that no panel wants, of all stretches and blocks */
                 const ptrdiff_t idle = tiles - (lines + steps * pace - 1) / (steps * pace);
                 const ptrdiff_t stretches = (p->outer * p->inner + steps - 1) / steps;
-                if (idle > 0)
-                    later.bytes = RK(bytes_of_tile)(p, later_bytes, idle * stretches * blocks);
-                if (later.bytes > steps * 64) later.bytes = steps * 64; /* a line a step */
+                if (idle > 0) /* a line a step */
+                    later.bytes =
+                        RK(bytes_of_tile)(p, later_bytes, idle * stretches * blocks, steps * 64);
             }
             const char *const next = p->ahead && complete && block + step >= blocks
                                          ? p->ahead
