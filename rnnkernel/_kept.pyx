@@ -30,23 +30,38 @@ cdef extern from *:
         Py_ssize_t at = Py_TYPE(o)->tp_weaklistoffset;
         return at > 0 && *(PyObject **)((char *)o + at) != NULL;
     }
+
+    /* Bytes that nobody else looks at, through this object, which has no other reference. A
+       memoryview shares what it looks at with those made of it, and has no reference of theirs. */
+    static int rk_is_only_view(PyObject *o) {
+    #if RK_COUNTS
+        if (PyMemoryView_Check(o)) {
+            const PyMemoryViewObject *view = (PyMemoryViewObject *)o;
+            PyObject *bytes = view->mbuf->master.obj;
+            return view->mbuf->exports == 1 && bytes != NULL && PyByteArray_CheckExact(bytes) &&
+                   Py_REFCNT(bytes) == 1;
+        }
+    #endif
+        return 0;
+    }
     """
     enum:
         RK_COUNTS
     Py_ssize_t Py_REFCNT(PyObject *o) nogil
     bint rk_has_weak_reference(PyObject *o)
+    bint rk_is_only_view(PyObject *o)
 
 
 cdef bint is_only(PyObject *array) noexcept:
-    """Whether its one reference is all there is to an array's memory."""
-    while True:
+    """Whether its one reference is all there is to an array's memory. An array that was pickled, by
+    the protocol from 5 on, looks at a bytearray."""
+    while Py_REFCNT(array) == 1 and not rk_has_weak_reference(array):
         if not cnp.PyArray_CheckExact(<object>array):
-            return False
-        if Py_REFCNT(array) != 1 or rk_has_weak_reference(array):
-            return False
+            return rk_is_only_view(array)
         if cnp.PyArray_BASE(<cnp.ndarray>array) == NULL:
             return cnp.PyArray_CHKFLAGS(<cnp.ndarray>array, cnp.NPY_ARRAY_OWNDATA)
         array = <PyObject *>cnp.PyArray_BASE(<cnp.ndarray>array)
+    return False
 
 
 cdef bint are_only(parameters) noexcept:

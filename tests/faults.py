@@ -877,15 +877,22 @@ FAULTS = [
     Fault(
         "kept weights: views are not counted",
         "rnnkernel/_kept.pyx",
-        "if Py_REFCNT(array) != 1 or rk_has_weak_reference(array):",
-        "if rk_has_weak_reference(array):",
+        "while Py_REFCNT(array) == 1 and not rk_has_weak_reference(array):",
+        "while not rk_has_weak_reference(array):",
         **only("kept"),
     ),
     Fault(
         "kept weights: the memory of others counts as one's own",
         "rnnkernel/_kept.pyx",
-        "if not cnp.PyArray_CheckExact(<object>array): return False",
+        "if not cnp.PyArray_CheckExact(<object>array): return rk_is_only_view(array)",
         "if not cnp.PyArray_CheckExact(<object>array): return True",
+        **only("kept"),
+    ),
+    Fault(
+        "kept weights: views of the memory that was pickled are not counted",
+        "rnnkernel/_kept.pyx",
+        "view->mbuf->exports == 1 && bytes != NULL",
+        "bytes != NULL",
         **only("kept"),
     ),
     Fault(

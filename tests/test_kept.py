@@ -5,6 +5,7 @@ import gc
 import pickle
 import threading
 import weakref
+from functools import partial
 
 import numpy as np
 import pytest
@@ -204,6 +205,50 @@ def test_memory_of_others_never_stays():
     expect_present(layer)
 
 
+def pickled(layer, protocol=5):
+    return pickle.loads(pickle.dumps(layer, protocol))
+
+
+def memory_of(layer, name="weight_hh_l0"):
+    """What an array looks at that was pickled by protocol 5."""
+    array = layer.parameters[name]
+    while isinstance(array, np.ndarray):
+        array = array.base
+    return array
+
+
+HOLDERS_OF_MEMORY = {
+    "array": lambda memory: np.frombuffer(memory, np.float32),
+    "memoryview": lambda memory: memory,
+    "one made of it": lambda memory: memoryview(memory),
+    "a part of it": lambda memory: memory[:16],
+    "bytearray": lambda memory: memory.obj,
+    "array of that": lambda memory: np.frombuffer(memory.obj, np.float32),
+    "weak reference": weakref.ref,
+}
+
+
+@pytest.mark.parametrize("name", HOLDERS_OF_MEMORY)
+@pytest.mark.parametrize("kept_before", [False, True])
+def test_who_holds_memory_of_a_pickled_layer_may_write_at_any_time(name, kept_before):
+    layer = pickled(make())
+    if kept_before:
+        rest(layer)
+    held = HOLDERS_OF_MEMORY[name](memory_of(layer))
+    for _ in range(3):
+        before = layer(inputs())[0]
+        assert layer._kept.weights is None
+        bytes_held = held() if name == "weak reference" else held
+        array = np.frombuffer(bytes_held, np.float32)
+        array += 1
+        del array, bytes_held
+        assert (layer(inputs())[0] != before).any()
+        expect_present(layer)
+    del held
+    rest(layer)
+    expect_present(layer)
+
+
 def test_a_bad_parameter_is_found_at_every_call():
     layer = make()
     rest(layer)
@@ -226,7 +271,10 @@ def test_training_keeps_nothing_and_disturbs_nothing():
     expect_present(layer)
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda a: pickle.loads(pickle.dumps(a))])
+@pytest.mark.parametrize(
+    "duplicate",
+    [copy.deepcopy, *(partial(pickled, protocol=i) for i in range(2, pickle.HIGHEST_PROTOCOL + 1))],
+)
 def test_a_duplicate_goes_its_own_way(duplicate):
     layer = make()
     rest(layer)
