@@ -25,21 +25,29 @@ cdef extern from *:
 
     /* How many threads this process can have at once, up to some: where the system refuses one,
      * OpenMP ends the process. Tried once for each number, with threads that are there together.
-     */
+     * Their stacks are left for OpenMP's; LLVM's asks for a little more than is usual. */
     static int rk_threads_to_have(int wanted)
     {
         static atomic_int had = 1;
         if (wanted <= atomic_load_explicit(&had, memory_order_relaxed)) return wanted;
         pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
         pthread_t *threads = malloc(wanted * sizeof(pthread_t));
+        pthread_attr_t how;
+        size_t stack;
         int count = 1;
-        if (threads == NULL) return 1;
+        if (threads == NULL || pthread_attr_init(&how) != 0) {
+            free(threads);
+            return 1;
+        }
+        if (pthread_attr_getstacksize(&how, &stack) == 0)
+            (void)pthread_attr_setstacksize(&how, stack + (1 << 20));
         pthread_mutex_lock(&gate);
-        while (count < wanted && pthread_create(&threads[count], NULL, rk_pass, &gate) == 0)
+        while (count < wanted && pthread_create(&threads[count], &how, rk_pass, &gate) == 0)
             count++;
         pthread_mutex_unlock(&gate);
         for (int i = 1; i < count; i++) pthread_join(threads[i], NULL);
         free(threads);
+        (void)pthread_attr_destroy(&how);
         if (count == wanted) atomic_store_explicit(&had, wanted, memory_order_relaxed);
         return count;
     }
