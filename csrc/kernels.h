@@ -160,6 +160,7 @@ static const rk_kernels
 #undef LANES
 #undef RK_ACCUMULATORS
 #undef RK_TILES_ASK
+#undef RK_LARGEST_ASKS
 #undef RK_PANEL_BYTES
 #undef RK_FEWEST_TILES
 #undef RK_STREAMS
