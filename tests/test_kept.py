@@ -131,7 +131,6 @@ HOLDERS = {
     "view": lambda layer: layer.parameters["weight_hh_l0"][1:, :2],
     "view of a view": lambda layer: layer.parameters["weight_hh_l0"].T[1:][1:],
     "buffer": lambda layer: memoryview(layer.parameters["weight_hh_l0"]),
-    "DLPack": lambda layer: np.from_dlpack(layer.parameters["weight_hh_l0"]),
     "interface": lambda layer: np.asarray(Interface(layer.parameters["weight_hh_l0"])),
     "weak reference": lambda layer: weakref.ref(layer.parameters["weight_hh_l0"]),
     "values": lambda layer: layer.parameters.values(),
@@ -139,6 +138,8 @@ HOLDERS = {
     "frozen": lambda layer: (layer.freeze(), layer.parameters)[1],
     "optimizer": lambda layer: rk.Adam(layer.parameters, lr=1.0),
 }
+if np.lib.NumpyVersion(np.__version__) >= "2.0.0":  # before, what comes so is read-only
+    HOLDERS["DLPack"] = lambda layer: np.from_dlpack(layer.parameters["weight_hh_l0"])
 
 
 class Interface:

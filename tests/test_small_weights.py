@@ -257,7 +257,8 @@ def test_the_largest_sums_of_int8_fit(monkeypatch, way, sign):
     layer = rk.RNN(1024, 1, nonlinearity="relu", bias=False, rng=0)
     layer.parameters["weight_ih_l0"].fill(sign)
     fast = layer.freeze("int8")
-    y, _ = fast(np.full((1, 1, 1024), sign * np.nextafter(np.float32(1), 0)))
+    below_one = np.nextafter(np.float32(1), np.float32(0))
+    y, _ = fast(np.full((1, 1, 1024), sign * below_one, np.float32))
     stored = fast.parameters["weight_ih_l0"].astype(np.float64)
     np.testing.assert_allclose(y, np.abs(stored).sum(), rtol=1e-6)
 
