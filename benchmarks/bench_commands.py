@@ -22,6 +22,7 @@ COMMANDS = {
     "roofline": "--threads 1",
     "scaling": "--largest 32 --seconds 0 --folder .",
     "share_of_peak": f"--problems {PROBLEM} --seconds 0",
+    "shared_layers": "--cells RNN --sizes 8 --rows 2 --steps 3 --seconds 0",
     "shared_steps": "--cells RNN --sizes 8 --rows 2 --steps 3 --seconds 0",
     "small_calls": "--cases LSTM,2,1,8 --seconds 0.01",
     "stream_steps": "--sizes 8 --rounds 1 --seconds 0 --ids 5",

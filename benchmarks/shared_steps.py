@@ -24,6 +24,10 @@ CELLS = {"RNN": rk.RNN, "GRU": rk.GRU, "LSTM": rk.LSTM}
 WAYS = ("rows", "units", None)  # None is as chosen
 
 
+def split(way):
+    _plan.SPLIT = _backward.SPLIT = way
+
+
 def calls(cls, H, T, N, threads):
     rng = np.random.default_rng(0)
     x, dy = (rng.standard_normal((T, N, H)).astype(np.float32) for _ in range(2))
@@ -38,19 +42,26 @@ def calls(cls, H, T, N, threads):
     }
 
 
-def time_ways(call, seconds):
+def time_ways(call, ways, force, seconds):
     """Median microseconds by way. Each goes twice: the first finds data where another left it."""
-    took = {way: [] for way in WAYS}
+    took = {way: [] for way in ways}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(took[None]) < 3:
-        for way in WAYS:
-            _plan.SPLIT = _backward.SPLIT = way
+        for way in ways:
+            force(way)
             call()
             start = time.perf_counter()
             call()
             took[way].append(1e6 * (time.perf_counter() - start))
-    _plan.SPLIT = _backward.SPLIT = None
+    force(None)
     return {way: median(times) for way, times in took.items()}
+
+
+def print_means(over):
+    """Of the ratios of what is chosen to the best way, by call."""
+    for name, ratios in over.items():
+        mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+        print(f"{name}: as chosen over the better {mean:.3f}, at most {max(ratios):.2f}")
 
 
 def main():
@@ -70,7 +81,7 @@ def main():
             for N in arguments.rows:
                 some = calls(CELLS[cell], H, arguments.steps, N, arguments.threads)
                 for name, call in some.items():
-                    took = time_ways(call, arguments.seconds)
+                    took = time_ways(call, WAYS, split, arguments.seconds)
                     ratio = took[None] / min(took["rows"], took["units"])
                     over.setdefault(name, []).append(ratio)
                     print(
@@ -79,9 +90,7 @@ def main():
                         f"teamwork {_teamwork.cost(arguments.threads):.2f}",
                         flush=True,
                     )
-    for name, ratios in over.items():
-        mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-        print(f"{name}: as chosen over the better {mean:.3f}, at most {max(ratios):.2f}")
+    print_means(over)
 
 
 if __name__ == "__main__":
