@@ -203,6 +203,8 @@ setup(
             extension("_memory", macros=[("NPY_TARGET_VERSION", "NPY_1_22_API_VERSION")]),
             extension("_scratch"),
             extension("_kept"),
+            extension("_states"),
+            extension("_projection"),
             extension("_recurrence"),
             extension("_cores"),
             extension("_teamwork"),

@@ -8,12 +8,6 @@ from cython.parallel cimport parallel, prange
 
 cimport numpy as cnp
 
-cdef extern from *:
-    # NumPy's headers bring <complex.h>, whose I is not the input size
-    """
-    #undef I
-    """
-
 from rnnkernel._bptt cimport (
     BY_COST,
     BY_ROWS,

@@ -7,12 +7,6 @@ from libc.string cimport memcpy, memset
 
 cimport numpy as cnp
 
-cdef extern from *:
-    # NumPy's headers bring <complex.h>, whose I is not the input size
-    """
-    #undef I
-    """
-
 from rnnkernel._bptt cimport CHUNK_ROWS, DX_ROWS, GROUP, LARGE_WEIGHTS, ROOMS, Bptt
 from rnnkernel._chunks cimport SHARDS, all_by_units, list_all_rows
 from rnnkernel._kernels cimport RK_TRANSPOSED_VECTORS

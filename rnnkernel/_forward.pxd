@@ -1,6 +1,6 @@
 from rnnkernel cimport _tape
 from rnnkernel._packed_weights cimport PackedWeights
-from rnnkernel._recurrence cimport Plan, Run
+from rnnkernel._run cimport Plan, Run
 from rnnkernel._scratch cimport Scratch
 
 

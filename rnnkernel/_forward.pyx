@@ -9,21 +9,16 @@ from libc.string cimport memcpy
 
 cimport numpy as cnp
 
-cdef extern from *:
-    # NumPy's headers bring <complex.h>, whose I is not the input size
-    """
-    #undef I
-    """
-
 import numpy as np
 
 from rnnkernel cimport _tape
 from rnnkernel._kernels cimport RK_HALF, RK_WHOLE, rk_panel_rows
 from rnnkernel._memory cimport address, aligned_empty, aligned_zeros, tile_pitch
 from rnnkernel._packed_weights cimport PackedWeights
-from rnnkernel._recurrence cimport Plan, Run, list_chunk, put_states, take_first_cell
+from rnnkernel._projection cimport list_chunk
+from rnnkernel._run cimport Matrix, Plan, Run
 from rnnkernel._scratch cimport Scratch
-from rnnkernel._states cimport Matrix, copy_row, pack_cell_states
+from rnnkernel._states cimport copy_row, pack_cell_states, put_states, take_first_cell
 from rnnkernel._tape cimport place_in_groups, rows_of_group
 
 cnp.import_array()

@@ -1,6 +1,13 @@
 # Mirror of csrc/rnnkernel.h, and the only place in the package that names C.
 # The meaning of every field stands there. Py_ssize_t is its ptrdiff_t.
 
+cdef extern from *:
+    # NumPy's headers bring it, and its I is not the input size
+    """
+    #include <complex.h>
+    #undef I
+    """
+
 cdef extern from "rnnkernel.h" nogil:
     ctypedef struct rk_region:
         const void *from_ "from"

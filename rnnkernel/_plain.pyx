@@ -6,12 +6,6 @@ What is not plain is left to rnnkernel/_passes.py, which also has the words for 
 
 cimport numpy as cnp
 
-cdef extern from *:
-    # NumPy's headers bring <complex.h>, whose I is not the input size
-    """
-    #undef I
-    """
-
 from rnnkernel._arrays cimport (
     Steps,
     of_states,
@@ -25,11 +19,11 @@ from rnnkernel._forward cimport Pass, set_rows, set_weights
 from rnnkernel._kept cimport Kept
 from rnnkernel._packed_weights cimport PackedWeights
 from rnnkernel._parameters cimport plain_parameters, prepare_one
-from rnnkernel._recurrence cimport Run
+from rnnkernel._run cimport Matrix, Run
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._sizes cimport Sizes, sizes_of
 from rnnkernel._stack cimport run_stack
-from rnnkernel._states cimport Matrix, pack_cell_states
+from rnnkernel._states cimport pack_cell_states
 
 from rnnkernel._plan import sections_of
 from rnnkernel._threads import resolve

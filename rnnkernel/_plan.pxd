@@ -1,4 +1,4 @@
-from rnnkernel._recurrence cimport Plan, Run
+from rnnkernel._run cimport Plan, Run
 from rnnkernel._scratch cimport Scratch
 
 # How many threads are worth opening for so much arithmetic in so many pieces.

@@ -6,8 +6,8 @@ the same with any.
 
 from rnnkernel._cores cimport Cores, Level, cores
 from rnnkernel._kernels cimport usable_threads
-from rnnkernel._recurrence cimport BOTH, TABLE_ROWS, Plan, Run, panel_bytes
 from rnnkernel._rows cimport bound_by_length, part
+from rnnkernel._run cimport BOTH, TABLE_ROWS, Plan, Run, panel_bytes
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._team cimport rk_begin_parts, rk_expel, rk_flag, rk_handover, rk_range
 from rnnkernel._teamwork cimport WAKING, are_asleep, note_call, teamwork

@@ -14,12 +14,6 @@ from cython.parallel cimport parallel
 
 cimport numpy as cnp
 
-cdef extern from *:
-    # NumPy's headers bring <complex.h>, whose I is not the input size
-    """
-    #undef I
-    """
-
 from rnnkernel cimport _tape
 from rnnkernel._clock cimport (
     PHASES,
@@ -45,8 +39,10 @@ from rnnkernel._plan cimport (
     team_step,
     training_pays_off,
 )
-from rnnkernel._recurrence cimport Run, prepare_weights_of, run_team, take_states
+from rnnkernel._recurrence cimport prepare_weights_of, run_team
+from rnnkernel._run cimport Run
 from rnnkernel._scratch cimport Scratch
+from rnnkernel._states cimport take_states
 from rnnkernel._team cimport (
     rk_await,
     rk_flag,

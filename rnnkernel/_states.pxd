@@ -1,11 +1,6 @@
-"""States between the caller's rows and the loops' memory: tiles of h, packed cell states."""
+from libc.string cimport memcpy
 
-from libc.string cimport memcpy, memset
-
-# (N, units) of anybody's; strides in bytes.
-cdef struct Matrix:
-    char *data
-    Py_ssize_t row, unit
+from rnnkernel._run cimport Matrix, Run
 
 
 cdef inline void copy_row(
@@ -24,19 +19,13 @@ cdef inline void copy_row(
         memcpy(to + i * to_stride, row + i * stride, item)
 
 
-cdef inline void pack_cell_states(
+# The states of some rows: from h0 into the tiles of h, and after their last steps into h_n and c_n.
+cdef void put_states(const Run *r, Py_ssize_t begin, Py_ssize_t end) noexcept nogil
+cdef void take_states(const Run *r, Py_ssize_t begin, Py_ssize_t end) noexcept nogil
+# The final cell state at a position without steps.
+cdef void take_first_cell(const Run *r, Py_ssize_t n) noexcept nogil
+# (N, H) as [block][N][U], zero past H; `order` has the row at each position, or is NULL.
+cdef void pack_cell_states(
     Py_ssize_t blocks, Py_ssize_t units, Py_ssize_t item, Py_ssize_t H, const Matrix *c,
     Py_ssize_t N, const Py_ssize_t *order, char *packed,
-) noexcept nogil:
-    """(N, H) as [block][N][U], zero past H; `order` has the row at each position, or is NULL."""
-    cdef Py_ssize_t n, block, valid, width = units * item
-    cdef const char *row
-    cdef char *to
-    for n in range(N):
-        row = c.data + (n if order == NULL else order[n]) * c.row
-        for block in range(blocks):
-            to = packed + (block * N + n) * width
-            valid = min(units, H - block * units)
-            copy_row(to, item, row + block * units * c.unit, c.unit, valid, item)
-            if valid < units:
-                memset(to + valid * item, 0, width - valid * item)
+) noexcept nogil

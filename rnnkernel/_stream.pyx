@@ -24,12 +24,6 @@ from libc.string cimport memset
 
 cimport numpy as cnp
 
-cdef extern from *:
-    # NumPy's headers bring <complex.h>, whose I is not the input size
-    """
-    #undef I
-    """
-
 import sys
 
 import numpy as np
@@ -41,7 +35,8 @@ from rnnkernel._kernels cimport usable_threads
 from rnnkernel._memory cimport address, aligned_zeros
 from rnnkernel._packed_weights cimport PackedWeights
 from rnnkernel._plan cimport gain, pays_off, plan_team, team_size, team_step
-from rnnkernel._recurrence cimport Plan, Run, run_team
+from rnnkernel._recurrence cimport run_team
+from rnnkernel._run cimport Plan, Run
 from rnnkernel._scratch cimport Scratch
 from rnnkernel._team cimport rk_flag, rk_lost, rk_meet, rk_member, rk_members
 from rnnkernel._teamwork cimport this_turn

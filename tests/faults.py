@@ -23,6 +23,7 @@ LSTM, GRU, RNN = "csrc/cells/lstm.h", "csrc/cells/gru.h", "csrc/cells/rnn.h"
 ACTIVATIONS = "csrc/activations.h"
 TABLE, ARRIVAL = "csrc/kernels.h", "csrc/arrival.h"
 FORWARD, RECURRENCE = "rnnkernel/_forward.pyx", "rnnkernel/_recurrence.pyx"
+PART, STATES = "rnnkernel/_part.pxd", "rnnkernel/_states.pyx"
 BPTT, CHUNKS = "rnnkernel/_bptt.pyx", "rnnkernel/_chunks.pyx"
 STEPS_BACK, PLAN = "rnnkernel/_steps_back.pyx", "rnnkernel/_plan.pyx"
 STACK = "rnnkernel/_stack.pyx"
@@ -328,7 +329,7 @@ FAULTS = [
     ),
     Fault(
         "forward: the final h is that of the step before",
-        RECURRENCE,
+        STATES,
         "h_at(r, steps) + r.h_row[n]",
         "h_at(r, steps + 1) + r.h_row[n]",
     ),
@@ -348,7 +349,7 @@ FAULTS = [
     ),
     Fault(
         "forward: the final c is that of the step before",
-        RECURRENCE,
+        STATES,
         "gates_at(r, steps - 1) + (r",
         "gates_at(r, max(0, steps - 2)) + (r",
     ),
@@ -438,7 +439,7 @@ FAULTS = [
     ),
     Fault(
         "lengths: the final state is that after the batch's last step",
-        RECURRENCE,
+        STATES,
         "row, steps = r.order[n], r.length[n]",
         "row, steps = r.order[n], r.T",
         **only("lengths"),
@@ -480,7 +481,7 @@ FAULTS = [
     ),
     Fault(
         "threads: forward, the last unit block is nobody's",
-        RECURRENCE,
+        PART,
         "part.block_end = r.blocks * (part.team.member + 1) // part.team.members",
         "part.block_end = r.blocks * (part.team.member + 1) // part.team.members - ("
         "part.team.members > 1 and part.team.member == 1)",
@@ -652,7 +653,7 @@ FAULTS = [
     ),
     Fault(
         "sections: rows of the second end where those of the first do",
-        RECURRENCE,
+        PART,
         "part.alive = r.alive + section * r.longest",
         "part.alive = r.alive",
         **only("sections", "bits"),
@@ -680,14 +681,14 @@ FAULTS = [
     ),
     Fault(
         "late threads: forward, their blocks are nobody's",
-        RECURRENCE,
+        PART,
         "if stays and part.team.members < members:",
         "if stays and part.team.members < 0:",
         **only("late"),
     ),
     Fault(
         "late threads: forward, those who stay share what does not change hands",
-        RECURRENCE,
+        PART,
         "for i in range(1, part.team.size):",
         "for i in range(1, part.team.members):",
         **only("late", "forward"),
@@ -897,7 +898,7 @@ FAULTS = [
     ),
     Fault(
         "threads that take blocks: the last one is not offered",
-        RECURRENCE,
+        PART,
         "+ part.team.mate], part.block_begin, part.block_end,",
         "+ part.team.mate], part.block_begin, part.block_end - 1,",
         **only("split"),
