@@ -1,6 +1,6 @@
 """Whether layers follow one another in a wavefront, and directions go side by side, as is faster.
 
-Inference of stacks at rest, and inference and backward of both directions, I = H, float32: by one
+Inference at rest and forward in training, of both directions backward, too, I = H, float32: by one
 team of all threads, by as many teams as there are layers or directions, and as rnnkernel itself
 chooses, timed in turn on all cores. The choice should take as long as the better way. It depends on
 what it costs to work together, which is told with each line (0.05 to 1) and may change while this
@@ -34,7 +34,11 @@ def calls(cls, options, H, T, N, threads):
     x = rng.standard_normal((T, N, H)).astype(np.float32)
     layer = cls(H, H, rng=0, **options)
     frozen = layer.freeze()
-    named = {"rest": lambda: frozen(x, num_threads=threads)}
+    x.flags.writeable = False  # training keeps it without a copy
+    named = {
+        "rest": lambda: frozen(x, num_threads=threads),
+        "forward": lambda: layer.forward(x, training=True, num_threads=threads),
+    }
     if layer.bidirectional:
         out = layer.forward(x, training=True, num_threads=threads)
         dy = rng.standard_normal(out.y.shape).astype(np.float32)

@@ -13,13 +13,13 @@ from rnnkernel._bptt cimport (
     BY_ROWS,
     BY_UNITS,
     CHUNK_ROWS,
-    LARGE_WEIGHTS,
     Bptt,
     run_member,
 )
 from rnnkernel._bptt_memory cimport hand_on_states, point, prepare, set_dx
 from rnnkernel._chunks cimport SHARDS
 from rnnkernel._clock cimport PHASES, current_call, nanoseconds
+from rnnkernel._cores cimport cores
 from rnnkernel._crowd cimport is_crowded, report
 from rnnkernel._gradients cimport add_to_rows
 from rnnkernel._kernels cimport fp_enter, fp_leave
@@ -132,12 +132,12 @@ cdef int run(Bptt *loops, list passes, int teams, int size) except -1:
 cdef bint goes_at_once(const Bptt *r, int threads) except -1:
     """Whether two passes have a team each, of half the threads, instead of all one after another.
 
-    Two teams meet half as often, or never. But of weights that one L2 does not hold beside what
-    else a step touches, each of more threads takes a part.
+    Two teams meet half as often, or never. But where weights come slowly from beyond L2, which does
+    not hold them beside what else a step touches, each of more threads takes a part.
     """
     if TEAMS is not None or threads % 2:
         return TEAMS == 2 and threads > 1
-    return r.cell.gates * r.H * r.P * r.item <= LARGE_WEIGHTS
+    return r.cell.gates * r.H * r.P * r.item <= cores().at_once_bytes
 
 
 cdef void add_part(

@@ -24,6 +24,7 @@ cdef struct Cores:
     double half_row, half_row_apart, below_byte_apart
     double gigaflops              # of float32 in training
     double passing                # us a byte of weights that training passes on
+    double at_once_bytes          # of W_hh, up to which BPTT of two directions has a team for each
     double opening, opening_byte  # us to open a team for training, and a byte of its weights
     double serial_bytes           # fewer are moved faster by one thread than by far ones
     double l2_bytes               # of this machine

@@ -42,6 +42,7 @@ cdef void take_usual() noexcept:
     here.half_row, here.half_row_apart, here.below_byte_apart = 0, 0.15, 0
     here.gigaflops = 80
     here.passing = 3e-4
+    here.at_once_bytes = 1 << 19
     here.opening, here.opening_byte = 100, 0
     here.serial_bytes = 1 << 20
 
@@ -62,6 +63,7 @@ cdef void take_amd() noexcept:
     here.gigaflops = 100
     # weights pass fast, but not from a core with which there is no L3 in common
     here.passing = 1.2e-4
+    here.at_once_bytes = here.beyond_bytes
     here.opening, here.opening_byte = 130, 4e-4
     here.serial_bytes = 8 << 20
 
