@@ -16,6 +16,9 @@ cdef bint training_pays_off(
     double flops, double weight_bytes, double rows, Py_ssize_t item, int team
 ) except -1
 cdef double flops_of(const Run *r) noexcept
+# Whether threads share a step of so many rows by its units rather than by its rows.
+cdef bint splits_units(const Run *r, Py_ssize_t rows, int team) except -1
+# Microseconds that a team takes for a step, shared as it would share it.
 cdef double team_step(const Run *r, Py_ssize_t rows, int team) except -1
 cdef int plan_team(
     Plan *plan, const Run *r, Scratch scratch, Py_ssize_t steps, Py_ssize_t rows, int team

@@ -148,7 +148,6 @@ cdef double shared_step(const Run *r, Py_ssize_t rows, int team, bint units) exc
 
 
 cdef bint splits_units(const Run *r, Py_ssize_t rows, int team) except -1:
-    """Whether threads share a step of so many rows by its units rather than by its rows."""
     if SPLIT is not None:
         return SPLIT == "units"
     return shared_step(r, rows, team, True) < shared_step(r, rows, team, False)
@@ -161,7 +160,6 @@ cdef bint overflows(const Run *r, Py_ssize_t steps, int team) noexcept:
 
 
 cdef double team_step(const Run *r, Py_ssize_t rows, int team) except -1:
-    """Microseconds that a team takes for a step, shared as it would share it."""
     return shared_step(r, rows, team, team > 1 and splits_units(r, rows, team))
 
 

@@ -8,6 +8,7 @@ cdef struct Stack:
     Pass *passes                  # layer by layer, each with its directions
     int layers, directions
     int teams, size               # of threads
+    bint packs                    # whether weights were packed just now
     Py_ssize_t steps              # of the longest row
     Py_ssize_t piece, pieces      # steps of a piece of time; how many there are
     rk_flag *flags                # [team][member]

@@ -35,6 +35,7 @@ from rnnkernel._plan cimport (
     gain,
     let_hand_over,
     pays_off,
+    splits_units,
     team_size,
     team_step,
     training_pays_off,
@@ -140,15 +141,18 @@ cdef double time_of(Stack *s, double rows) except -1:
     """Microseconds of all passes, roughly, by these teams; sets the pieces.
 
     A piece costs a team reading W_ih, or packing all weights. Cutting finely costs this more often,
-    and coarsely leaves more time until the last layer has begun. Two directions at once write the
-    halves of each row of y, and a cell that writes some lines of a row in one go has its core's
-    prefetcher take those of the other half, or those that the layer above reads, where each layer
-    stays with its team.
+    and coarsely leaves more time until the last layer has begun. Of weights that one thread has
+    just packed, others read all where layers go from team to team, or threads share rows; else a
+    part. Two directions at once write the halves of each row of y, and a cell that writes some
+    lines of a row in one go has its core's prefetcher take those of the other half, or those that
+    the layer above reads, where each layer stays with its team.
     """
     cdef const Cores *core = cores()
     cdef int i, teams = s.teams, passes = s.layers * s.directions
-    cdef double step = 0, start = core.piece, tasks, apart
+    cdef double step = 0, start = core.piece, weights = 0, tasks, apart = 0, moved
     cdef Run *r
+    if teams * s.size > 1:
+        apart = teamwork(teams * s.size)
     for i in range(passes):
         r = &s.passes[i].run
         step += (
@@ -157,21 +161,26 @@ cdef double time_of(Stack *s, double rows) except -1:
         ) / passes
         if r.panels != NULL:
             start += r.cell.gates * r.H * (r.I + r.P) * PACKED_WEIGHT / s.size / passes
+        elif s.packs and (
+            s.directions == 1 and s.layers % teams != 0 if teams > 1
+            else not splits_units(r, <Py_ssize_t>(rows + 0.5), s.size)
+        ):
+            weights += <double>r.cell.gates * r.H * (r.I + r.P) * r.item
         start += r.cell.gates * r.H * r.I * r.item * core.piece_byte / passes
         if teams > 1 and r.cell.unit_vectors > 1:
-            apart = teamwork(teams * s.size)
             if s.directions > 1:
                 step += (core.half_row + core.half_row_apart * apart) * rows / passes
             elif s.layers % teams == 0:
                 step += core.below_byte_apart * apart * rows * r.P * r.item / passes
     s.piece, s.pieces = s.steps, 1
+    moved = 0.5 * core.opening_byte * weights * apart
     if teams == 1 or s.directions > 1:
-        return s.steps * step * passes / teams
+        return s.steps * step * passes / teams + moved
     s.pieces = max(1, <Py_ssize_t>(((teams - 1) * s.steps * step / start) ** 0.5))
     s.piece = (s.steps + s.pieces - 1) // s.pieces
     s.pieces = (s.steps + s.piece - 1) // s.piece
     tasks = <double>s.layers * s.pieces / teams + teams - 1
-    return tasks * (s.piece * step + start)
+    return tasks * (s.piece * step + start) + moved
 
 
 cdef int share(Stack *s, bint training, int threads) except -1:
@@ -194,7 +203,7 @@ cdef int share(Stack *s, bint training, int threads) except -1:
         s.steps = max(s.steps, r.T)
     threads = 1 if is_crowded(flops) else team_size(flops, 1 << 30, threads)
     most = min(threads, 2 if s.directions > 1 else s.layers)
-    s.teams, s.size = 1, threads
+    s.teams, s.size, s.packs = 1, threads, training
     s.piece, s.pieces = s.steps, 1
     tried = s[0]
     count /= s.layers * s.directions * s.steps
