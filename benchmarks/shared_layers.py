@@ -1,7 +1,7 @@
 """Whether layers follow one another in a wavefront, and directions go side by side, as is faster.
 
-Inference at rest and forward in training, of both directions backward, too, I = H, float32: by one
-team of all threads, by as many teams as there are layers or directions, and as rnnkernel itself
+Inference at rest and forward in training, of both directions backward, too, I = H: by one team of
+all threads, by up to as many teams as there are layers or directions, and as rnnkernel itself
 chooses, timed in turn on all cores. The choice should take as long as the better way. It depends on
 what it costs to work together, which is told with each line (0.05 to 1) and may change while this
 runs.
@@ -31,7 +31,7 @@ def teams(way):
 
 def calls(cls, options, H, T, N, threads):
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((T, N, H)).astype(np.float32)
+    x = rng.standard_normal((T, N, H)).astype(options["dtype"])
     layer = cls(H, H, rng=0, **options)
     frozen = layer.freeze()
     x.flags.writeable = False  # training keeps it without a copy
@@ -41,7 +41,7 @@ def calls(cls, options, H, T, N, threads):
     }
     if layer.bidirectional:
         out = layer.forward(x, training=True, num_threads=threads)
-        dy = rng.standard_normal(out.y.shape).astype(np.float32)
+        dy = rng.standard_normal(out.y.shape).astype(x.dtype)
         named["backward"] = lambda: layer.backward(out, dy, num_threads=threads)
     return named
 
@@ -55,12 +55,13 @@ def main():
     parser.add_argument("--sizes", type=int, nargs="+", default=[32, 64, 128, 256], help="H")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 16], help="N")
     parser.add_argument("--steps", type=int, nargs="+", default=[30, 200], help="T")
+    parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
     parser.add_argument("--seconds", type=float, default=0.1, help="for each line")
     arguments = parser.parse_args()
 
     over = {}
     for kind in arguments.kinds:
-        options = KINDS[kind]
+        options = KINDS[kind] | {"dtype": arguments.dtype}
         for case in (
             (cell, H, T, N)
             for cell in arguments.cells

@@ -137,15 +137,23 @@ cdef void run_member(Stack *s, int members, int member) noexcept nogil:
 # -- who shares what ---------------------------------------------------------------------------
 
 
+cdef bint reads_all(const Stack *s, const Run *r, Py_ssize_t rows) except -1:
+    """Whether every thread reads all weights of a pass: layers go from team to team, or the threads
+    of one team share rows."""
+    if s.teams > 1:
+        return s.directions == 1 and s.layers % s.teams != 0
+    return not splits_units(r, rows, s.size)
+
+
 cdef double time_of(Stack *s, double rows) except -1:
     """Microseconds of all passes, roughly, by these teams; sets the pieces.
 
     A piece costs a team reading W_ih, or packing all weights. Cutting finely costs this more often,
-    and coarsely leaves more time until the last layer has begun. Of weights that one thread has
-    just packed, others read all where layers go from team to team, or threads share rows; else a
-    part. Two directions at once write the halves of each row of y, and a cell that writes some
-    lines of a row in one go has its core's prefetcher take those of the other half, or those that
-    the layer above reads, where each layer stays with its team.
+    and coarsely leaves more time until the last layer has begun. Weights that one thread has just
+    packed move to others, the more the more of them these read. Two directions at once write the
+    halves of each row of y, and a cell that writes some lines of a row in one go has its core's
+    prefetcher take those of the other half, or those that the layer above reads, where each layer
+    stays with its team.
     """
     cdef const Cores *core = cores()
     cdef int i, teams = s.teams, passes = s.layers * s.directions
@@ -161,10 +169,7 @@ cdef double time_of(Stack *s, double rows) except -1:
         ) / passes
         if r.panels != NULL:
             start += r.cell.gates * r.H * (r.I + r.P) * PACKED_WEIGHT / s.size / passes
-        elif s.packs and (
-            s.directions == 1 and s.layers % teams != 0 if teams > 1
-            else not splits_units(r, <Py_ssize_t>(rows + 0.5), s.size)
-        ):
+        elif s.packs and reads_all(s, r, <Py_ssize_t>(rows + 0.5)):
             weights += <double>r.cell.gates * r.H * (r.I + r.P) * r.item
         start += r.cell.gates * r.H * r.I * r.item * core.piece_byte / passes
         if teams > 1 and r.cell.unit_vectors > 1:
