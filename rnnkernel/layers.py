@@ -82,21 +82,24 @@ class _Layer(Inference):
         """The weights and biases by name, PyTorch's: live arrays, to be written to.
 
         As long as somebody has the dict, one of its arrays or a view of one, every call packs the
-        weights that it finds. Where nobody has, they stay packed from call to call. Who writes
-        through a bare address (`array.ctypes.data`) must hold the array as well.
+        weights that it finds. Where nobody has, they stay packed from call to call (without the
+        GIL, in the thread that made them). Who writes through a bare address
+        (`array.ctypes.data`) must hold the array as well.
         """
-        self._kept.forget()
-        return self._parameters
+        parameters = self._parameters
+        self._kept.forget()  # only now: who calls meanwhile counts this reference
+        return parameters
 
     @parameters.setter
     def parameters(self, parameters):
-        self._kept.forget()
         self._parameters = parameters
+        self._kept.forget()
 
     def __getstate__(self):
-        self._kept.forget()  # a copy may share the arrays
         made_anew = ("_kept", "_sizes")
-        return {name: value for name, value in self.__dict__.items() if name not in made_anew}
+        state = {name: value for name, value in self.__dict__.items() if name not in made_anew}
+        self._kept.forget()  # a copy may share the arrays
+        return state
 
     def __setstate__(self, state):
         self.__dict__.update(state)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import sysconfig
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from drawn import (
     reference_outputs,
 )
 from tolerances import assert_close_to_differences, assert_outputs_close
+
+WITHOUT_GIL = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
 
 def construct(case, *sizes, **arguments):

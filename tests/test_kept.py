@@ -5,12 +5,14 @@ import gc
 import pickle
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
 import pytest
 
 import rnnkernel as rk
+from helpers import WITHOUT_GIL
 
 T, N, H = 3, 2, 7
 INPUTS = 5
@@ -284,6 +286,57 @@ def test_a_duplicate_goes_its_own_way(duplicate):
     rest(other)
     rest(layer)
     assert (layer(inputs())[0] != other(inputs())[0]).any()
+    expect_present(layer)
+    expect_present(other)
+
+
+WAYS_IN = {
+    "asked for": lambda layer: layer.parameters,
+    "copied": copy.copy,
+    "assigned": assign,
+    "loaded": load,
+}
+
+
+@pytest.mark.parametrize("way", WAYS_IN)
+@pytest.mark.parametrize("kept_before", [False, True])
+def test_calls_of_another_thread_come_before_or_after_but_not_between(way, kept_before):
+    """Threads may change hands when the layer is told that somebody gets to its parameters: what
+    calls keep just before that, and just after, is not what they find later."""
+
+    class Between:
+        def forget(self):
+            layer._kept = kept
+            for _ in range(3):
+                layer(inputs())
+            kept.forget()
+            for _ in range(3):
+                layer(inputs())
+
+    layer, other = make(), make()
+    if kept_before:
+        rest(layer)
+    kept, layer._kept = layer._kept, Between()
+    held = WAYS_IN[way](layer)
+    assert layer._kept is kept
+    WAYS_IN[way](other)
+    before = layer(inputs())[0]
+    np.testing.assert_array_equal(before, other(inputs())[0])
+    if held is not None:
+        (held if way == "asked for" else held.parameters)["weight_hh_l0"][...] += 1
+        assert (layer(inputs())[0] != before).any()
+
+
+def test_what_another_thread_can_count_stays():
+    """Without the GIL that is nothing but what it made itself."""
+    layer = make()
+    with ThreadPoolExecutor(1) as pool:
+        for _ in range(3):
+            pool.submit(layer, inputs()).result()
+        assert (layer._kept.weights is None) == WITHOUT_GIL
+        other = pool.submit(make).result()
+        pool.submit(rest, other).result()
+    assert other._kept.weights is not None
     expect_present(layer)
     expect_present(other)
 
