@@ -5,9 +5,15 @@ Where nobody records (rnnkernel/profiling.py) it is a test of a pointer.
 
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
-# While there is none no call is recorded, and to ask the context would be a thirtieth of a small
-# one.
+from rnnkernel._shared cimport rk_get
+
 cdef long long profiles_in_use
+
+
+# Where nobody does no call is recorded, and to ask the context would be a thirtieth of a small one.
+cdef inline bint anybody_records() noexcept nogil:
+    return rk_get(&profiles_in_use) > 0
+
 
 # The call that is being recorded, or None.
 cdef current_call()

@@ -8,6 +8,7 @@ first, twice as long each time that waiting goes on, and half as long each time 
 """
 
 from rnnkernel._clock cimport nanoseconds
+from rnnkernel._shared cimport rk_enter, rk_get, rk_leave, rk_set
 
 # Calls of more arithmetic than this take longer than a slice.
 cdef double SMALL = 1e9
@@ -24,7 +25,8 @@ cdef double MOST = 0.55, FEW = 0.3
 
 cdef long long SHORTEST = 5_000_000, LONGEST = 1_280_000_000
 
-# Of all calls; whoever writes here has the GIL.
+# Of all calls. One thread at a time writes here; `until` is read at any time.
+cdef int busy = 0
 cdef long long until = 0, pause = 0
 cdef double times = 0, losses = 0
 cdef int calls = 0
@@ -41,25 +43,31 @@ def set_ignored(bint ignore):
 
 def forget():
     """As if no call had reported."""
-    global until, pause, times, losses, calls
-    until = pause = calls = 0
+    global pause, times, losses, calls
+    rk_enter(&busy)
+    rk_set(&until, 0)
+    pause = calls = 0
     times = losses = 0
+    rk_leave(&busy)
 
 
 cpdef bint is_crowded(double flops) noexcept:
-    return not ignored and until != 0 and flops < SMALL and nanoseconds() < until
+    cdef long long end = rk_get(&until)
+    return not ignored and end != 0 and flops < SMALL and nanoseconds() < end
 
 
 cpdef void report(long long time, long long lost) noexcept:
-    global until, pause, times, losses, calls
+    global pause, times, losses, calls
+    rk_enter(&busy)
     times = FADING * times + time
     losses = FADING * losses + (lost if lost >= WORTH_IT else 0)
     calls += 1
     if losses < FEW * times:
         pause = pause // 2 if pause > SHORTEST else 0
         if pause == 0:
-            until = 0
+            rk_set(&until, 0)
     elif calls >= ENOUGH and losses > MOST * times:
         pause = min(max(2 * pause, SHORTEST), LONGEST)
-        until = nanoseconds() + pause
+        rk_set(&until, nanoseconds() + pause)
         times = losses = calls = 0
+    rk_leave(&busy)

@@ -83,7 +83,7 @@ def differentiate(
     dh0 = of_states("grads.state", L * D, N, P, type_number, True)
     if has_cells:
         dc0 = of_states("grads.state", L * D, N, sizes.hidden_size, type_number, True)
-    for name, shape in layer._parameter_shapes.items():
+    for name, shape in sizes.parameters:
         parameters[name] = like(name, shape, type_number)
     if tokens:
         input_grad = False

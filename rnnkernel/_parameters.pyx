@@ -1,4 +1,8 @@
-"""A layer's parameters, looked at in C and packed: one list of arrays, as the layer names them."""
+"""A layer's parameters, looked at in C and packed: one list of arrays, as the layer names them.
+
+All calls of a layer read its dicts: by subscripts, which take no lock where there is no GIL, as
+`get` and `items` do.
+"""
 
 cimport numpy as cnp
 
@@ -6,22 +10,26 @@ import numpy as np
 
 from rnnkernel._arrays cimport has_shape, is_plain
 from rnnkernel._packed_weights cimport PackedWeights, pack_weights, prepare_weights
+from rnnkernel._sizes cimport Sizes
 
 cnp.import_array()
 
 
-cdef list plain_parameters(layer, int type_number):
-    cdef object parameters = layer._parameters, names = layer._parameter_shapes
+cdef list plain_parameters(layer, Sizes sizes):
+    cdef object parameters = layer._parameters
     cdef list arrays
     cdef int axis
     cdef cnp.ndarray a
-    if type(parameters) is not dict or len(parameters) != len(names):
+    if type(parameters) is not dict or len(parameters) != len(sizes.parameters):
         return None
     arrays = []
-    for name, shape in names.items():
-        array = parameters.get(name)
+    for name, shape in sizes.parameters:
+        try:
+            array = parameters[name]
+        except KeyError:
+            return None
         axis = len(shape) - 1
-        if not is_plain(array, type_number, axis + 1):
+        if not is_plain(array, sizes.type_number, axis + 1):
             return None
         a = <cnp.ndarray>array
         if not has_shape(a, shape) or cnp.PyArray_STRIDE(a, axis) != cnp.PyArray_ITEMSIZE(a):
@@ -51,6 +59,11 @@ cdef Places places_of(layer, Py_ssize_t first) except *:
     return at
 
 
+cdef inline cell_clip_of(layer):
+    options = layer.options
+    return options["cell_clip"] if "cell_clip" in options else None
+
+
 cdef inline at_place(list arrays, Py_ssize_t place):
     return None if place < 0 else arrays[place]
 
@@ -62,7 +75,7 @@ cdef PackedWeights pack_places(
     return pack_weights(
         layer._cell.index, arrays[at.weight_ih], arrays[at.weight_hh],
         at_place(arrays, at.bias_ih), at_place(arrays, at.bias_hh), training, threads,
-        at_place(arrays, at.weight_ch), layer.options.get("cell_clip"),
+        at_place(arrays, at.weight_ch), cell_clip_of(layer),
         at_place(arrays, at.weight_hr), True, columns,
     )
 
@@ -76,7 +89,7 @@ cdef PackedWeights prepare_one(layer, list arrays, Py_ssize_t index, bint traini
     return prepare_weights(
         layer._cell.index, arrays[at.weight_ih], arrays[at.weight_hh],
         at_place(arrays, at.bias_ih), at_place(arrays, at.bias_hh), training,
-        at_place(arrays, at.weight_ch), layer.options.get("cell_clip"),
+        at_place(arrays, at.weight_ch), cell_clip_of(layer),
         at_place(arrays, at.weight_hr),
     )
 

@@ -14,7 +14,7 @@ from rnnkernel._arrays cimport (
     plain_states,
     plain_steps,
 )
-from rnnkernel._clock cimport profiles_in_use
+from rnnkernel._clock cimport anybody_records
 from rnnkernel._forward cimport Pass, set_rows, set_weights
 from rnnkernel._kept cimport Kept
 from rnnkernel._packed_weights cimport PackedWeights
@@ -38,7 +38,7 @@ def infer(called, x, state, num_threads, lengths=None):
 
     `called` is a layer, whose parameters are packed unless it keeps them so, or a Frozen.
     """
-    cdef object call = begin(called, "forward()") if profiles_in_use > 0 else None
+    cdef object call = begin(called, "forward()") if anybody_records() else None
     cdef int threads = resolve(num_threads)
     cdef list packed = called._packed
     cdef object layer = called if packed is None else called._layer
@@ -83,10 +83,10 @@ def infer(called, x, state, num_threads, lengths=None):
     scratch = Scratch()
     if packed is None:
         kept = layer._kept
-        packed = kept.weights
+        packed = kept.present()
     if packed is None:
         ticket = kept.begin(layer)
-        arrays = plain_parameters(layer, type_number)
+        arrays = plain_parameters(layer, sizes)
         if arrays is None:
             return None
 

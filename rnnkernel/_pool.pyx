@@ -153,7 +153,7 @@ cdef char *take_block(size_t size) noexcept nogil:
     if size > <size_t>1 << 62:
         return NULL
     size = rounded(size + HEADER)
-    if newest != NULL and rk_pool_enter():
+    if rk_pool_enter():
         block = fitting(size)
         if block != NULL:
             idle -= block.size

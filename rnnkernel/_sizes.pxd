@@ -8,6 +8,7 @@ cdef class Sizes:
     cdef readonly Py_ssize_t input_size, hidden_size
     cdef readonly Py_ssize_t projected_size    # units of h
     cdef readonly Py_ssize_t layers, directions
+    cdef readonly tuple parameters             # name and shape of each, in their order
 
 
 cdef Sizes sizes_of(layer)

@@ -8,6 +8,7 @@ cdef class Sizes:
         self.projected_size = layer._widths[0]
         self.states = len(layer._widths)
         self.layers, self.directions = layer.num_layers, layer._directions
+        self.parameters = tuple(layer._parameter_shapes.items())
 
     def __reduce__(self):
         raise TypeError("Sizes: a layer makes its own")

@@ -43,6 +43,7 @@ from rnnkernel._plan cimport (
 from rnnkernel._recurrence cimport prepare_weights_of, run_team
 from rnnkernel._run cimport Run
 from rnnkernel._scratch cimport Scratch
+from rnnkernel._shared cimport rk_get, rk_set
 from rnnkernel._states cimport take_states
 from rnnkernel._team cimport (
     rk_await,
@@ -70,7 +71,7 @@ cdef double OPENING = 10
 cdef double PACKED_WEIGHT = 2e-4
 
 # Whether the next call's first sweep goes back: what the last one used may still be in cache.
-cdef bint next_back = False
+cdef long long next_back = 0
 
 
 # -- what a thread does ------------------------------------------------------------------------
@@ -258,7 +259,6 @@ cdef int run_stack(
 ) except -1:
     """Passes whose weights, sizes, arrays and states are set, with at least one step of one row;
     `indices` is None or a list by direction, for the first layer."""
-    global next_back
     cdef Stack s
     cdef Pass *one
     cdef int i, count = layers * directions, size = 1
@@ -278,13 +278,13 @@ cdef int run_stack(
         one = &passes[i]
         one.run.chunk = min(s.piece, one.run.chunk)
         one.run.spent = NULL
-        one.run.back = next_back
+        one.run.back = rk_get(&next_back) != 0
         if s.pieces == 1:  # of more the next would need all
             one.plan.leaves = True
             if one.plan.tiles > 1:
                 let_hand_over(&one.plan, scratch)
         lay_out(one, scratch, None if one.run.index == NULL else indices[i % directions])
-    next_back = not next_back
+    rk_set(&next_back, rk_get(&next_back) == 0)
     s.size = size
     s.flags = <rk_flag *>scratch.take_zeros(s.teams * s.size * sizeof(rk_flag))
     s.done = <rk_flag *>scratch.take_zeros(count * sizeof(rk_flag))

@@ -28,7 +28,7 @@ import sys
 
 import numpy as np
 
-from rnnkernel._clock cimport nanoseconds, profiles_in_use
+from rnnkernel._clock cimport anybody_records, nanoseconds
 from rnnkernel._crowd cimport is_crowded, report
 from rnnkernel._forward cimport set_weights
 from rnnkernel._kernels cimport usable_threads
@@ -300,7 +300,7 @@ cdef class Stream:
         cdef bint flat, is_ids = False, through = False
         cdef object call = None, spent
         self.expect_made()
-        if profiles_in_use > 0:
+        if anybody_records():
             call = profiling.begin(self, "step()")
         if embedding is not None and not self.plain_table(embedding):
             # before x, whose shape an object of the caller's may set when it is asked

@@ -19,6 +19,7 @@ from rnnkernel._cores cimport cores
 from rnnkernel._crowd cimport is_crowded
 from rnnkernel._kernels cimport usable_threads
 from rnnkernel._scratch cimport Scratch
+from rnnkernel._shared cimport rk_get, rk_set
 from rnnkernel._team cimport (
     rk_flag,
     rk_join,
@@ -51,10 +52,11 @@ cdef long long A_WHILE = 200_000_000
 cdef enum:
     MOST = 64  # sizes of teams that are told apart
 
-cdef double[MOST + 1] measured   # of each size
-cdef long long[MOST + 1] in_turn  # the turn that it was measured in, or 0
+# Any call reads and writes these, at any time.
+cdef long long[MOST + 1] measured  # of each size, in millionths, or 0
+cdef long long[MOST + 1] in_turn   # the turn that it was measured in, or 0
 cdef long long turn = 1, turn_began = 0
-cdef long long last_call = 0     # that could have opened a team
+cdef long long last_call = 0       # that could have opened a team
 
 
 cdef double measure(int team) except -1:
@@ -69,16 +71,21 @@ cdef double measure(int team) except -1:
 
 
 cdef double teamwork(int team) except -1:
+    cdef long long now
+    cdef double share
     if COST is not None:
         return COST
     if team < 2:
         return 1
     if team > MOST:
         team = MOST
-    if in_turn[team] != turn:
-        in_turn[team] = turn
-        measured[team] = min(1, max(0.05, (measure(team) - NEAR) / (FAR - NEAR)))
-    return measured[team]
+    now = rk_get(&turn)
+    if rk_get(&in_turn[team]) != now:
+        rk_set(&in_turn[team], now)  # other threads do with what was measured before
+        share = min(1, max(0.05, (measure(team) - NEAR) / (FAR - NEAR)))
+        rk_set(&measured[team], <long long>(1e6 * share))
+    share = 1e-6 * rk_get(&measured[team])
+    return share if share > 0 else 1
 
 
 def cost(team):
@@ -95,8 +102,7 @@ def set_awake(long long spell):
 
 def measure_again():
     """For tests: what was measured holds no longer."""
-    global turn
-    turn += 1
+    rk_set(&turn, rk_get(&turn) + 1)
 
 
 cdef void work_and_meet(
@@ -121,20 +127,20 @@ def meet_after(unsigned int first, unsigned int second, Py_ssize_t left):
 
 
 cdef long long this_turn() noexcept nogil:
-    return turn
+    return rk_get(&turn)
 
 
 cdef bint are_asleep() noexcept nogil:
-    return nanoseconds() - last_call > AWAKE
+    return nanoseconds() - rk_get(&last_call) > AWAKE
 
 
 cdef void note_call() noexcept nogil:
-    global last_call, turn, turn_began
     cdef long long now = nanoseconds()
-    if now - last_call <= AWAKE and now - turn_began > A_WHILE:  # nobody is woken for it
-        turn += 1
-        turn_began = now
-    last_call = now
+    # nobody is woken for it
+    if now - rk_get(&last_call) <= AWAKE and now - rk_get(&turn_began) > A_WHILE:
+        rk_set(&turn, rk_get(&turn) + 1)
+        rk_set(&turn_began, now)
+    rk_set(&last_call, now)
 
 
 cdef int team_to_move(Py_ssize_t size, int threads) except -1:

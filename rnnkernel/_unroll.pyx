@@ -63,7 +63,7 @@ def train(layer, x, state, int threads, lengths=None):
     if found is None:
         return None
     lengths, rows = found
-    arrays = plain_parameters(layer, sizes.type_number)
+    arrays = plain_parameters(layer, sizes)
     if arrays is None:
         return None
     if not steps.batched and state is not None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import rnnkernel as rk
-from helpers import assert_same_bits, run_python
+from helpers import WITHOUT_GIL, assert_same_bits, run_python
 from rnnkernel import _pool
 from sequences import parts
 
@@ -238,7 +238,8 @@ del layer, small
 gc.collect()
 assert asked() == before
 """,
-        PYTHONMALLOC="malloc",  # Python's own blocks ask for them, too, from 3.15 on
+        # Python's own blocks ask for them, too, from 3.15 on; without the GIL there is no choice
+        **({} if WITHOUT_GIL else {"PYTHONMALLOC": "malloc"}),
     )
 
 

@@ -1,11 +1,9 @@
-"""NaN, denormals, the floating-point environment, threads, fork, and memory."""
+"""NaN, denormals, the floating-point environment, fork, and memory."""
 
 import gc
 import inspect
 import os
 import sys
-import threading
-import time
 import tracemalloc
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -379,58 +377,6 @@ def test_a_large_batch_outlives_the_callers_array(num_threads):
         assert_same_bits(grads.x, expected.x)
         for name, gradient in grads.parameters.items():
             assert_same_bits(gradient, expected.parameters[name], name)
-
-
-@pytest.mark.parametrize("num_threads", [1, 2])
-def test_calls_at_once_on_one_layer(case, dtype, num_threads):
-    weights = draw(case, T=1, N=1, I=5, H=20, dtype=dtype).weights
-    problems = [draw(case, T=20, N=4 + k, I=5, H=20, dtype=dtype, seed=k) for k in range(8)]
-    for problem in problems:
-        problem.weights.update(weights)
-    layer = make_layer(problems[0])
-    expected = [layer_outputs(problem, layer, num_threads=1)[0] for problem in problems]
-    barrier = threading.Barrier(8)
-
-    def work(problem):
-        barrier.wait(timeout=60)
-        return [layer_outputs(problem, layer, num_threads=num_threads)[0] for _ in range(5)]
-
-    with ThreadPoolExecutor(8) as pool:
-        for results, wanted in zip(pool.map(work, problems), expected, strict=True):
-            for result in results:
-                assert_same_outputs(result, wanted)
-
-
-def test_calls_release_the_gil():
-    """This thread sees the other inside a call, though the interpreter makes neither yield."""
-    layer = rk.LSTM(64, 128)
-    x = np.zeros((200, 32, 64), np.float32)
-    inside = done = False
-
-    def work():
-        nonlocal inside
-        while not done:
-            inside = True
-            layer(x, num_threads=1)
-            inside = False
-            time.sleep(1e-3)  # yields, outside of the call
-
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(100)
-    thread = threading.Thread(target=work)
-    try:
-        thread.start()
-        seen = False
-        for _ in range(2000):
-            time.sleep(5e-4)
-            seen = seen or inside
-            if seen:
-                break
-    finally:
-        done = True
-        thread.join()
-        sys.setswitchinterval(interval)
-    assert seen
 
 
 if hasattr(os, "fork"):
