@@ -13,6 +13,7 @@ FOLDER = Path(__file__).resolve().parent
 PROBLEM = "policy-lstm-n1-h64"
 COMMANDS = {
     "busy_cores": "--seconds 0.01",
+    "calls_at_once": "--threads 2 --rounds 1 --seconds 0.01",
     "compare": f"--problems {PROBLEM} rnn-t50-n16-h64 --peers numpy --rounds 1 --burst 0"
     " --name compared --folder .",
     "denormals": "--dtypes float32 --rounds 1",
