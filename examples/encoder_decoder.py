@@ -83,10 +83,7 @@ def main(steps=STEPS, seed=0):
     for step in range(1, steps + 1):
         adam.lr = 1e-2 * (1 - step / (steps + 1))
         loss, gradients = model.loss_and_gradients(*some_words(rng, BATCH))
-        rk.clip_grad_norm(
-            {f"{k}.{name}": g for k, group in enumerate(gradients) for name, g in group.items()},
-            1.0,
-        )
+        rk.clip_grad_norm(gradients, 1.0)
         adam.step(gradients)
         if step % 100 == 0:
             print(f"step {step}: loss {loss:.3f}")

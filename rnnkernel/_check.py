@@ -8,7 +8,7 @@ from __future__ import annotations  # numpy.random, named in one, takes 20 ms to
 import math
 import operator
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -147,6 +147,8 @@ def as_array(name: str, value) -> np.ndarray:
         reason = f": {error}" if str(error) else ""
         if isinstance(value, (list, tuple, int, float)):
             reason = "; make one with numpy.asarray"
+        elif value is None:
+            reason = "; make zeros where none are to be"
         raise TypeError(
             f"{name}: expected an array (NumPy, __dlpack__ or the array interface), "
             f"got {_kind(value)}{reason}"
@@ -369,19 +371,29 @@ def does_not_fit(name: str, shape: tuple[int, ...], item: int) -> MemoryError:
     )
 
 
-def gradients(name: str, value) -> list[np.ndarray]:
-    """The arrays of a mapping, all of them writable and float."""
-    if not isinstance(value, Mapping):
+def groups(name: str, value, such_as: str) -> list[Mapping]:
+    """The mappings of names to arrays: a single one, or a sequence of them."""
+    groups = [value] if isinstance(value, Mapping) else value
+    if not isinstance(groups, Sequence) or not all(isinstance(g, Mapping) for g in groups):
         raise TypeError(
-            f"{name}: expected a mapping of names to arrays, such as grads.parameters, "
-            f"got {_kind(value)}"
+            f"{name}: expected a mapping of names to arrays, such as {such_as}, or a sequence of "
+            f"such mappings, got {_kind(value)}"
         )
-    for key, one in value.items():
-        if not isinstance(one, np.ndarray) or one.dtype.kind != "f":
-            got = one.dtype if isinstance(one, np.ndarray) else _kind(one)
-            raise TypeError(f"{name}[{key!r}]: expected a float array, got {got}")
-        writable(f"{name}[{key!r}]", one)
-    return list(value.values())
+    return list(groups)
+
+
+def gradients(name: str, value) -> list[np.ndarray]:
+    """The arrays of one mapping or several, all of them writable and float."""
+    arrays = []
+    for k, group in enumerate(groups(name, value, "grads.parameters")):
+        label = name if isinstance(value, Mapping) else f"{name}[{k}]"
+        for key, one in group.items():
+            if not isinstance(one, np.ndarray) or one.dtype.kind != "f":
+                got = one.dtype if isinstance(one, np.ndarray) else _kind(one)
+                raise TypeError(f"{label}[{key!r}]: expected a float array, got {got}")
+            writable(f"{label}[{key!r}]", one)
+            arrays.append(one)
+    return arrays
 
 
 def writable(name: str, value: np.ndarray) -> None:

@@ -4,7 +4,7 @@ Pascanu, Mikolov & Bengio, "On the difficulty of training recurrent neural netwo
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,13 +41,16 @@ class Clip:
                 object.__setattr__(self, name, _check.positive(name, limit))
 
 
-def clip_grad_norm(gradients: Mapping[str, np.ndarray], max_norm: float) -> float:
+def clip_grad_norm(
+    gradients: Mapping[str, np.ndarray] | Sequence[Mapping[str, np.ndarray]], max_norm: float
+) -> float:
     """Scales gradients in place so that their norm over all arrays is at most `max_norm`.
 
     Parameters
     ----------
-    gradients : mapping of str to float array
-        Usually `grads.parameters`. Written only where the norm is above the limit.
+    gradients : mapping of str to float array, or a sequence of such mappings
+        Such as `grads.parameters`, or `[grads.parameters, of_readout.parameters]` as `Adam.step`
+        takes them, whose norm is that of all. Written only where the norm is above the limit.
     max_norm : float
         Positive and finite.
 
@@ -84,13 +87,15 @@ def _sum_of_squares(array: np.ndarray, factor: float) -> float:
     return float(np.sum(np.square(scaled, out=scaled)))
 
 
-def clip_grad_value(gradients: Mapping[str, np.ndarray], limit: float) -> None:
+def clip_grad_value(
+    gradients: Mapping[str, np.ndarray] | Sequence[Mapping[str, np.ndarray]], limit: float
+) -> None:
     """Limits every element of the gradients to ±`limit`, in place. NaN stays.
 
     Parameters
     ----------
-    gradients : mapping of str to float array
-        Usually `grads.parameters`.
+    gradients : mapping of str to float array, or a sequence of such mappings
+        Such as `grads.parameters`.
     limit : float
         Positive and finite.
 

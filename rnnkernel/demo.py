@@ -210,16 +210,11 @@ def train(model: CharModel, ids: np.ndarray, steps: int, lr: float) -> Iterator[
                 return
             adam.lr = lr * 0.5 * (1 + math.cos(math.pi * number / steps))
             loss, gradients, state = model.loss_and_gradients(inputs, targets, state)
-            norm = rk.clip_grad_norm(_flat(gradients), MAX_NORM)
+            norm = rk.clip_grad_norm(gradients, MAX_NORM)
             adam.step(gradients)
             number += 1
             done += targets.size
             yield Step(number, BITS * loss, norm, done / (time.perf_counter() - start))
-
-
-def _flat(groups: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """One dict of all arrays, so that they are clipped by their common norm."""
-    return {f"{k}.{name}": array for k, group in enumerate(groups) for name, array in group.items()}
 
 
 # --- what becomes of the gradient -----------------------------------------------------------------

@@ -30,7 +30,8 @@ class Adam:
     ----------
     parameters : mapping of str to ndarray, or a sequence of such mappings
         The arrays to train, float32 or float64 and writable, such as ``layer.parameters`` or
-        ``[layer.parameters, readout.parameters]``. They are updated in place.
+        ``[layer.parameters, readout.parameters]``. They are updated in place: an array that takes
+        the place of one later, in ``layer.parameters[name] = other``, is none of them.
     lr : float
         Learning rate, at least 0. An attribute: assign to it between steps for a schedule.
     betas : pair of float
@@ -69,7 +70,9 @@ class Adam:
         self.steps = 0
 
         self._is_list = not isinstance(parameters, Mapping)
-        self._groups = [dict(group) for group in _groups("parameters", parameters)]
+        self._groups = [
+            dict(group) for group in _check.groups("parameters", parameters, "layer.parameters")
+        ]
         self._check_parameters()
         self._moments = [
             {name: (np.zeros_like(p), np.zeros_like(p)) for name, p in group.items()}
@@ -217,7 +220,9 @@ class Adam:
                 f"gradients: expected {expected}, as the parameters were given, "
                 f"got {_what(gradients)}"
             )
-        groups = [dict(group) for group in _groups("gradients", gradients)]
+        groups = [
+            dict(group) for group in _check.groups("gradients", gradients, "grads.parameters")
+        ]
         if len(groups) != len(self._groups):
             raise ValueError(f"gradients: expected {len(self._groups)} mappings, got {len(groups)}")
         for k, (group, gradient) in enumerate(zip(self._groups, groups, strict=True)):
@@ -240,17 +245,6 @@ class Adam:
     def _label(self, argument: str, group: int, name: str | None = None) -> str:
         label = f"{argument}[{group}]" if self._is_list else argument
         return label if name is None else f"{label}[{name!r}]"
-
-
-def _groups(argument: str, value: Any) -> list[Mapping[str, np.ndarray]]:
-    groups = [value] if isinstance(value, Mapping) else value
-    if not isinstance(groups, Sequence) or not all(isinstance(g, Mapping) for g in groups):
-        raise TypeError(
-            f"{argument}: expected a mapping of names to arrays, such as layer.parameters, or a "
-            f"sequence of such mappings, "
-            f"got {_what(value)}"
-        )
-    return list(groups)
 
 
 def _what(value: Any) -> str:

@@ -286,6 +286,24 @@ def test_bad_limits_of_parameter_gradients(gradients, function, name):
                 function(gradients, limit)
 
 
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_gradients_of_several_layers_have_one_norm(gradients, dtype, kind):
+    """They may have the same names."""
+    others = {name: 3 * g for name, g in gradients.items()}
+    limit = 2.5
+    together = {**gradients, **{f"other {name}": g for name, g in others.items()}}
+    expected = {name: g.copy() for name, g in together.items()}
+    norm = rk.clip_grad_norm(expected, limit)
+    assert rk.clip_grad_norm(kind([gradients, others]), limit) == norm
+    for name, g in together.items():
+        assert_same_bits(g, expected[name], name)
+    rk.clip_grad_value(expected, 0.01)
+    rk.clip_grad_value(kind([gradients, others]), 0.01)
+    for name, g in together.items():
+        assert_same_bits(g, expected[name], name)
+    assert rk.clip_grad_norm([], limit) == 0
+
+
 @pytest.mark.parametrize("function", [rk.clip_grad_norm, rk.clip_grad_value])
 def test_bad_parameter_gradients(function):
     """Checked before anything is scaled, the first array too."""
@@ -295,6 +313,14 @@ def test_bad_parameter_gradients(function):
     for bad in ([1.0, 2.0], np.ones(3, int), read_only):
         with unchanged(good), pytest.raises((TypeError, ValueError)):
             function({"good": good, "bad": bad}, 0.1)
+        with (
+            unchanged(good),
+            pytest.raises((TypeError, ValueError), match=r"gradients\[1\]\['bad'\]"),
+        ):
+            function([{"good": good}, {"bad": bad}], 0.1)
+    for bad in (good, [good], {"good": good}.values(), "good", None):
+        with unchanged(good), pytest.raises(TypeError, match="gradients: expected a mapping"):
+            function(bad, 0.1)
 
 
 def test_same_bits_from_a_clip_given_as_int_or_numpy_scalar(case):
