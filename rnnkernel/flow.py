@@ -116,7 +116,7 @@ def gradient_flow(
     saturation = _check.share("saturation", saturation)
     jacobian = _check.flag("jacobian", jacobian)
     plain = copy.copy(layer)  # its parameters are the layer's own
-    plain.dropout = 0.0
+    plain.__dict__["dropout"] = 0.0
     out = plain.forward(
         x,
         state,

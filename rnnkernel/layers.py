@@ -20,6 +20,13 @@ from rnnkernel.clipping import Clip
 from rnnkernel.inference import Frozen, Inference, Stream
 from rnnkernel.results import Gradients, Output
 
+# What a layer is made of: its parameters, and what it keeps, have the shapes that follow from it.
+_FIXED = frozenset({
+    "input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional",
+    "dtype", "options", "nonlinearity", "reset_after", "proj_size", "peephole", "cell_clip",
+    "coupled", "forget_bias",
+})  # fmt: skip
+
 
 class _Layer(Inference):
     """What all cells share. A subclass sets `_cell` and `options`."""
@@ -76,6 +83,14 @@ class _Layer(Inference):
                 "dropout: it acts between layers, so with num_layers=1 nothing is dropped",
                 stacklevel=3,
             )
+
+    def __setattr__(self, name, value):
+        if name in _FIXED and "_sizes" in self.__dict__:
+            raise AttributeError(
+                f"{name}: expected {getattr(self, name)!r}, with which the layer was made, got "
+                f"{value!r}: make another layer, and load_state_dict(layer.state_dict())"
+            )
+        super().__setattr__(name, value)
 
     @property
     def parameters(self) -> dict[str, np.ndarray]:
@@ -162,6 +177,7 @@ class _Layer(Inference):
         """One layer and direction as a layer of its own, with the same parameters, time first."""
         suffix = self._suffixes[index]
         alone = copy.copy(self)
+        del alone._sizes  # to be set up anew
         alone.num_layers, alone.bidirectional, alone._directions = 1, False, 1
         alone.batch_first = False
         alone.parameters = {
@@ -379,7 +395,8 @@ class _Layer(Inference):
         dy : like out.y, optional
             dL/dy; None is zeros.
         dstate : like out.state, optional
-            dL/d(final state); None is zeros.
+            dL/d(final state); None is zeros. Of a pair both are to be given, one of them
+            zeros if need be.
         clip : Clip, optional
             Limits the gradient at every step.
         flow : bool or "states"
@@ -458,6 +475,8 @@ class RNN(_Layer):
 
     Attributes
     ----------
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype
+        As they were given, and fixed, as `nonlinearity` and other cells' options are.
     parameters : dict of str to array
         Live, and with PyTorch's names: `weight_ih_l0` (H, I), `weight_hh_l0` (H, H), `bias_ih_l0`
         and `bias_hh_l0` (H,), then those of `_l1` and of `_reverse`.

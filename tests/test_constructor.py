@@ -78,3 +78,26 @@ def test_rng_is_a_seed_or_a_generator(case, rng):
 def test_unknown_arguments_are_named(case):
     with pytest.raises(TypeError, match="hidden_sise"):
         construct(case, 3, 4, hidden_sise=4)
+
+
+def test_what_a_layer_was_made_with_stays(case):
+    """A change would reach some of what was made from it, and not the rest."""
+    layer = construct(case, 3, 4, 2, dropout=0.5)
+    made_with = {"input_size": 3, "hidden_size": 4, "dtype": np.dtype(np.float32), **layer.options}
+    for name, value in made_with.items():
+        with pytest.raises(AttributeError, match=rf"^{name}: expected .*, got 'other'"):
+            setattr(layer, name, "other")
+        assert getattr(layer, name) == value
+    with pytest.raises(AttributeError, match="options"):
+        layer.options = {}
+
+
+def test_other_attributes_are_the_users(case):
+    class Named(type(construct(case, 1, 1))):
+        def __init__(self, name):
+            super().__init__(3, 4, **case.options)
+            self.name = name
+
+    layer = Named("first")
+    layer.name, layer.note = "second", 1
+    assert (layer.name, layer.note) == ("second", 1)
