@@ -2,12 +2,15 @@
 
 import functools
 import os
+import warnings
 
 from rnnkernel import _check
 
 # What is asked for beyond it changes nothing: where the system refuses so many threads, OpenMP ends
 # the process.
 MOST = max(64, 2 * (os.cpu_count() or 1))
+
+OWN = "RNNKERNEL_NUM_THREADS"
 
 _requested: int | None = None
 
@@ -36,8 +39,11 @@ def _quota() -> int | None:
 
 def _from_environment(name: str) -> int | None:
     # OMP_NUM_THREADS may be a list, one number for each level of nesting
-    text = os.environ.get(name, "").split(",")[0].strip().lstrip("0")
+    given = os.environ.get(name, "")
+    text = given.split(",")[0].strip().lstrip("0")
     if not text.isdecimal():
+        if given and name == OWN:
+            warnings.warn(f"{name}: expected an integer from 1 on, got {given!r}", stacklevel=2)
         return None
     return int(text) if len(text) < 10 else MOST
 
@@ -48,7 +54,7 @@ def default() -> tuple[int, str]:
 
     Found once, at the first call that wants to know: looking takes as long as a small call.
     """
-    for name in ("RNNKERNEL_NUM_THREADS", "OMP_NUM_THREADS"):
+    for name in (OWN, "OMP_NUM_THREADS"):
         asked = _from_environment(name)
         if asked is not None:
             return asked, name

@@ -295,6 +295,7 @@ if os.path.exists("/proc/self/task"):
         ({"RNNKERNEL_NUM_THREADS": "9" * 5000}, max(64, 2 * (os.cpu_count() or 1))),
     ],
 )
+@pytest.mark.filterwarnings("ignore:RNNKERNEL_NUM_THREADS")
 def test_the_environment_says_how_many_threads(environment, threads, monkeypatch):
     for name in ("RNNKERNEL_NUM_THREADS", "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
@@ -307,6 +308,17 @@ def test_the_environment_says_how_many_threads(environment, threads, monkeypatch
         assert _threads.reason()[1] in environment
         rk.set_num_threads(2)
         assert rk.get_num_threads() == 2
+    finally:
+        _threads.default.cache_clear()
+
+
+@pytest.mark.parametrize("given", ["0", "many", "1.5", "-2", "2 threads"])
+def test_a_bad_number_in_the_environment_is_told(given, monkeypatch):
+    monkeypatch.setenv("RNNKERNEL_NUM_THREADS", given)
+    _threads.default.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match=f"RNNKERNEL_NUM_THREADS: .* got '{given}'"):
+            _threads.default()
     finally:
         _threads.default.cache_clear()
 
