@@ -3,8 +3,8 @@
 python benchmarks/report.py benchmarks/results/quick.json      makes them again
 """
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -248,7 +248,9 @@ def _cells(entry, names):
 def main():
     import pictures
 
-    for name in sys.argv[1:]:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("results", nargs="+", help="JSON files that compare.py wrote")
+    for name in parser.parse_args().results:
         path = Path(name)
         document = json.loads(path.read_text())
         path.with_suffix(".md").write_text(markdown(document))

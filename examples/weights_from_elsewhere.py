@@ -1,9 +1,9 @@
 """Weights that another library has trained, as the parameters of a layer here.
 
 PyTorch's names, shapes and gate order are the layers' own: `layer.load_state_dict` takes what
-`module.state_dict()` has, as NumPy arrays. Keras and ONNX have their gates in another order, and
-Keras its matrices transposed. Each function below makes a layer of such weights; `main` holds it
-to the equations of the other library's documentation, in NumPy.
+`module.state_dict()` has. Keras and ONNX have their gates in another order, and
+Keras its matrices transposed. Each function below makes a layer of such weights; `main` holds it,
+with random ones, to the equations of the other library's documentation, in NumPy.
 
     python examples/weights_from_elsewhere.py
 """
@@ -40,7 +40,12 @@ def from_torch(kind, state_dict, prefix=""):
         if name.startswith(prefix)
     }
     first, state = arrays["weight_ih_l0"], arrays["weight_hh_l0"]
-    layer = kind(first.shape[1], state.shape[1], dtype=first.dtype)
+    options = {
+        "num_layers": sum(f"weight_ih_l{k}" in arrays for k in range(len(arrays))),
+        "bidirectional": "weight_ih_l0_reverse" in arrays,
+        "bias": "bias_ih_l0" in arrays,
+    }
+    layer = kind(first.shape[1], state.shape[1], dtype=first.dtype, **options)
     layer.load_state_dict(arrays)
     return layer
 
@@ -135,9 +140,11 @@ def main(seed=0):
         gru = weights(1, 3 * H, I), weights(1, 3 * H, H), weights(1, 6 * H)
         name = f"ONNX GRU, linear_before_reset={before}"
         check(name, from_onnx(rk.GRU, *gru, before), onnx_gru(x, *gru, before))
-    kept = rk.LSTM(I, H, rng=rng)
-    names = {f"encoder.{name}": array for name, array in kept.state_dict().items()}
-    check("PyTorch", from_torch(rk.LSTM, names, "encoder."), kept(x)[0][-1])
+    lstm = weights(4 * H, I), weights(4 * H, H), weights(4 * H), weights(4 * H)
+    names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+    model = {f"encoder.{name}": array for name, array in zip(names, lstm, strict=True)}
+    expected = keras_lstm(x, lstm[0].T, lstm[1].T, lstm[2] + lstm[3])  # but for that the same
+    check("PyTorch", from_torch(rk.LSTM, model, "encoder."), expected)
 
     for name, error in errors.items():
         print(f"{name}: off by at most {error:.1e} after {T} steps")

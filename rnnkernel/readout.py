@@ -212,6 +212,14 @@ def softmax_cross_entropy(logits: Any, targets: Any) -> tuple[float, np.ndarray]
         If ``targets`` is not shaped like the positions of ``logits``, or there are none.
     IndexError
         If a target is out of range; the message names its position.
+
+    Examples
+    --------
+    Of sequences of unequal length, the steps that they have::
+
+        valid = np.arange(T)[:, None] < lengths
+        dlogits = np.zeros_like(logits)
+        loss, dlogits[valid] = rk.softmax_cross_entropy(logits[valid], targets[valid])
     """
     logits = _check.any_array("logits", logits)
     targets = _check.any_array("targets", targets)

@@ -83,6 +83,9 @@ def failed_test(tree, tests, chosen):
 
 def main(words):
     faults = [f for f in FAULTS if not words or any(w.lower() in f.title.lower() for w in words)]
+    if not faults:
+        print(f"no title has one of the words {', '.join(words)}", file=sys.stderr)
+        return 2
     width = max(len(fault.title) for fault in faults)
     survivors = 0
     with tempfile.TemporaryDirectory() as folder:
