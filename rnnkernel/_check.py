@@ -198,7 +198,7 @@ def rows(name: str, value, count: int) -> np.ndarray:
     row."""
     try:
         indices = np.array(value)
-    except ValueError:
+    except Exception:  # the caller's object decides what it raises
         indices = np.array(None)
     if indices.size == 0 and not isinstance(value, np.ndarray):
         indices = indices.astype(np.intp)  # [] has no integers to tell the type by
@@ -240,7 +240,9 @@ def any_array(name: str, value) -> np.ndarray:
 def lengths(name: str, value, T: int, N: int, batched: bool) -> np.ndarray:
     """(N,) integers from 0 to T, as a copy, which nobody changes once it is checked; unbatched, a
     single one."""
-    value = any_array(name, value)
+    given, value = value, any_array(name, value)
+    if value.size == 0 and not isinstance(given, np.ndarray):
+        value = value.astype(np.intp)  # [] has no integers to tell the type by
     if value.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected integers, got dtype {value.dtype}")
     if value.shape != (N,) and (batched or value.shape != ()):
@@ -295,6 +297,8 @@ def borders(name: str, value, dims: tuple[str, ...], sizes: tuple[int, ...]) -> 
 
 def sequences(name: str, value) -> list[np.ndarray]:
     """Arrays of one dtype and of one shape but for the first dimension; at least one."""
+    if isinstance(value, (np.ndarray, memoryview)):
+        value = np.atleast_1d(value)
     if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
         raise TypeError(f"{name}: expected a list of arrays, got {_kind(value)}")
     arrays = [any_array(f"{name}[{n}]", one) for n, one in enumerate(value)]
@@ -327,6 +331,8 @@ def shares_memory(a: np.ndarray, b: np.ndarray) -> bool:
 
 def _overlaps_itself(array: np.ndarray) -> bool:
     """Whether two elements may share memory: a sufficient condition that no sane layout meets."""
+    if array.size == 0:
+        return False
     reach = array.itemsize
     axes = ((abs(step), n) for step, n in zip(array.strides, array.shape, strict=True) if n > 1)
     for step, n in sorted(axes):
@@ -374,7 +380,8 @@ def does_not_fit(name: str, shape: tuple[int, ...], item: int) -> MemoryError:
 def groups(name: str, value, such_as: str) -> list[Mapping]:
     """The mappings of names to arrays: a single one, or a sequence of them."""
     groups = [value] if isinstance(value, Mapping) else value
-    if not isinstance(groups, Sequence) or not all(isinstance(g, Mapping) for g in groups):
+    is_list = isinstance(groups, Sequence) and not isinstance(groups, memoryview)
+    if not is_list or not all(isinstance(g, Mapping) for g in groups):
         raise TypeError(
             f"{name}: expected a mapping of names to arrays, such as {such_as}, or a sequence of "
             f"such mappings, got {_kind(value)}"
@@ -392,7 +399,7 @@ def gradients(name: str, value) -> list[np.ndarray]:
                 got = one.dtype if isinstance(one, np.ndarray) else _kind(one)
                 raise TypeError(f"{label}[{key!r}]: expected a float array, got {got}")
             writable(f"{label}[{key!r}]", one)
-            arrays.append(one)
+            arrays.append(np.asarray(one))  # not a subclass, with methods of its own
     return arrays
 
 

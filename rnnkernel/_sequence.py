@@ -113,5 +113,8 @@ def tokens(ids: np.ndarray, count: int, embedding: np.ndarray | None) -> Table:
     rows = None
     if embedding is not None:
         rows = empty((len(occurring), embedding.shape[1]), embedding.dtype)
-        np.take(embedding, occurring, axis=0, out=rows, mode="clip")
+        if embedding.flags.c_contiguous:
+            np.take(embedding, occurring, axis=0, out=rows, mode="clip")
+        else:  # of which `take` would make a copy, whole
+            rows[...] = embedding[occurring]
     return Table(rows, index, occurring)

@@ -193,7 +193,10 @@ def float64_twin(layer: Any) -> Any:
     kind = next(kind for kind in type(layer).__mro__ if kind in (RNN, GRU, LSTM))
     twin = kind.__new__(type(layer))
     kind.__init__(twin, layer.input_size, layer.hidden_size, dtype=np.float64, **options)
-    twin.load_state_dict({k: v.astype(np.float64) for k, v in layer.state_dict().items()})
+    weights = _check.parameters(
+        "parameters", layer._parameters, layer._parameter_shapes, layer.dtype
+    )
+    twin.load_state_dict({name: array.astype(np.float64) for name, array in weights.items()})
     return twin
 
 
@@ -217,10 +220,12 @@ class _Problem:
         self.time_axis = 1 if layer.options.get("batch_first") else 0
         self.inputs = dict(inputs)
         if "embedding" in inputs:
-            self.inputs["embedding"] = check_embedding(layer, _float64_copy(inputs["embedding"]))
-        self.x = self._draw_x(rng) if x is None else _float64_copy(x)
+            self.inputs["embedding"] = check_embedding(
+                layer, _float64_copy("embedding", inputs["embedding"])
+            )
+        self.x = self._draw_x(rng) if x is None else _float64_copy("x", x)
         if state is not None:
-            state = _like(state, [_float64_copy(s) for s in parts_of(state)])
+            state = _like(state, [_float64_copy("state", s) for s in parts_of(state)])
         # The layer knows the shapes of the states, whatever its options.
         y, self.state = layer(self.x, state, **self.inputs)
         if state is None:
@@ -491,9 +496,9 @@ def _choose(array: np.ndarray, most: int, rng: np.random.Generator) -> list[Inde
     return [tuple(map(int, index)) for index in np.transpose(np.unravel_index(flat, array.shape))]
 
 
-def _float64_copy(value: Any) -> np.ndarray:
-    array = np.array(value)
-    return array.astype(np.float64) if array.dtype.kind == "f" else array
+def _float64_copy(name: str, value: Any) -> np.ndarray:
+    array = _check.any_array(name, value)
+    return array.astype(np.float64 if array.dtype.kind == "f" else array.dtype)
 
 
 def _normal_like(state: Any, rng: np.random.Generator) -> Any:

@@ -213,7 +213,10 @@ class _Layer(Inference):
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Copies of all parameters by name; PyTorch's names, shapes and gate order."""
-        return {name: array.copy() for name, array in self._parameters.items()}
+        return {
+            name: _check.as_array(f"parameters[{name!r}]", array).copy()
+            for name, array in self._parameters.items()
+        }
 
     def load_state_dict(self, state_dict) -> None:
         """Copies values into the parameters, in place.
@@ -330,6 +333,8 @@ class _Layer(Inference):
         gradients stop where a piece begins. Going back through the pieces from the last, with
         `dstate=` the `grads.state` of the piece behind, adds up to the whole's gradient.
         """
+        if training is not True and training is not False:
+            training = _check.flag("training", training)
         call = profiling.begin(self, "forward(training=True)" if training else "forward()")
         if (
             training is True
@@ -344,7 +349,7 @@ class _Layer(Inference):
                 if call is not None:
                     call.end()
                 return plain
-        training, trace = _check.flag("training", training), _check.flag("trace", trace)
+        trace = _check.flag("trace", trace)
         if checkpoint_every is not None:
             checkpoint_every = _check.size("checkpoint_every", checkpoint_every)
             if trace:

@@ -61,7 +61,8 @@ class Adam:
         weight_decay: float = 0.0,
     ) -> None:
         self.lr = _check.not_negative("lr", lr)
-        if not isinstance(betas, (Sequence, np.ndarray)) or len(betas) != 2:
+        is_list = isinstance(betas, Sequence) or (isinstance(betas, np.ndarray) and betas.ndim == 1)
+        if not is_list or len(betas) != 2:
             raise ValueError(f"betas: expected two numbers, got {betas!r}")
         first, second = (_check.not_negative(f"betas[{i}]", betas[i], 1.0) for i in range(2))
         self.betas = (first, second)

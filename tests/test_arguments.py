@@ -212,6 +212,25 @@ def test_out_that_overlaps_a_parameter(case, dtype, name):
         layer.forward(x, out=out)
 
 
+@pytest.mark.parametrize("shape", [(0, N, H), (T, 0, H), (0, 0, H)])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_out_without_elements(case, dtype, shape, order):
+    layer = construct(case, I, H, dtype=dtype)
+    out = np.empty(shape, dtype, order=order)
+    x = np.zeros((*shape[:2], I), dtype)
+    for of in (layer, layer.freeze()):
+        assert of.forward(x, out=out).y is out
+
+
+@pytest.mark.parametrize(
+    "training", [0, 1, None, "yes", np.array([1, 0]), np.zeros(2), [True]], ids=repr
+)
+def test_training_is_a_flag(problem, layer, training):
+    for of in (layer, layer.freeze()):
+        with pytest.raises((TypeError, ValueError), match=names("training")):
+            of.forward(problem.x, training=training)
+
+
 def test_out_beside_an_input_in_one_buffer_is_fine(case, dtype):
     problem = draw(case, T=4, N=3, I=6, H=6, dtype=dtype)
     layer = make_layer(problem)

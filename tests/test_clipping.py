@@ -304,6 +304,17 @@ def test_gradients_of_several_layers_have_one_norm(gradients, dtype, kind):
     assert rk.clip_grad_norm([], limit) == 0
 
 
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
+@pytest.mark.parametrize("kind", [np.ma.masked_array, np.matrix])
+def test_gradients_of_a_subclass_are_plain_numbers(kind):
+    array = np.full((2, 2), 3.0)
+    given = kind(array, copy=False)
+    assert rk.clip_grad_norm({"w": given}, 1.0) == 6
+    np.testing.assert_allclose(array, 0.5)
+    rk.clip_grad_value({"w": given}, 0.25)
+    np.testing.assert_array_equal(array, 0.25)
+
+
 @pytest.mark.parametrize("function", [rk.clip_grad_norm, rk.clip_grad_value])
 def test_bad_parameter_gradients(function):
     """Checked before anything is scaled, the first array too."""
@@ -318,7 +329,7 @@ def test_bad_parameter_gradients(function):
             pytest.raises((TypeError, ValueError), match=r"gradients\[1\]\['bad'\]"),
         ):
             function([{"good": good}, {"bad": bad}], 0.1)
-    for bad in (good, [good], {"good": good}.values(), "good", None):
+    for bad in (good, [good], {"good": good}.values(), "good", None, memoryview(np.ones((2, 2)))):
         with unchanged(good), pytest.raises(TypeError, match="gradients: expected a mapping"):
             function(bad, 0.1)
 

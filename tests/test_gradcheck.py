@@ -377,3 +377,31 @@ def test_the_numpy_reference_agrees_with_the_kernels(make, dtype):
 def test_the_numpy_reference_says_what_it_cannot():
     with pytest.raises(ValueError, match="expected an RNN, GRU or LSTM, got SimpleNamespace"):
         numpy_reference.forward(SimpleNamespace(options={}), np.zeros((1, 1, 1)))
+
+
+class Exchanged:
+    """An array that can be come to by __dlpack__ alone."""
+
+    def __init__(self, array):
+        self.__dlpack__, self.__dlpack_device__ = array.__dlpack__, array.__dlpack_device__
+
+
+def test_it_takes_what_the_layer_takes(make):
+    layer = make()
+    x = np.random.default_rng(0).standard_normal((4, 2, 3))
+    expected = rk.gradcheck(layer, x, rng=3)
+    for given in (Exchanged(x), memoryview(x), x.tolist(), np.ma.masked_array(x)):
+        assert rk.gradcheck(layer, given, rng=3).errors == expected.errors
+    for bad in ([[1.0, 2.0], [3.0]], object(), "x"):
+        with pytest.raises((TypeError, ValueError), match="^x: expected"):
+            rk.gradcheck(layer, bad)
+
+
+def test_bad_parameters_are_named_as_calls_name_them(make):
+    layer = make()
+    layer.parameters["bias_ih_l0"] = layer.parameters["bias_ih_l0"].astype(np.float64)
+    with pytest.raises(TypeError, match=r"^parameters\['bias_ih_l0'\]"):
+        rk.gradcheck(layer)
+    layer.parameters["bias_ih_l0"] = np.zeros(3, np.float32)
+    with pytest.raises(ValueError, match=r"^parameters\['bias_ih_l0'\]"):
+        rk.gradcheck(layer)

@@ -1,6 +1,7 @@
 """Token ids are the dense input that they stand for; so is an input that is constant in time, but
 that the gradient of W_ih is summed in another order."""
 
+import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
@@ -479,3 +480,27 @@ def test_more_ids_than_steps_in_the_last_segment(case, dtype):
     assert_same_bits(cut.embedding, whole.embedding)
     for name, gradient in whole.parameters.items():
         assert_same_bits(cut.parameters[name], gradient, name)
+
+
+def test_of_an_embedding_that_lies_anyhow_only_the_rows_that_occur_are_copied():
+    V, I = 20_000, 8  # noqa: E741
+    ids = np.array([[3, V - 1], [0, 3]])
+    table = np.random.default_rng(0).standard_normal((V, 2 * I)).astype(np.float32)
+    layer = rk.GRU(I, 5, rng=0)
+    for embedding in (table[:, :I], table[:, I:][::-1], np.asfortranarray(table[:, :I])):
+        plain = np.ascontiguousarray(embedding)
+        expected = layer.forward(ids, embedding=plain, training=True)
+        tracemalloc.start()
+        try:
+            y, _ = layer(ids, embedding=embedding)
+            out = layer.forward(ids, embedding=embedding, training=True)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak < plain.nbytes / 4
+        assert_same_bits(y, expected.y)
+        assert_same_bits(
+            layer.backward(out, out.y).embedding, layer.backward(expected, expected.y).embedding
+        )
+    endless = np.broadcast_to(table[:1, :I], (10**14, I))
+    assert_same_bits(layer(ids, embedding=endless)[0], layer(ids * 0, embedding=table[:1, :I])[0])

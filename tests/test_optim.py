@@ -303,6 +303,8 @@ def test_a_parameter_that_has_become_read_only():
         ({}, {"lr": 10**400}, ValueError, "lr.*inf"),
         ({}, {"betas": (0.9,)}, ValueError, "betas"),
         ({}, {"betas": 0.9}, ValueError, "betas"),
+        ({}, {"betas": np.array(0.9)}, ValueError, "betas"),
+        ({}, {"betas": np.ones((2, 2))}, ValueError, "betas"),
         ({}, {"betas": (0.9, 1.0)}, ValueError, r"betas\[1\].*1.0"),
         ({}, {"eps": math.inf}, ValueError, "eps.*inf"),
         ({}, {"weight_decay": -0.1}, ValueError, "weight_decay"),

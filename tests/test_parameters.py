@@ -218,3 +218,16 @@ def test_load_state_dict_checks_what_it_writes_to(case, spoil):
         del layer.parameters[name]
     with unchanged(*layer.parameters.values()), pytest.raises(ValueError, match=name):
         layer.load_state_dict(loaded)
+
+
+def test_parameters_that_only_look_like_arrays(case):
+    """Whatever calls take, a copy of the parameters does."""
+    layer, other = make(case, rng=0), make(case, rng=0)
+    for name, array in layer.parameters.items():
+        layer.parameters[name] = memoryview(array)
+    x = np.ones((3, 2, 5), np.float32)
+    assert_same_bits(layer(x)[0], other(x)[0])
+    for name, array in layer.state_dict().items():
+        assert type(array) is np.ndarray
+        assert_same_bits(array, other.parameters[name], name)
+    assert rk.gradcheck(layer, rng=0).ok

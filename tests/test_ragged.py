@@ -71,3 +71,25 @@ def test_errors_of_unpack(y, lengths, error, words):
     with pytest.raises(error) as caught:
         rk.unpack(y, lengths)
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_no_rows_have_no_lengths(dtype):
+    x = np.zeros((3, 0, 4), dtype)
+    assert rk.unpack(x, []) == []
+    layer = rk.GRU(4, 5, dtype=dtype)
+    for empty in ([], (), np.zeros(0, int)):
+        assert layer(x, lengths=empty)[0].shape == (3, 0, 5)
+    with pytest.raises(TypeError, match="lengths"):
+        layer(x, lengths=np.zeros(0))
+    with pytest.raises(ValueError, match="lengths"):
+        layer(np.zeros((3, 2, 4), dtype), lengths=[])
+
+
+def test_packing_one_array_takes_its_rows():
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    for given in (x, memoryview(x)):
+        packed, lengths = rk.pack(given)
+        assert_same_bits(packed, x.T)
+        assert lengths.tolist() == [3, 3]
+    with pytest.raises(ValueError, match=r"sequences\[0\]"):
+        rk.pack(np.array(1.0))

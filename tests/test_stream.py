@@ -587,3 +587,13 @@ def test_streams_on_many_threads(case):
     for thread in threads:
         thread.join()
     assert not failures
+
+
+def test_rows_of_an_object_that_raises_anything():
+    class Rows:
+        @property
+        def __array_interface__(self):
+            raise KeyError("anything")
+
+    with pytest.raises(TypeError, match="^rows: expected"):
+        rk.GRU(3, 5).stream(2).reset(Rows())
