@@ -17,6 +17,7 @@ import problems
 import roofline
 from data import check, draw, layer_outputs, layer_state, make_layer, reference
 
+NAMES = [problem.name for group in problems.GROUPS.values() for problem in group]
 DEFAULTS = ("lstm-t50-n64-h256", "lstm-t1000-n8-h32")
 
 
@@ -74,7 +75,14 @@ def measure(problem, threads, seconds, isa, with_reference=True):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--problems", nargs="+", default=DEFAULTS, help="names in problems.py")
+    parser.add_argument(
+        "--problems",
+        nargs="+",
+        default=DEFAULTS,
+        choices=NAMES,
+        metavar="NAME",
+        help="of those that problems.py lists",
+    )
     parser.add_argument("--dtypes", nargs="+", default=["float32"], choices=roofline.DTYPES)
     parser.add_argument("--seconds", type=float, default=2.0, help="for each problem")
     parser.add_argument("--no-reference", action="store_true", help="leave NumPy out")

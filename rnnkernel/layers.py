@@ -440,9 +440,9 @@ class _Layer(Inference):
                 raise TypeError(f"clip: expected a Clip or None, got {type(clip).__name__}")
             value = np.inf if clip.value is None else clip.value
             norm = np.inf if clip.norm is None else clip.norm
-        if isinstance(flow, str):
-            _check.choice("flow", flow, ("states",))
-        else:
+        if isinstance(flow, str) and flow != "states":
+            raise ValueError(f"flow: expected True, False or 'states', got {flow!r}")
+        if not isinstance(flow, str):
             flow = _check.flag("flow", flow)
         input_grad = _check.flag("input_grad", input_grad)
         threads = _threads.resolve(num_threads)

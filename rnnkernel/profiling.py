@@ -163,7 +163,8 @@ def profile() -> Profile:
     """Records where the time of the layers' calls goes, for the calls of this thread in a `with`.
 
     `print(p)` shows each kind of call with the time of its phases on every thread, `p.records`
-    holds the numbers. The phases:
+    holds the numbers, a `rnnkernel.profiling.Record` with `seconds` and `phases` for each call.
+    The phases:
 
     - set-up: checks, arrays, copies, and all else that Python does;
     - pack and unpack: parameters into the layout of the kernels, and gradients back;
