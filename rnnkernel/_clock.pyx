@@ -1,6 +1,5 @@
 """Whether anybody has a clock: the call that rnnkernel/profiling.py records."""
 
-
 from rnnkernel._shared cimport rk_set
 
 

@@ -4,6 +4,7 @@ from rnnkernel._clock cimport LOOP, WAITING, Clock, charge
 from rnnkernel._run cimport Run
 from rnnkernel._team cimport (
     rk_handover,
+    rk_has_left,
     rk_meet_or_leave,
     rk_offer,
     rk_range,
@@ -105,6 +106,18 @@ cdef inline bint take_blocks(
         ) > 0:
             return True
     return False
+
+
+cdef inline void withdraw(const Part *part) noexcept nogil:
+    """After the last round: what was offered for one that does not come, by this member, or by one
+    that left when it had ended the last."""
+    cdef int mate
+    if part.ranges == NULL:
+        return
+    for mate in range(part.team.size):
+        if mate == part.team.mate or rk_has_left(&part.team.flags[mate]):
+            rk_offer(&part.ranges[mate], 0, 0)
+            rk_offer(&part.ranges[part.team.size + mate], 0, 0)
 
 
 cdef inline bint end_round(const Run *r, Part *part, Py_ssize_t t) noexcept nogil:

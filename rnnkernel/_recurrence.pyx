@@ -21,6 +21,7 @@ from rnnkernel._part cimport (
     set_bounds,
     share_blocks,
     take_blocks,
+    withdraw,
 )
 from rnnkernel._projection cimport half_is_enough, list_chunk, pass_panel, project, project_table
 from rnnkernel._rows cimport any_set, cells_after_reset, clear_rows, clear_step
@@ -212,9 +213,7 @@ cdef bint run_steps(const Run *r, Part *part) noexcept nogil:
                     return False
         charge(part.clock, LOOP)
         t0 += steps
-    if part.ranges != NULL:  # what was offered for a round that does not come
-        rk_offer(&part.ranges[(1 - part.turn) * part.team.size + part.team.mate], 0, 0)
-        rk_offer(&part.ranges[part.turn * part.team.size + part.team.mate], 0, 0)
+    withdraw(part)
     for t in range(cleared, r.y_steps if r.clears else 0):
         clear(r, part, t)
     return True

@@ -216,11 +216,16 @@ static inline long long rk_lost(const rk_flag *flags, int size)
     return lost;
 }
 
+static inline int rk_has_left(rk_flag *flag)
+{
+    return rk_has_met(flag, RK_LEFT);
+}
+
 static inline int rk_gone(rk_flag *flags, int size)
 {
     int gone = 0;
     for (int mate = 0; mate < size; mate++)
-        gone += rk_has_met(&flags[mate], RK_LEFT);
+        gone += rk_has_left(&flags[mate]);
     return gone;
 }
 

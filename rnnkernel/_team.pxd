@@ -40,7 +40,8 @@ cdef extern from "_team.h":
     void rk_expel(rk_flag *flag, long long meeting) nogil
     # Nanoseconds that a member of a team has waited, where it was long; of the one who has longest.
     long long rk_lost(const rk_flag *flags, int size) nogil
-    # How many members have left.
+    # Whether a member has left, and how many have.
+    bint rk_has_left(rk_flag *flag) nogil
     int rk_gone(rk_flag *flags, int size) nogil
     # Returns when the flag has been raised to a count; what was written before that is seen.
     void rk_await(rk_flag *flag, long long count) nogil

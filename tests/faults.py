@@ -911,6 +911,13 @@ FAULTS = [
         **only("kept"),
     ),
     Fault(
+        "sections: what a member offered that has left is done in the next one",
+        PART,
+        "mate == part.team.mate or rk_has_left(&part.team.flags[mate])",
+        "mate == part.team.mate",
+        **only("sections", "who_leaves"),
+    ),
+    Fault(
         "threads that take blocks: the last one is not offered",
         PART,
         "+ part.team.mate], part.block_begin, part.block_end,",

@@ -8,6 +8,7 @@ from batches import KINDS, batch
 from helpers import assert_same_bits
 from rnnkernel import _backward, _passes, _plain, _plan
 from sequences import parts
+from test_split import LAYERS as SPLIT_LAYERS
 
 FROM = _plan.SECTIONED_ROWS
 NEVER = 1 << 40
@@ -102,6 +103,41 @@ def test_late_threads(case, late, split, monkeypatch):
         monkeypatch.setattr(module, "SPLIT", split)
         monkeypatch.setattr(module, "LATE", late)
     check(layer, given, expected, num_threads=2)
+
+
+# sections that end together, one before the other, and one that has no step
+ENDS = {
+    "first": [5] * 16 + [20] * 4,
+    "second": [20] * 4 + [5] * 16,
+    "nearly together": [20] * 19 + [19],
+    "none": [0] * 16 + [20] * 4,
+}
+
+
+@pytest.mark.parametrize("ends", ENDS)
+@pytest.mark.parametrize("taking", [True, "all"])
+@pytest.mark.parametrize("cell", SPLIT_LAYERS.values(), ids=SPLIT_LAYERS.keys())
+def test_who_leaves_takes_its_blocks_along(cell, taking, ends, monkeypatch):
+    """A section may end with the meeting that a member is too late for: nobody is to do in the next
+    one what it had offered for a round that did not come."""
+    cls, options = cell
+    layer = cls(9, 147, rng=0, **options)
+    x, state, _ = batch(layer, "plain", 20, 20)
+    arguments = {"lengths": np.array(ENDS[ends])}
+    held = layer.parameters  # so that every call packs
+    expected, last = layer(x, state, num_threads=1, **arguments)
+    monkeypatch.setattr(_plan, "SERIAL_FLOPS", 0.0)
+    monkeypatch.setattr(_plan, "SECTIONED_ROWS", 0)
+    monkeypatch.setattr(_plan, "SPLIT", "units")
+    monkeypatch.setattr(_plan, "TAKING", taking)
+    for num_threads in (2, 4):
+        for late in range(1, 70):
+            monkeypatch.setattr(_plan, "LATE", late)
+            y, after = layer(x, state, num_threads=num_threads, **arguments)
+            assert_same_bits(y, expected, f"{num_threads} threads, late for {late}")
+            for actual, wanted in zip(parts(after), parts(last), strict=True):
+                assert_same_bits(actual, wanted, f"{num_threads} threads, late for {late}")
+    assert held
 
 
 @pytest.mark.parametrize("options", [{"num_layers": 3}, {"bidirectional": True}])
