@@ -216,10 +216,7 @@ static inline long long rk_lost(const rk_flag *flags, int size)
     return lost;
 }
 
-static inline int rk_has_left(rk_flag *flag)
-{
-    return rk_has_met(flag, RK_LEFT);
-}
+static inline int rk_has_left(rk_flag *flag) { return rk_has_met(flag, RK_LEFT); }
 
 static inline int rk_gone(rk_flag *flags, int size)
 {
