@@ -7,19 +7,6 @@ from rnnkernel._bptt cimport Bptt
 from rnnkernel._kernels cimport RK_TRANSPOSED_VECTORS, rk_product, rk_window
 
 
-cdef enum:
-    # Terms that are zero, in a sum over units, from which on they are left out: a sum in two parts
-    # takes as long as some more terms.
-    LEAST_PADDING = 24
-
-
-cdef inline bint ends_with_units(
-    Py_ssize_t slots, Py_ssize_t blocks, Py_ssize_t padding
-) noexcept nogil:
-    """Whether a sum over units, slot by slot, ends with the last one and not with its block."""
-    return padding * slots >= (LEAST_PADDING if blocks > 1 else 1)
-
-
 cdef inline void product_over(
     const Bptt *r, const rk_product *whole, Py_ssize_t first, Py_ssize_t past
 ) noexcept nogil:
@@ -68,10 +55,11 @@ cdef inline void through_columns(
 ) noexcept nogil:
     """Some columns, in vectors, of what `through` began."""
     cdef Py_ssize_t padding = r.blocks * r.units - r.H
-    if not ends_with_units(window.slots, r.blocks, padding):
+    if padding == 0:
         product_over(r, p, first, past)
         return
-    # each slot's part of the sum ends with the last unit, not with its block
+    # each slot's part of the sum ends with the last unit, not with its block: what lies beyond has
+    # weights of zero, but may be NaN where x or a state is infinite
     p.outer = r.blocks - 1
     if p.outer > 0:
         product_over(r, p, first, past)

@@ -1,15 +1,13 @@
 from rnnkernel._part cimport Part
-from rnnkernel._products cimport ends_with_units
 from rnnkernel._run cimport Run
 
 
 cdef inline bint half_is_enough(const Run *r, Py_ssize_t past) noexcept nogil:
     """Whether of the block before `past` nobody reads more than the first halves of its vectors: no
-    more of its units exist, and where backward follows its sums over units end with the last."""
-    cdef Py_ssize_t padding = r.blocks * r.units - r.H
+    more of its units exist, and sums of backward over units end with the last."""
     return (
-        past == r.blocks and r.cell.unit_vectors == 1 and 2 * padding >= r.units
-        and (not r.keeps or ends_with_units(r.cell.input.slots, r.blocks, padding))
+        past == r.blocks and r.cell.unit_vectors == 1
+        and 2 * (r.blocks * r.units - r.H) >= r.units
     )
 
 

@@ -911,6 +911,13 @@ FAULTS = [
         **only("kept"),
     ),
     Fault(
+        "backward: sums over units go on past the last one where few lanes are left",
+        "rnnkernel/_products.pxd",
+        "if padding == 0:",
+        "if padding * window.slots < 24:",
+        **only("robustness", "saturates"),
+    ),
+    Fault(
         "sections: what a member offered that has left is done in the next one",
         PART,
         "mate == part.team.mate or rk_has_left(&part.team.flags[mate])",

@@ -17,6 +17,7 @@ from drawn import draw, reference_outputs
 from helpers import (
     assert_same_bits,
     assert_same_outputs,
+    construct,
     layer_outputs,
     layer_state,
     make_layer,
@@ -100,6 +101,29 @@ def test_values_that_are_not_finite_stay_in_their_row_backward(problem, value, n
             assert_same_bits(outputs[f"d{name}0"][others], clean[f"d{name}0"][others], name)
         if np.isnan(value) and problem.case.name != "rnn_relu":  # relu's slope of 0 may stop it
             assert np.isnan(outputs["dx"][: t + 1, n]).all()
+
+
+@pytest.mark.parametrize("H", [30, 31, 33, 61, 147])
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_what_saturates_has_finite_gradients(case, dtype, H, num_threads):
+    """Of an infinite x all gates that it reaches are 0 or 1, and their gradients 0: NaN, which is
+    what weights of zero make of it, stays in the lanes past the last unit."""
+    saturates = case.options.get("nonlinearity") != "relu"
+    layer = construct(case, 5, H, 2, dtype=dtype, rng=0)
+    x = np.random.default_rng(1).standard_normal((6, 3, 5)).astype(dtype)
+    x[3, 0, 2] = np.inf
+    out = layer.forward(x, training=True, num_threads=num_threads)
+    grads = layer.backward(out, np.ones_like(out.y), num_threads=num_threads)
+    states = grads.state if isinstance(grads.state, tuple) else (grads.state,)
+    rows = slice(0 if saturates else 1, None)
+    for array in (out.y, grads.x, *states):
+        assert np.isfinite(array[:, rows]).all()
+    if not saturates:
+        return
+    for name, array in grads.parameters.items():
+        assert name == "weight_ih_l0" or np.isfinite(array).all(), name
+    # 0 times infinity: the column that x meets alone
+    assert np.isfinite(np.delete(grads.parameters["weight_ih_l0"], 2, axis=1)).all()
 
 
 def test_nan_reaches_the_gradients_of_the_weights(problem):
