@@ -1,9 +1,9 @@
 """Weights that another library has trained, as the parameters of a layer here.
 
 PyTorch's names, shapes and gate order are the layers' own: `layer.load_state_dict` takes what
-`module.state_dict()` has. Keras and ONNX have their gates in another order, and
-Keras its matrices transposed. Each function below makes a layer of such weights; `main` holds it,
-with random ones, to the equations of the other library's documentation, in NumPy.
+`module.state_dict()` has. Keras and ONNX have their gates in another order, and Keras its matrices
+transposed. Each function below makes a layer of such weights; `main` holds it, with random ones, to
+the equations of the other library's documentation, in NumPy.
 
     python examples/weights_from_elsewhere.py
 """

@@ -143,6 +143,10 @@ def check_state(layer: Any, name: str, state: Any, N: int, batched: bool) -> lis
     arrays = []
     for part, width, array in zip(names, layer._widths, state, strict=True):
         label = name if len(names) == 1 else f"{name} ({part})"
+        if array is None:
+            raise TypeError(
+                f"{label}: expected an array, zeros if need be, got None for one of both"
+            )
         units = "H" if width == layer.hidden_size else "P"
         dims, sizes = ("L*D", "N", units), (rows, N, width)
         if not batched:

@@ -147,8 +147,6 @@ def as_array(name: str, value) -> np.ndarray:
         reason = f": {error}" if str(error) else ""
         if isinstance(value, (list, tuple, int, float)):
             reason = "; make one with numpy.asarray"
-        elif value is None:
-            reason = "; make zeros where none are to be"
         raise TypeError(
             f"{name}: expected an array (NumPy, __dlpack__ or the array interface), "
             f"got {_kind(value)}{reason}"
@@ -200,8 +198,7 @@ def rows(name: str, value, count: int) -> np.ndarray:
         indices = np.array(value)
     except Exception:  # the caller's object decides what it raises
         indices = np.array(None)
-    if indices.size == 0 and not isinstance(value, np.ndarray):
-        indices = indices.astype(np.intp)  # [] has no integers to tell the type by
+    indices = _of_no_type(indices, value)
     if indices.dtype == bool and not isinstance(value, (bool, np.bool_)):
         if indices.shape != (count,):
             raise ValueError(f"{name}: expected a bool for each of {count}, got {indices.shape}")
@@ -227,6 +224,12 @@ def rows(name: str, value, count: int) -> np.ndarray:
     return indices
 
 
+def _of_no_type(array: np.ndarray, given) -> np.ndarray:
+    """Of what was to be integers: [] has none to tell the type by."""
+    is_empty_list = array.size == 0 and not isinstance(given, np.ndarray)
+    return array.astype(np.intp) if is_empty_list else array
+
+
 def any_array(name: str, value) -> np.ndarray:
     """An array of any dtype and shape; lists and numbers become one."""
     if isinstance(value, (list, tuple, int, np.generic)):
@@ -240,9 +243,7 @@ def any_array(name: str, value) -> np.ndarray:
 def lengths(name: str, value, T: int, N: int, batched: bool) -> np.ndarray:
     """(N,) integers from 0 to T, as a copy, which nobody changes once it is checked; unbatched, a
     single one."""
-    given, value = value, any_array(name, value)
-    if value.size == 0 and not isinstance(given, np.ndarray):
-        value = value.astype(np.intp)  # [] has no integers to tell the type by
+    value = _of_no_type(any_array(name, value), value)
     if value.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected integers, got dtype {value.dtype}")
     if value.shape != (N,) and (batched or value.shape != ()):
@@ -379,14 +380,14 @@ def does_not_fit(name: str, shape: tuple[int, ...], item: int) -> MemoryError:
 
 def groups(name: str, value, such_as: str) -> list[Mapping]:
     """The mappings of names to arrays: a single one, or a sequence of them."""
-    groups = [value] if isinstance(value, Mapping) else value
-    is_list = isinstance(groups, Sequence) and not isinstance(groups, memoryview)
-    if not is_list or not all(isinstance(g, Mapping) for g in groups):
+    several = [value] if isinstance(value, Mapping) else value
+    is_list = isinstance(several, Sequence) and not isinstance(several, memoryview)
+    if not is_list or not all(isinstance(one, Mapping) for one in several):
         raise TypeError(
             f"{name}: expected a mapping of names to arrays, such as {such_as}, or a sequence of "
             f"such mappings, got {_kind(value)}"
         )
-    return list(groups)
+    return list(several)
 
 
 def gradients(name: str, value) -> list[np.ndarray]:

@@ -20,12 +20,8 @@ from rnnkernel.clipping import Clip
 from rnnkernel.inference import Frozen, Inference, Stream
 from rnnkernel.results import Gradients, Output
 
-# What a layer is made of: its parameters, and what it keeps, have the shapes that follow from it.
-_FIXED = frozenset({
-    "input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional",
-    "dtype", "options", "nonlinearity", "reset_after", "proj_size", "peephole", "cell_clip",
-    "coupled", "forget_bias",
-})  # fmt: skip
+# What a layer is made of beside its options: its parameters, and what it keeps, follow from both.
+_MADE_OF = ("input_size", "hidden_size", "dtype", "options")
 
 
 class _Layer(Inference):
@@ -85,7 +81,7 @@ class _Layer(Inference):
             )
 
     def __setattr__(self, name, value):
-        if name in _FIXED and "_sizes" in self.__dict__:
+        if "_sizes" in self.__dict__ and (name in _MADE_OF or name in self.options):
             raise AttributeError(
                 f"{name}: expected {getattr(self, name)!r}, with which the layer was made, got "
                 f"{value!r}: make another layer, and load_state_dict(layer.state_dict())"
@@ -440,9 +436,10 @@ class _Layer(Inference):
                 raise TypeError(f"clip: expected a Clip or None, got {type(clip).__name__}")
             value = np.inf if clip.value is None else clip.value
             norm = np.inf if clip.norm is None else clip.norm
-        if isinstance(flow, str) and flow != "states":
-            raise ValueError(f"flow: expected True, False or 'states', got {flow!r}")
-        if not isinstance(flow, str):
+        if isinstance(flow, str):
+            if flow != "states":
+                raise ValueError(f"flow: expected True, False or 'states', got {flow!r}")
+        else:
             flow = _check.flag("flow", flow)
         input_grad = _check.flag("input_grad", input_grad)
         threads = _threads.resolve(num_threads)

@@ -138,6 +138,13 @@ def test_states_of_the_wrong_structure(problem, layer):
             layer.backward(out, problem.dy, state)
 
 
+def test_one_of_a_pair_is_not_none():
+    layer, h = rk.LSTM(I, H), np.zeros((1, N, H), np.float32)
+    for state, part in (((h, None), "c"), ((None, h), "h")):
+        with pytest.raises(TypeError, match=rf"^state \({part}\): .*zeros if need be, got None"):
+            layer(np.zeros((T, N, I), np.float32), state)
+
+
 def test_states_of_an_unbatched_call(problem, layer):
     states = [s[None] for s in problem.states]  # (1, N, H), where (1, H) is wanted
     with pytest.raises(ValueError, match="state"):

@@ -99,5 +99,8 @@ def test_other_attributes_are_the_users(case):
             self.name = name
 
     layer = Named("first")
-    layer.name, layer.note = "second", 1
-    assert (layer.name, layer.note) == ("second", 1)
+    layer.name, layer.coupling = "second", 1
+    assert (layer.name, layer.coupling) == ("second", 1)
+    other = rk.RNN(3, 4)
+    other.coupled = True  # an option of LSTM alone
+    assert other.coupled
