@@ -226,6 +226,7 @@ setup(
             extension("_chunks"),
             extension("_gradients"),
             extension("_dropout"),
+            extension("_updates"),
             extension("_stream"),
         ],
         build_dir="build/cython",

@@ -26,6 +26,7 @@ COMMANDS = {
     "shared_layers": "--cells RNN --sizes 8 --rows 2 --steps 3 --seconds 0",
     "shared_steps": "--cells RNN --sizes 8 --rows 2 --steps 3 --seconds 0",
     "small_calls": "--cases LSTM,2,1,8 --seconds 0.01",
+    "training_steps": "--models policy --rounds 1 --seconds 0",
     "stream_steps": "--sizes 8 --rounds 1 --seconds 0 --ids 5",
     "valid_steps": "--threads 1 --sizes 8 --rounds 1",
 }

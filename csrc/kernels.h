@@ -28,6 +28,7 @@
 #include "lookup.h"
 #include "pack.h"
 #include "step.h"
+#include "updates.h"
 
 #include "cells/gru.h"
 #include "cells/lstm.h"
@@ -146,6 +147,9 @@ static const rk_kernels
             .arrive = RK(arrive),
             .row_sums = RK(row_sums),
             .dropout = RK(dropout),
+            .adam = RK(adam),
+            .sum_of_squares = RK(sum_of_squares),
+            .scale = RK(scale),
 };
 
 #undef RK_LSTM_CELL

@@ -226,6 +226,14 @@ typedef struct {
     double scale; /* of what is kept */
 } rk_dropout;
 
+/* -- A step of Adam: csrc/updates.h has the equations ------------------------------------------ */
+typedef struct {
+    ptrdiff_t count;
+    void *parameter, *mean, *square; /* each updated in place */
+    const void *gradient;
+    double beta1, beta2, rate, eps, decay;
+} rk_adam;
+
 /* -- The cells --------------------------------------------------------------------------------- */
 /* The LSTM's options: any combination, added to RK_LSTM, is a cell. */
 enum {
@@ -292,6 +300,9 @@ typedef struct {
     void (*arrive)(const rk_arrival *);
     void (*row_sums)(const rk_row_sums *);
     void (*dropout)(const rk_dropout *);
+    void (*adam)(const rk_adam *);
+    double (*sum_of_squares)(const void *numbers, ptrdiff_t count);
+    void (*scale)(void *numbers, ptrdiff_t count, double factor); /* in place */
 } rk_kernels;
 
 enum { RK_FLOAT32, RK_FLOAT64, RK_DTYPES };

@@ -75,19 +75,32 @@ RK_INLINE vec RK(vfma)(vec a, vec b, vec c) { return RK_X86(fmadd)(a, b, c); }
 RK_INLINE vec RK(vfnma)(vec a, vec b, vec c) { return RK_X86(fnmadd)(a, b, c); }
 RK_INLINE vec RK(vmax)(vec low, vec x) { return RK_X86(max)(low, x); }
 RK_INLINE vec RK(vmin)(vec high, vec x) { return RK_X86(min)(high, x); }
-#undef RK_X86
 #elif defined(RK_NEON)
 RK_INLINE vec RK(vfma)(vec a, vec b, vec c) { return (vec)RK_NEON(fma)(c, a, b); }
 RK_INLINE vec RK(vfnma)(vec a, vec b, vec c) { return (vec)RK_NEON(fms)(c, a, b); }
 RK_INLINE vec RK(vmax)(vec low, vec x) { return (vec)RK_NEON(max)(low, x); }
 RK_INLINE vec RK(vmin)(vec high, vec x) { return (vec)RK_NEON(min)(high, x); }
-#undef RK_NEON
 #else
 RK_INLINE vec RK(vfma)(vec a, vec b, vec c) { return a * b + c; }
 RK_INLINE vec RK(vfnma)(vec a, vec b, vec c) { return c - a * b; }
 RK_INLINE vec RK(vmax)(vec low, vec x) { return RK(vselect)(low > x, low, x); }
 RK_INLINE vec RK(vmin)(vec high, vec x) { return RK(vselect)(high < x, high, x); }
 #endif
+
+RK_INLINE vec RK(vsqrt)(vec a)
+{
+#if defined(RK_X86)
+    return RK_X86(sqrt)(a);
+#elif defined(RK_NEON)
+    return (vec)RK_NEON(sqrt)(a);
+#else
+    for (int i = 0; i < LANES; i++)
+        a[i] = RK_DOUBLE ? (real)__builtin_sqrt(a[i]) : (real)__builtin_sqrtf((float)a[i]);
+    return a;
+#endif
+}
+#undef RK_X86
+#undef RK_NEON
 
 /* 1 / a to 1 ulp, for what nobody computes with in forward: an approximation made better by
  * Newton's iteration is faster than vdivps where the divider is busy. */

@@ -142,6 +142,14 @@ cdef extern from "rnnkernel.h" nogil:
         int layer, threshold
         double scale
 
+    ctypedef struct rk_adam:
+        Py_ssize_t count
+        void *parameter
+        void *mean
+        void *square
+        const void *gradient
+        double beta1, beta2, rate, eps, decay
+
     enum:
         RK_WHOLE
         RK_HALF
@@ -186,6 +194,9 @@ cdef extern from "rnnkernel.h" nogil:
         void (*arrive)(const rk_arrival *) noexcept nogil
         void (*row_sums)(const rk_row_sums *) noexcept nogil
         void (*dropout)(const rk_dropout *) noexcept nogil
+        void (*adam)(const rk_adam *) noexcept nogil
+        double (*sum_of_squares)(const void *numbers, Py_ssize_t count) noexcept nogil
+        void (*scale)(void *numbers, Py_ssize_t count, double factor) noexcept nogil
 
     bint rk_in_quads(int storage) noexcept
     Py_ssize_t rk_panel_rows(Py_ssize_t k, int storage) noexcept

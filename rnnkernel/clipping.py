@@ -9,7 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rnnkernel import _check
+from rnnkernel import _check, _threads, _updates
+
+KERNELS = (np.float32, np.float64)
+SAFE = (1e-50, 1e300)
+"""Between these a sum of squares has lost none that counts: not to overflow, nor of denormals."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,10 @@ class Clip:
 
 
 def clip_grad_norm(
-    gradients: Mapping[str, np.ndarray] | Sequence[Mapping[str, np.ndarray]], max_norm: float
+    gradients: Mapping[str, np.ndarray] | Sequence[Mapping[str, np.ndarray]],
+    max_norm: float,
+    *,
+    num_threads: int | None = None,
 ) -> float:
     """Scales gradients in place so that their norm over all arrays is at most `max_norm`.
 
@@ -53,6 +60,8 @@ def clip_grad_norm(
         takes them, whose norm is that of all. Written only where the norm is above the limit.
     max_norm : float
         Positive and finite.
+    num_threads : int, optional
+        The most threads to use; no result depends on them.
 
     Returns
     -------
@@ -65,26 +74,36 @@ def clip_grad_norm(
         For anything else than writable float arrays, or a bad limit; nothing is changed.
     """
     max_norm = _check.positive("max_norm", max_norm)
+    threads = _threads.resolve(num_threads)
     arrays = _check.gradients("gradients", gradients)
+    total = _norm(arrays, threads)
+    if max_norm < total < math.inf:
+        factor = max_norm / total
+        for array in arrays:
+            # to kernels a denormal factor is none
+            if array.dtype in KERNELS and factor >= np.finfo(np.float64).tiny:
+                _updates.scale(array, factor, threads)
+            else:
+                with np.errstate(all="ignore"):  # not to stop half-way where the caller wants it
+                    array *= array.dtype.type(factor)
+    return total
+
+
+def _norm(arrays: list[np.ndarray], threads: int) -> float:
+    """The Euclidean norm of all, summed in float64."""
+    arrays = [a if a.dtype in KERNELS else a.astype(np.float64) for a in arrays]
+    total = sum(_updates.sum_of_squares(a, threads) for a in arrays)
+    if SAFE[0] <= total <= SAFE[1]:
+        return math.sqrt(total)
     # NumPy's maximum hands NaN on, Python's only as the first of two
     largest = float(np.max([np.max(np.abs(a), initial=0) for a in arrays], initial=0))
     if largest == 0 or not np.isfinite(largest):
         return largest
-    # scaled by about the largest entry, so that no square overflows or vanishes
+    # scaled by about the largest entry
     scale = math.ldexp(1.0, max(math.frexp(largest)[1] - 1, -1000))
-    with np.errstate(all="ignore"):  # not to stop half-way where the caller wants them raised
-        total = scale * math.sqrt(sum(_sum_of_squares(a, 1 / scale) for a in arrays))
-        if total > max_norm:
-            for array in arrays:
-                array *= array.dtype.type(max_norm / total)
-    return total
-
-
-def _sum_of_squares(array: np.ndarray, factor: float) -> float:
-    """In float64, of the array times a factor."""
-    scaled = array.astype(np.float64)
-    scaled *= factor
-    return float(np.sum(np.square(scaled, out=scaled)))
+    with np.errstate(all="ignore"):
+        scaled = [np.divide(a, scale, dtype=np.float64) for a in arrays]
+    return scale * math.sqrt(sum(_updates.sum_of_squares(a, threads) for a in scaled))
 
 
 def clip_grad_value(

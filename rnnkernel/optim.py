@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rnnkernel import _check
+from rnnkernel import _check, _threads, _updates
 
 __all__ = ["Adam"]
 
@@ -76,16 +76,12 @@ class Adam:
         ]
         self._check_parameters()
         self._moments = [
-            {name: (np.zeros_like(p), np.zeros_like(p)) for name, p in group.items()}
+            {
+                name: (np.zeros(p.shape, p.dtype), np.zeros(p.shape, p.dtype))
+                for name, p in group.items()
+            }
             for group in self._groups
         ]
-        # Two scratch arrays for each dtype, as large as the largest parameter: a step allocates
-        # no array of its own.
-        largest: dict[np.dtype, int] = {}
-        for group in self._groups:
-            for p in group.values():
-                largest[p.dtype] = max(largest.get(p.dtype, 0), p.size)
-        self._scratch = {dtype: np.empty((2, size), dtype) for dtype, size in largest.items()}
 
     def __repr__(self) -> str:
         counts = [len(group) for group in self._groups]
@@ -95,12 +91,16 @@ class Adam:
         )
 
     def step(
-        self, gradients: Mapping[str, np.ndarray] | Sequence[Mapping[str, np.ndarray]]
+        self,
+        gradients: Mapping[str, np.ndarray] | Sequence[Mapping[str, np.ndarray]],
+        *,
+        num_threads: int | None = None,
     ) -> None:
         """Take one step; ``gradients`` has the structure, shapes and dtypes of the parameters.
 
         Everything is checked first; on an error neither a parameter nor the optimizer has
-        changed. The gradients are only read.
+        changed. The gradients are only read. Denormals count as zero, and the result does not
+        depend on ``num_threads``, the most threads to use.
 
         Raises
         ------
@@ -109,40 +109,22 @@ class Adam:
         ValueError
             If names or shapes are not those of the parameters.
         """
+        threads = _threads.resolve(num_threads)
         groups = self._check_gradients(gradients)
         lr, eps = _check.not_negative("lr", self.lr), _check.not_negative("eps", self.eps)
         decay = 1.0 - lr * _check.not_negative("weight_decay", self.weight_decay)
-        with np.errstate(all="ignore"):  # not to stop half-way where the caller wants them raised
-            self._step(groups, lr, eps, decay)
-
-    def _step(self, groups: list[dict[str, np.ndarray]], lr: float, eps: float, decay: float):
         self.steps += 1
         beta1, beta2 = self.betas
         # The two corrections are moved to where they cost a scalar and not a pass over the array:
         # lr * (m/c1) / (sqrt(v/c2) + eps) = (lr*sqrt(c2)/c1) * m / (sqrt(v) + eps*sqrt(c2)).
         root2 = math.sqrt(1.0 - beta2**self.steps)
-        rate = lr * root2 / (1.0 - beta1**self.steps)
-        eps *= root2
+        rate, eps = lr * root2 / (1.0 - beta1**self.steps), eps * root2
         for group, moments, gradient in zip(self._groups, self._moments, groups, strict=True):
             for name, p in group.items():
-                g = gradient[name]
-                m, v = moments[name]
-                a, b = (row[: p.size].reshape(p.shape) for row in self._scratch[p.dtype])
-                m *= beta1
-                m += np.multiply(g, 1.0 - beta1, out=a)
-                v *= beta2
-                np.multiply(g, g, out=a)
-                v += np.multiply(a, 1.0 - beta2, out=a)
-                np.sqrt(v, out=a)
-                a += eps
-                np.multiply(m, rate, out=b)
-                if decay != 1.0:
-                    p *= decay
-                if eps == 0:
-                    # 0 / 0 comes from a gradient that was always zero: no step. No other
-                    # denominator is as small, being a root.
-                    np.maximum(a, np.finfo(a.dtype).tiny, out=a)
-                p -= np.divide(b, a, out=b)
+                mean, square = moments[name]
+                _updates.adam(
+                    p, gradient[name], mean, square, beta1, beta2, rate, eps, decay, threads
+                )
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Copies of what the next step goes on from, so that training can: ``steps``, an int64

@@ -25,6 +25,9 @@ SERIAL_WORK = 1 << 18
 FEWEST_ROWS = 16
 """Blocks of fewer rows than this are not worth their calls."""
 
+BLOCK_BYTES = 1 << 18
+"""Of logits whose loss is computed at once: they are read again and again, from L2."""
+
 
 class LinearGradients(NamedTuple):
     """What :meth:`Linear.backward` returns."""
@@ -132,8 +135,11 @@ class Linear:
         flat_dy = dy.reshape(-1, self.output_size)
         weight = self.parameters["weight"]
         dx = empty(flat_x.shape, self.dtype)
-        dweight, part = np.zeros_like(weight), empty(weight.shape, self.dtype)
-        for rows in self._blocks(len(dx)):
+        first, *others = self._blocks(len(dx))
+        np.matmul(flat_dy[first], weight, out=dx[first])
+        dweight = np.matmul(flat_dy[first].T, flat_x[first], out=empty(weight.shape, self.dtype))
+        part = empty(weight.shape, self.dtype) if others else None
+        for rows in others:
             np.matmul(flat_dy[rows], weight, out=dx[rows])
             dweight += np.matmul(flat_dy[rows].T, flat_x[rows], out=part)
         gradients = {"weight": dweight}
@@ -172,7 +178,7 @@ class Linear:
         block = SERIAL_WORK // (self.input_size * self.output_size)
         if block < FEWEST_ROWS:
             return [slice(0, rows)]
-        return [slice(start, start + block) for start in range(0, rows, block)]
+        return [slice(start, start + block) for start in range(0, max(rows, 1), block)]
 
     def _array(self, name: str, value: Any, last: int) -> np.ndarray:
         array = _check.as_array(name, value)
@@ -243,20 +249,36 @@ def softmax_cross_entropy(logits: Any, targets: Any) -> tuple[float, np.ndarray]
             f"at position {position}"
         )
 
+    positions = targets.size
+    dlogits = empty(logits.shape, logits.dtype)
+    of_position, flat_targets = np.empty(positions), targets.reshape(-1)
+    flat_logits, flat_dlogits = logits.reshape(-1, classes), dlogits.reshape(-1, classes)
+    block = max(1, BLOCK_BYTES // (classes * logits.itemsize))
+    for start in range(0, positions, block):
+        some = slice(start, start + block)
+        of_position[some] = _cross_entropy(
+            flat_logits[some], flat_targets[some], flat_dlogits[some], positions
+        )
+    return float(np.mean(of_position)), dlogits
+
+
+def _cross_entropy(
+    logits: np.ndarray, targets: np.ndarray, dlogits: np.ndarray, positions: int
+) -> np.ndarray:
+    """The losses of some of the positions, (n,) in float64, of logits (n, C); and into `dlogits`
+    the gradient of the mean over all."""
     highest = logits.max(axis=-1, keepdims=True)
-    picked = targets[..., np.newaxis].astype(np.intp)
+    picked = targets[:, np.newaxis].astype(np.intp)
     right = np.take_along_axis(logits, picked, axis=-1).astype(np.float64)
     below = highest.astype(np.float64) - right
     with np.errstate(all="ignore"):  # over to -inf, whose exponential is the right 0
-        probability = np.subtract(logits, highest, out=empty(logits.shape, logits.dtype))
-        np.exp(probability, out=probability)
-    total = probability.sum(axis=-1, keepdims=True)
-    loss = float(np.mean(np.log(total, dtype=np.float64) + below))
+        np.exp(np.subtract(logits, highest, out=dlogits), out=dlogits)
+    total = dlogits.sum(axis=-1, keepdims=True)
+    loss = np.log(total, dtype=np.float64) + below
 
-    positions = targets.size
-    probability /= total * probability.dtype.type(positions)
+    dlogits /= total * dlogits.dtype.type(positions)
     # In this form the gradient of a position sums to zero up to rounding.
-    right_gradient = np.take_along_axis(probability, picked, axis=-1)
-    right_gradient -= probability.dtype.type(1.0 / positions)
-    np.put_along_axis(probability, picked, right_gradient, axis=-1)
-    return loss, probability
+    right_gradient = np.take_along_axis(dlogits, picked, axis=-1)
+    right_gradient -= dlogits.dtype.type(1.0 / positions)
+    np.put_along_axis(dlogits, picked, right_gradient, axis=-1)
+    return loss[:, 0]

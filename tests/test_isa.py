@@ -14,6 +14,7 @@ from reference import CASES, LSTM_VARIANTS
 from rnnkernel import _kernels
 
 ISAS = _kernels.available_isas()
+KERNELS = ("test_bits.py", "test_activations.py", "test_updates.py")
 
 
 def test_the_portable_one_is_always_there():
@@ -54,7 +55,7 @@ def test_values_on_each_instruction_set(isa):
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_bits_and_activations_on_each_instruction_set(isa, tmp_path):
-    files = [str(TESTS / name) for name in ("test_bits.py", "test_activations.py")]
+    files = [str(TESTS / name) for name in KERNELS]
     # sizes that take long are left to the run on the default set
     options = ["-q", "-x", "-p", "no:cacheprovider", "-k", "not 300 and not 70 and not 67"]
     done = run_python("-m", "pytest", *options, *files, cwd=tmp_path, RNNKERNEL_ISA=isa)

@@ -157,16 +157,18 @@ def test_linear_rejects_bad_arrays():
 # --- softmax cross-entropy ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("leading", [(), (4,), (3, 2)])
-def test_cross_entropy_is_its_definition(dtype, leading):
+@pytest.mark.parametrize(
+    "leading, classes", [((), 5), ((4,), 5), ((3, 2), 5), ((40_000,), 5), ((3, 7), 9000)]
+)
+def test_cross_entropy_is_its_definition(dtype, leading, classes):
     rng = np.random.default_rng(1)
-    logits = rng.standard_normal((*leading, 5)).astype(dtype)
-    targets = rng.integers(5, size=leading)
+    logits = rng.standard_normal((*leading, classes)).astype(dtype)
+    targets = rng.integers(classes, size=leading)
     kept = logits.copy()
     loss, dlogits = rk.softmax_cross_entropy(logits, targets)
 
     e = np.exp(logits.astype(np.float64))
-    softmax, one_hot = e / e.sum(axis=-1, keepdims=True), np.eye(5)[targets]
+    softmax, one_hot = e / e.sum(axis=-1, keepdims=True), np.eye(classes)[targets]
     expected = -(np.log(softmax) * one_hot).sum() / targets.size
     assert type(loss) is float
     assert dlogits.dtype == dtype

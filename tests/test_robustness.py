@@ -206,6 +206,10 @@ def test_the_floating_point_environment_is_as_it_was(problem, num_threads):
     assert probe() == before
     layer(problem.x, num_threads=num_threads)
     assert probe() == before
+    gradients = {"w": problem.dy.copy()}
+    rk.clip_grad_norm(gradients, 1e-30, num_threads=num_threads)
+    rk.Adam({"w": problem.x.copy()}).step({"w": problem.x}, num_threads=num_threads)
+    assert probe() == before
     with pytest.raises(ValueError):
         layer(problem.x[..., 1:])
     assert probe() == before
