@@ -32,20 +32,24 @@ def layer_of(kind, gates, weight_ih, weight_hh, bias_ih, bias_hh, **options):
     return layer
 
 
-def from_torch(kind, state_dict, prefix=""):
-    """A layer of a module's state_dict; `prefix` is its name and a dot, in one of a whole model."""
+def from_torch(kind, state_dict, prefix="", **options):
+    """A layer of a module's state_dict; `prefix` is its name and a dot, in one of a whole model.
+    What no weight tells, as `nonlinearity="relu"`, is to be said."""
     arrays = {
         name.removeprefix(prefix): np.asarray(tensor)
         for name, tensor in state_dict.items()
         if name.startswith(prefix)
     }
     first, state = arrays["weight_ih_l0"], arrays["weight_hh_l0"]
-    options = {
+    hidden_size = state.shape[1]
+    if "weight_hr_l0" in arrays:
+        options["proj_size"], hidden_size = arrays["weight_hr_l0"].shape
+    options |= {
         "num_layers": sum(f"weight_ih_l{k}" in arrays for k in range(len(arrays))),
         "bidirectional": "weight_ih_l0_reverse" in arrays,
         "bias": "bias_ih_l0" in arrays,
     }
-    layer = kind(first.shape[1], state.shape[1], dtype=first.dtype, **options)
+    layer = kind(first.shape[1], hidden_size, dtype=first.dtype, **options)
     layer.load_state_dict(arrays)
     return layer
 

@@ -296,16 +296,27 @@ def borders(name: str, value, dims: tuple[str, ...], sizes: tuple[int, ...]) -> 
     return array(name, any_array(name, value), np.dtype(bool), dims, sizes, "").copy()
 
 
+def _is_empty_list(value) -> bool:
+    """Which has neither a dtype nor a shape of its own."""
+    return isinstance(value, (list, tuple)) and not value
+
+
 def sequences(name: str, value) -> list[np.ndarray]:
     """Arrays of one dtype and of one shape but for the first dimension; at least one."""
     if isinstance(value, (np.ndarray, memoryview)):
         value = np.atleast_1d(value)
     if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
         raise TypeError(f"{name}: expected a list of arrays, got {_kind(value)}")
-    arrays = [any_array(f"{name}[{n}]", one) for n, one in enumerate(value)]
+    given = list(value)
+    arrays = [any_array(f"{name}[{n}]", one) for n, one in enumerate(given)]
     if not arrays:
         raise ValueError(f"{name}: expected at least one array, got none")
-    first = arrays[0]
+    typed = [one for one, of in zip(arrays, given, strict=True) if not _is_empty_list(of)]
+    first = typed[0] if typed else arrays[0]
+    arrays = [
+        np.empty((0, *first.shape[1:]), first.dtype) if _is_empty_list(of) else one
+        for one, of in zip(arrays, given, strict=True)
+    ]
     for n, one in enumerate(arrays):
         if one.ndim == 0:
             raise ValueError(f"{name}[{n}]: expected shape (T, ...), got ()")
@@ -315,7 +326,7 @@ def sequences(name: str, value) -> list[np.ndarray]:
         if one.shape[1:] != first.shape[1:]:
             expected = ", ".join(["T", *map(str, first.shape[1:])])
             raise ValueError(
-                f"{name}[{n}]: expected shape ({expected}), as {name}[0], got {one.shape}"
+                f"{name}[{n}]: expected shape ({expected}), as the first, got {one.shape}"
             )
     return arrays
 

@@ -59,4 +59,7 @@ def show_config() -> None:
     ]
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
-        print(f"{name:<{width}}  {value}")
+        # a path may have what the terminal has no letter for
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        line = f"{name:<{width}}  {value}".encode(encoding, "backslashreplace")
+        print(line.decode(encoding))

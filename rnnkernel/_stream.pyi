@@ -1,5 +1,5 @@
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy.typing as npt
 
@@ -15,4 +15,6 @@ class Stream:
     def step(
         self, x: Any, out: npt.NDArray[Any] | None = None, *, embedding: Any = None
     ) -> npt.NDArray[Any]: ...
-    def reset(self, rows: int | npt.NDArray[Any] | Sequence[int] | None = None) -> None: ...
+    def reset(
+        self, rows: SupportsIndex | npt.NDArray[Any] | Sequence[int] | None = None
+    ) -> None: ...

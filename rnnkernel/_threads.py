@@ -69,12 +69,13 @@ def default() -> tuple[int, str]:
 
 def reason() -> tuple[int, str]:
     """Threads of a call that does not say otherwise, and the reason in words."""
-    return (_requested, "set_num_threads") if _requested is not None else default()
+    count, why = (_requested, "set_num_threads") if _requested is not None else default()
+    return min(count, MOST), why
 
 
 def get_num_threads() -> int:
     """Most threads that a call uses when its `num_threads` is None."""
-    return _requested if _requested is not None else default()[0]
+    return resolve(None)
 
 
 def set_num_threads(n: int) -> None:

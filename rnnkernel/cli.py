@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -14,11 +15,27 @@ __all__ = ["main"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with ``argv`` (default: that of the process); returns the exit status."""
     args = _parser().parse_args(argv)
+    if sys.stdout is None:  # it was closed
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
-        return args.run(args)
+        status = args.run(args)
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # who reads has seen enough, as head does
+        _write_no_more()
+        return 141  # as a shell has it of a program that SIGPIPE ended
+    except OSError as error:
+        _write_no_more()
+        print(f"rnnkernel: {error}", file=sys.stderr)
+        return 1
+
+
+def _write_no_more() -> None:
+    """What is left in the buffer goes nowhere, or Python complains at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:

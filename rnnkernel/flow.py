@@ -28,7 +28,7 @@ BATCH_ROWS = 2048
 SETTLED, ROUNDS = 1e-10, 2000
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class GradientFlow:
     """What `gradient_flow` measured: by layer and direction, and by step in the time of x.
 
@@ -108,7 +108,7 @@ def gradient_flow(
 
     Raises
     ------
-    TypeError, ValueError, MemoryError
+    TypeError, ValueError, IndexError, MemoryError
         For a bad argument, named in the message, and as `layer.forward` and `layer.backward`.
     """
     if not isinstance(layer, _Layer):

@@ -68,7 +68,8 @@ class GradcheckReport:
     """What :func:`gradcheck` found."""
 
     errors: dict[str, float]
-    """Worst relative error of each array: ``x``, ``state`` (or ``h``, ``c``), parameters."""
+    """Worst relative error of each array: ``x`` or, with ids, ``embedding``; ``state`` (or ``h``,
+    ``c``); parameters."""
 
     checked: dict[str, int]
     """Number of entries compared in each array."""
@@ -149,7 +150,7 @@ def gradcheck(
     ------
     GradientError
         Naming the worst entry: its array, index, analytic and numeric value, and error.
-    TypeError, ValueError
+    TypeError, ValueError, IndexError
         If ``layer`` is none, ``eps`` or ``tolerance`` is not a positive finite number, or for what
         ``layer.forward`` and ``backward`` reject.
     """

@@ -99,6 +99,8 @@ class Frozen(Inference):
     """
 
     def __init__(self, layer: Any, weights: str | None = None) -> None:
+        if not hasattr(layer, "_suffixes"):
+            raise TypeError(f"layer: expected an RNN, GRU or LSTM, got {type(layer).__name__}")
         if weights is not None:
             _check.choice("weights", weights, ("float16", "int8"))
             if layer.dtype != np.float32:
@@ -132,13 +134,40 @@ class Frozen(Inference):
                 packed.shrink(scales.get(f"weight_ih{suffix}"), scales.get(f"weight_hh{suffix}"))
             self._packed.append(packed)
 
-    input_size: int = property(lambda self: self._layer.input_size, doc="I")
-    hidden_size: int = property(lambda self: self._layer.hidden_size, doc="H")
-    num_layers: int = property(lambda self: self._layer.num_layers, doc="L")
-    bidirectional: bool = property(lambda self: self._layer.bidirectional)
-    batch_first: bool = property(lambda self: self._layer.batch_first)
-    dtype: np.dtype = property(lambda self: self._layer.dtype)
-    parameters: Mapping[str, np.ndarray] = property(lambda self: self._layer.parameters)
+    @property
+    def input_size(self) -> int:
+        """I"""
+        return self._layer.input_size
+
+    @property
+    def hidden_size(self) -> int:
+        """H"""
+        return self._layer.hidden_size
+
+    @property
+    def num_layers(self) -> int:
+        """L"""
+        return self._layer.num_layers
+
+    @property
+    def bidirectional(self) -> bool:
+        """Whether D is 2."""
+        return self._layer.bidirectional
+
+    @property
+    def batch_first(self) -> bool:
+        """Whether x and y are (N, T, ...)."""
+        return self._layer.batch_first
+
+    @property
+    def dtype(self) -> np.dtype:
+        """float32 or float64"""
+        return self._layer.dtype
+
+    @property
+    def parameters(self) -> Mapping[str, np.ndarray]:
+        """The layer's as they were, read-only, by name."""
+        return self._layer.parameters
 
     def __repr__(self):
         return f"{self._layer!r}.freeze({repr(self._weights) if self._weights else ''})"
@@ -165,7 +194,7 @@ class Frozen(Inference):
 
         Raises
         ------
-        TypeError, ValueError, MemoryError
+        TypeError, ValueError, IndexError, MemoryError
             As the layer's `forward`; ValueError for `training=True`.
         """
         call = profiling.begin(self, "forward()")

@@ -6,6 +6,9 @@ D directions, G gates, P units of h (and of y in each direction): H, or the LSTM
 
 import copy
 import warnings
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +28,7 @@ _MADE_OF = ("input_size", "hidden_size", "dtype", "options")
 
 
 class _Layer(Inference):
-    """What all cells share. A subclass sets `_cell` and `options`."""
+    """What all cells share. A subclass sets `_cell` and names its options."""
 
     _cell: cells.Cell
     _given: dict[str, np.ndarray] | None = None  # parameters, before there is a layer
@@ -51,7 +54,7 @@ class _Layer(Inference):
         self.dropout = _check.share("dropout", dropout)
         self.bidirectional = _check.flag("bidirectional", bidirectional)
         self.dtype = _check.real_dtype("dtype", dtype)
-        self.options = {
+        self._options = {
             "num_layers": self.num_layers,
             "bias": self.bias,
             "batch_first": self.batch_first,
@@ -81,12 +84,26 @@ class _Layer(Inference):
             )
 
     def __setattr__(self, name, value):
-        if "_sizes" in self.__dict__ and (name in _MADE_OF or name in self.options):
+        if "_sizes" in self.__dict__ and (name in _MADE_OF or name in self._options):
             raise AttributeError(
                 f"{name}: expected {getattr(self, name)!r}, with which the layer was made, got "
                 f"{value!r}: make another layer, and load_state_dict(layer.state_dict())"
             )
         super().__setattr__(name, value)
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """What the constructor was given beside sizes, dtype and rng, by its arguments' names."""
+        return MappingProxyType(self._options)
+
+    def _configuration(self) -> dict[str, Any]:
+        """What the constructor was given, but for rng."""
+        return {
+            "input_size": self.input_size,
+            "hidden_size": self.hidden_size,
+            "dtype": self.dtype.name,
+            **self._options,
+        }
 
     @property
     def parameters(self) -> dict[str, np.ndarray]:

@@ -1,3 +1,4 @@
+from collections.abc import Mapping
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 import numpy as np
@@ -17,16 +18,28 @@ _L = TypeVar("_L", bound="_Layer[Any, Any]")
 _Seed: TypeAlias = int | np.integer[Any] | np.random.SeedSequence | np.random.Generator | None
 
 class _Layer(Inference, Generic[_Given, _State]):
-    input_size: int
-    hidden_size: int
-    num_layers: int
-    bias: bool
-    batch_first: bool
-    dropout: float
-    bidirectional: bool
-    dtype: np.dtype[Any]
-    options: dict[str, Any]
+    @property
+    def input_size(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def bias(self) -> bool: ...
+    @property
+    def batch_first(self) -> bool: ...
+    @property
+    def dropout(self) -> float: ...
+    @property
+    def bidirectional(self) -> bool: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    @property
+    def options(self) -> Mapping[str, Any]: ...
+    _parameters: dict[str, _Array]
+    _parameter_shapes: dict[str, tuple[int, ...]]
 
+    def _configuration(self) -> dict[str, Any]: ...
     @property
     def parameters(self) -> dict[str, _Array]: ...
     @parameters.setter
@@ -90,8 +103,8 @@ class _Layer(Inference, Generic[_Given, _State]):
     ) -> Gradients: ...
 
 class RNN(_Layer[_ArrayLike, _Array]):
-    nonlinearity: Literal["tanh", "relu"]
-
+    @property
+    def nonlinearity(self) -> Literal["tanh", "relu"]: ...
     def __init__(
         self,
         input_size: int,
@@ -108,8 +121,8 @@ class RNN(_Layer[_ArrayLike, _Array]):
     ) -> None: ...
 
 class GRU(_Layer[_ArrayLike, _Array]):
-    reset_after: bool
-
+    @property
+    def reset_after(self) -> bool: ...
     def __init__(
         self,
         input_size: int,
@@ -126,12 +139,16 @@ class GRU(_Layer[_ArrayLike, _Array]):
     ) -> None: ...
 
 class LSTM(_Layer[tuple[_ArrayLike, _ArrayLike] | list[_ArrayLike], tuple[_Array, _Array]]):
-    proj_size: int
-    peephole: bool
-    cell_clip: float | None
-    forget_bias: float
-    coupled: bool
-
+    @property
+    def proj_size(self) -> int: ...
+    @property
+    def peephole(self) -> bool: ...
+    @property
+    def cell_clip(self) -> float | None: ...
+    @property
+    def forget_bias(self) -> float: ...
+    @property
+    def coupled(self) -> bool: ...
     def __init__(
         self,
         input_size: int,

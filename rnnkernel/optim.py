@@ -56,16 +56,12 @@ class Adam:
         self,
         parameters: Mapping[str, np.ndarray] | Sequence[Mapping[str, np.ndarray]],
         lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
+        betas: Sequence[float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
         self.lr = _check.not_negative("lr", lr)
-        is_list = isinstance(betas, Sequence) or (isinstance(betas, np.ndarray) and betas.ndim == 1)
-        if not is_list or len(betas) != 2:
-            raise ValueError(f"betas: expected two numbers, got {betas!r}")
-        first, second = (_check.not_negative(f"betas[{i}]", betas[i], 1.0) for i in range(2))
-        self.betas = (first, second)
+        self.betas = _pair(betas)
         self.eps = _check.not_negative("eps", eps)
         self.weight_decay = _check.not_negative("weight_decay", weight_decay)
         self.steps = 0
@@ -113,12 +109,13 @@ class Adam:
         groups = self._check_gradients(gradients)
         lr, eps = _check.not_negative("lr", self.lr), _check.not_negative("eps", self.eps)
         decay = 1.0 - lr * _check.not_negative("weight_decay", self.weight_decay)
-        self.steps += 1
-        beta1, beta2 = self.betas
+        beta1, beta2 = _pair(self.betas)
+        steps = _check.size("steps", self.steps, 0) + 1
         # The two corrections are moved to where they cost a scalar and not a pass over the array:
         # lr * (m/c1) / (sqrt(v/c2) + eps) = (lr*sqrt(c2)/c1) * m / (sqrt(v) + eps*sqrt(c2)).
-        root2 = math.sqrt(1.0 - beta2**self.steps)
-        rate, eps = lr * root2 / (1.0 - beta1**self.steps), eps * root2
+        root2 = math.sqrt(1.0 - beta2**steps)
+        rate, eps = lr * root2 / (1.0 - beta1**steps), eps * root2
+        self.steps = steps
         for group, moments, gradient in zip(self._groups, self._moments, groups, strict=True):
             for name, p in group.items():
                 mean, square = moments[name]
@@ -228,6 +225,14 @@ class Adam:
     def _label(self, argument: str, group: int, name: str | None = None) -> str:
         label = f"{argument}[{group}]" if self._is_list else argument
         return label if name is None else f"{label}[{name!r}]"
+
+
+def _pair(betas: Any) -> tuple[float, float]:
+    is_list = isinstance(betas, Sequence) or (isinstance(betas, np.ndarray) and betas.ndim == 1)
+    if not is_list or len(betas) != 2:
+        raise ValueError(f"betas: expected two numbers, got {betas!r}")
+    first, second = (_check.not_negative(f"betas[{i}]", betas[i], 1.0) for i in range(2))
+    return first, second
 
 
 def _what(value: Any) -> str:

@@ -62,6 +62,8 @@ def gradient_flow(
     """
     _check.choice("quantity", quantity, tuple(QUANTITIES))
     named = _named(layers, labels)
+    if ax is not None and not hasattr(ax, "set_yscale"):
+        raise TypeError(f"ax: expected an Axes of matplotlib, got {type(ax).__name__}")
     if x is None and not all(isinstance(one, flow.GradientFlow) for _, one in named):
         raise TypeError("x: expected what the layers are to be run on, got None")
     if not quantity.endswith("jacobian_norm"):
@@ -74,9 +76,11 @@ def gradient_flow(
     ]
     if ax is None:
         ax = _new_axes()
+    drawn = False
     for label, result in results:
         curves = getattr(result, quantity)
         for k, norms in enumerate([] if curves is None else curves):
+            drawn = True
             ax.plot(
                 np.arange(len(norms)),
                 np.where(norms > 0, norms, np.nan),
@@ -85,7 +89,8 @@ def gradient_flow(
     ax.set_yscale("log")
     ax.set_xlabel("step t")
     ax.set_ylabel(QUANTITIES[quantity])
-    ax.legend()
+    if drawn:
+        ax.legend()
     return ax
 
 
@@ -99,6 +104,8 @@ def _named(layers: Any, labels: Iterable[str] | None) -> list[tuple[str, Any]]:
         layers = list(layers)
         names = [type(one).__name__ for one in layers]
     if labels is not None:
+        if isinstance(labels, str) or not isinstance(labels, Iterable):
+            raise TypeError(f"labels: expected a list of names, got {type(labels).__name__}")
         names = [str(label) for label in labels]
         if len(names) != len(layers):
             raise ValueError(f"labels: expected {len(layers)}, one for each, got {len(names)}")

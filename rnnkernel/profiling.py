@@ -136,7 +136,7 @@ class Profile:
         self.records: list[Record] = []
         self._thread, self._outer = None, None
 
-    def __enter__(self):
+    def __enter__(self) -> "Profile":
         if self._thread is not None:
             raise RuntimeError("profile: expected one that is not in use, got one inside its with")
         self._thread, self._outer = get_ident(), _profile.get()

@@ -25,6 +25,9 @@ SERIAL_WORK = 1 << 18
 FEWEST_ROWS = 16
 """Blocks of fewer rows than this are not worth their calls."""
 
+SUMMED_ROWS = 64
+"""Rows that are added in their own dtype."""
+
 BLOCK_BYTES = 1 << 18
 """Of logits whose loss is computed at once: they are read again and again, from L2."""
 
@@ -41,6 +44,9 @@ class LinearGradients(NamedTuple):
 
 class Linear:
     """The affine map ``y = x W^T + b`` over the last dimension.
+
+    A product of NumPy's: unlike those of the layers, the last bits of a row of ``y`` may depend on
+    how many rows there are.
 
     Parameters
     ----------
@@ -60,6 +66,8 @@ class Linear:
         Live: editing an array in place takes effect at the next call.
     """
 
+    _given: Mapping[str, np.ndarray] | None = None  # parameters, before there is a layer
+
     def __init__(
         self,
         input_size: int,
@@ -72,19 +80,45 @@ class Linear:
         self.input_size = _check.size("input_size", input_size)
         self.output_size = _check.size("output_size", output_size)
         self.dtype = _check.real_dtype("dtype", dtype)
-        shapes: dict[str, tuple[int, ...]] = {"weight": (self.output_size, self.input_size)}
+        self._parameter_shapes: dict[str, tuple[int, ...]] = {
+            "weight": (self.output_size, self.input_size)
+        }
         if _check.flag("bias", bias):
-            shapes["bias"] = (self.output_size,)
+            self._parameter_shapes["bias"] = (self.output_size,)
         generator = _check.generator("rng", rng)
+        if self._given is not None:
+            self.parameters = _check.parameters(
+                "parameters", self._given, self._parameter_shapes, self.dtype
+            )
+            del self._given
+            return
         self.parameters = {
-            name: _check.allocate(name, shape, self.dtype) for name, shape in shapes.items()
+            name: _check.allocate(name, shape, self.dtype)
+            for name, shape in self._parameter_shapes.items()
         }
         bound = 1.0 / math.sqrt(self.input_size)
         for array in self.parameters.values():
             array[...] = generator.uniform(-bound, bound, array.shape)
 
+    @classmethod
+    def _with_parameters(cls, parameters: Mapping[str, np.ndarray], **arguments: Any) -> Linear:
+        """A layer that owns these arrays; none are drawn, or allocated, before they fit."""
+        layer = cls.__new__(cls)
+        layer._given = parameters
+        layer.__init__(**arguments)
+        return layer
+
+    def _configuration(self) -> dict[str, Any]:
+        """What the constructor was given, but for rng."""
+        return {
+            "input_size": self.input_size,
+            "output_size": self.output_size,
+            "dtype": self.dtype.name,
+            "bias": "bias" in self._parameter_shapes,
+        }
+
     def __repr__(self) -> str:
-        bias = "bias" in self.parameters
+        bias = "bias" in self._parameter_shapes
         return f"Linear({self.input_size}, {self.output_size}, bias={bias}, dtype={self.dtype})"
 
     def __call__(self, x: Any) -> np.ndarray:
@@ -144,7 +178,7 @@ class Linear:
             dweight += np.matmul(flat_dy[rows].T, flat_x[rows], out=part)
         gradients = {"weight": dweight}
         if "bias" in self.parameters:
-            gradients["bias"] = flat_dy.sum(axis=0)
+            gradients["bias"] = _sum_of_rows(flat_dy)
         return LinearGradients(dx.reshape(x.shape), gradients)
 
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -183,10 +217,21 @@ class Linear:
     def _array(self, name: str, value: Any, last: int) -> np.ndarray:
         array = _check.as_array(name, value)
         if array.dtype != self.dtype:
-            raise TypeError(f"{name}: expected dtype {self.dtype}, got {array.dtype}")
+            raise TypeError(
+                f"{name}: expected dtype {self.dtype}, got {array.dtype}; convert it yourself, as "
+                "this would lose digits or memory without telling"
+            )
         if array.ndim == 0 or array.shape[-1] != last:
             raise ValueError(f"{name}: expected shape (..., {last}), got {array.shape}")
         return array
+
+
+def _sum_of_rows(rows: np.ndarray) -> np.ndarray:
+    """(C,) of (n, C), in float64 but for some rows each: NumPy adds them one after another."""
+    total = np.zeros(rows.shape[1])
+    for start in range(0, len(rows), SUMMED_ROWS):
+        total += rows[start : start + SUMMED_ROWS].sum(axis=0)
+    return total.astype(rows.dtype)
 
 
 def softmax_cross_entropy(logits: Any, targets: Any) -> tuple[float, np.ndarray]:
@@ -206,7 +251,8 @@ def softmax_cross_entropy(logits: Any, targets: Any) -> tuple[float, np.ndarray]
     Returns
     -------
     loss : float
-        Summed in float64 whatever the dtype of ``logits``.
+        The mean in float64 over losses of positions, whose exponentials are of the dtype of
+        ``logits``.
     dlogits : array (..., C)
         In the dtype of ``logits``.
 
@@ -254,12 +300,13 @@ def softmax_cross_entropy(logits: Any, targets: Any) -> tuple[float, np.ndarray]
     of_position, flat_targets = np.empty(positions), targets.reshape(-1)
     flat_logits, flat_dlogits = logits.reshape(-1, classes), dlogits.reshape(-1, classes)
     block = max(1, BLOCK_BYTES // (classes * logits.itemsize))
-    for start in range(0, positions, block):
-        some = slice(start, start + block)
-        of_position[some] = _cross_entropy(
-            flat_logits[some], flat_targets[some], flat_dlogits[some], positions
-        )
-    return float(np.mean(of_position)), dlogits
+    with np.errstate(all="ignore"):  # not to stop half-way where the caller wants them raised
+        for start in range(0, positions, block):
+            some = slice(start, start + block)
+            of_position[some] = _cross_entropy(
+                flat_logits[some], flat_targets[some], flat_dlogits[some], positions
+            )
+        return float(np.mean(of_position)), dlogits
 
 
 def _cross_entropy(
@@ -271,8 +318,8 @@ def _cross_entropy(
     picked = targets[:, np.newaxis].astype(np.intp)
     right = np.take_along_axis(logits, picked, axis=-1).astype(np.float64)
     below = highest.astype(np.float64) - right
-    with np.errstate(all="ignore"):  # over to -inf, whose exponential is the right 0
-        np.exp(np.subtract(logits, highest, out=dlogits), out=dlogits)
+    # what overflows is -inf then, whose exponential is the right 0
+    np.exp(np.subtract(logits, highest, out=dlogits), out=dlogits)
     total = dlogits.sum(axis=-1, keepdims=True)
     loss = np.log(total, dtype=np.float64) + below
 

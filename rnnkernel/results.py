@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from rnnkernel.trace import Trace
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
 
 # An array, or for LSTM a pair of arrays; what is None unless it was asked for: the caller knows.
 State: TypeAlias = Any
@@ -36,7 +33,7 @@ def shapes(name: str, **fields: Any) -> str:
 # takes a small call a tenth longer.
 
 
-@dataclass(frozen=True, init=False, repr=False)
+@dataclass(frozen=True, init=False, repr=False, eq=False)
 class Output:
     """What `forward` returns.
 
@@ -70,7 +67,7 @@ class Output:
         return shapes("Output", y=self.y, state=self.state, trace=self.trace)
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Flow:
     """The gradient that reaches each step, as it arrives, before clipping.
 
@@ -89,9 +86,9 @@ class Flow:
         dL/dc_t, as it comes from step t+1.
     """
 
-    dh_norm: npt.NDArray[np.float64]
-    dc_norm: npt.NDArray[np.float64] | None
-    clipped: npt.NDArray[np.int64]
+    dh_norm: np.ndarray
+    dc_norm: Asked
+    clipped: np.ndarray
     dh: Asked = None
     dc: Asked = None
 
@@ -115,7 +112,7 @@ class Flow:
         )
 
 
-@dataclass(frozen=True, init=False, repr=False)
+@dataclass(frozen=True, init=False, repr=False, eq=False)
 class Gradients:
     """What `backward` returns.
 
@@ -130,10 +127,10 @@ class Gradients:
     flow : Flow, or None without `flow=True`
     """
 
-    x: np.ndarray | None
+    x: Asked
     state: State
     parameters: dict[str, np.ndarray]
-    embedding: np.ndarray | None = None
+    embedding: Asked = None
     flow: Asked = None
 
     def __init__(

@@ -27,10 +27,11 @@ import numpy as np
 
 from rnnkernel import _check
 from rnnkernel.layers import GRU, LSTM, RNN
+from rnnkernel.readout import Linear
 
 __all__ = ["load", "save"]
 
-LAYERS = {layer.__name__: layer for layer in (RNN, GRU, LSTM)}
+LAYERS: dict[str, Any] = {layer.__name__: layer for layer in (RNN, GRU, LSTM, Linear)}
 DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
 
 FORMAT = "rnnkernel"
@@ -40,42 +41,41 @@ MAX_DIMENSIONS = 32  # NumPy's, before 2.0
 Path = str | os.PathLike[str]
 
 
-def save(layer: RNN | GRU | LSTM, path: Path) -> None:
+def save(layer: RNN | GRU | LSTM | Linear, path: Path) -> None:
     """Writes a layer, its configuration and its parameters, to a safetensors file.
 
-    A file of that name is replaced at once and whole, or, where anything fails, left as it is.
+    A file of that name is replaced at once and whole, or, where anything fails, left as it is. Who
+    may read and write it stays as it was.
 
     Parameters
     ----------
-    layer : RNN, GRU or LSTM
+    layer : RNN, GRU, LSTM or Linear
         Its `rng` is not stored.
     path : str or os.PathLike
 
     Raises
     ------
     TypeError, ValueError
-        For a bad argument, named in the message, and for parameters that do not fit the layer.
+        For a bad argument, named in the message, for parameters that do not fit the layer, and for
+        a path where there is something else than a file.
     OSError
         Where the file cannot be written.
     """
     if type(layer) not in LAYERS.values():
-        raise TypeError(f"layer: expected an RNN, GRU or LSTM, got {type(layer).__name__}")
+        raise TypeError(f"layer: expected an RNN, GRU, LSTM or Linear, got {type(layer).__name__}")
     target = os.path.realpath(_check.path("path", path))
-    arrays = _check.parameters(
-        "parameters", layer._parameters, layer._parameter_shapes, layer.dtype
-    )
+    # a recurrent layer would hear of it, and pack its weights again
+    given = layer.parameters if isinstance(layer, Linear) else layer._parameters
+    arrays = _check.parameters("parameters", given, layer._parameter_shapes, layer.dtype)
     name_of = {dtype.newbyteorder("="): name for name, dtype in DTYPES.items()}
-    arguments = {
-        "input_size": layer.input_size,
-        "hidden_size": layer.hidden_size,
-        "dtype": layer.dtype.name,
-        **layer.options,
-    }
     header: dict[str, Any] = {
         "__metadata__": {
             "format": FORMAT,
             "class": type(layer).__name__,
-            **{name: json.dumps(value, allow_nan=False) for name, value in arguments.items()},
+            **{
+                name: json.dumps(value, allow_nan=False)
+                for name, value in layer._configuration().items()
+            },
         }
     }
     end = 0
@@ -89,9 +89,15 @@ def save(layer: RNN | GRU | LSTM, path: Path) -> None:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the data are aligned for who maps the file
 
-    temporary = f"{target}.{os.urandom(4).hex()}.tmp"
+    before = os.stat(target) if os.path.exists(target) else None
+    if before is not None and not stat.S_ISREG(before.st_mode):
+        raise ValueError(f"path: expected a regular file or none, got {path!r}, something else")
+    # not the name with something behind it, which may be too long
+    temporary = os.path.join(os.path.dirname(target), f".{os.urandom(8).hex()}.tmp")
     try:
         with open(temporary, "xb") as file:
+            if before is not None:
+                os.fchmod(file.fileno(), stat.S_IMODE(before.st_mode))
             file.write(len(text).to_bytes(8, "little"))
             file.write(text)
             for array in arrays.values():
@@ -105,7 +111,7 @@ def save(layer: RNN | GRU | LSTM, path: Path) -> None:
         raise
 
 
-def load(path: Path, *, rng: int | np.random.Generator | None = None) -> RNN | GRU | LSTM:
+def load(path: Path, *, rng: int | np.random.Generator | None = None) -> Any:
     """Reads a layer that `save` wrote.
 
     Parameters
@@ -116,7 +122,7 @@ def load(path: Path, *, rng: int | np.random.Generator | None = None) -> RNN | G
 
     Returns
     -------
-    RNN, GRU or LSTM
+    RNN, GRU, LSTM or Linear
         With the class, the options, the dtype and the parameters of the layer that was saved.
 
     Raises
@@ -258,7 +264,7 @@ def _read_tensor(
 
 def _build(
     metadata: Mapping[str, str], tensors: dict[str, np.ndarray], rng: np.random.Generator
-) -> RNN | GRU | LSTM:
+) -> Any:
     name = metadata.get("class")
     if name not in LAYERS:
         _damaged(f"one of the classes {', '.join(LAYERS)}", name)

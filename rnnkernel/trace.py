@@ -17,6 +17,9 @@ class Trace(Mapping[str, np.ndarray]):
     of LSTM; and the gates, r, z, n of GRU or i, f, g, o of LSTM. RNN has "h" alone.
     """
 
+    # one trace and no other, as what holds it: arrays have no truth to compare by
+    __eq__, __hash__ = object.__eq__, object.__hash__
+
     def __init__(self, sources: dict[str, Callable[[], np.ndarray]]):
         self._sources = sources
         self._arrays: dict[str, np.ndarray] = {}

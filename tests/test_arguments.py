@@ -289,6 +289,15 @@ def test_absurd_thread_counts_do_no_harm(problem, layer):
         assert_same_outputs(actual, expected)
 
 
+def test_no_more_threads_are_told_than_a_call_takes():
+    before = rk.get_num_threads()
+    try:
+        rk.set_num_threads(10**6)
+        assert rk.get_num_threads() == max(64, 2 * (os.cpu_count() or 1))
+    finally:
+        rk.set_num_threads(before)
+
+
 def test_absurd_thread_counts_start_no_more_threads_than_are_of_use():
     """OpenMP ends the process where the system refuses a thread."""
     script = """

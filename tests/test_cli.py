@@ -1,5 +1,6 @@
 """The command as a user runs it: in a process of its own, away from the source tree."""
 
+import io
 import os
 import re
 import subprocess
@@ -50,6 +51,45 @@ def test_info_tells_what_becomes_of_int8(command):
     assert "widened to floats" in command(*MODULE, "info", RNNKERNEL_ISA="baseline")
     words = "widened to floats" if _kernels.int8_ways() == ["floats"] else "as integers"
     assert words in command(*MODULE, "info", RNNKERNEL_ISA=_kernels.selected_isa())
+
+
+@pytest.mark.parametrize(
+    "arguments", [("verify",), ("demo", "--steps", "5", "--hidden", "8")], ids=["verify", "demo"]
+)
+def test_who_reads_may_stop(arguments, tmp_path):
+    """As head does, after a line."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": tmp_path}
+    with subprocess.Popen([*MODULE, *arguments], **pipes) as running:
+        assert running.stdout.readline()
+        running.stdout.close()
+        assert running.stderr.read() == b""
+    assert running.returncode == 141
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="/dev/full is Linux's")
+def test_a_full_disk_is_one_line(tmp_path):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*MODULE, "info"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("rnnkernel: ") and done.stderr.count("\n") == 1
+
+
+def test_nobody_reads(tmp_path):
+    def close():
+        os.close(1)
+
+    command = [*MODULE, "demo", "--steps", "5", "--hidden", "8"]
+    done = subprocess.run(command, stderr=subprocess.PIPE, preexec_fn=close, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_info_where_the_terminal_lacks_a_letter(monkeypatch):
+    monkeypatch.setattr(rk, "__path__", ["/\u00e9"])
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    rk.show_config()
+    terminal.flush()
+    assert rb"installed in   /\xe9" in terminal.buffer.getvalue()
 
 
 def test_a_demo_that_does_not_fit(command):

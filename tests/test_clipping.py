@@ -218,6 +218,12 @@ def test_clip_grad_norm_of_zeros():
     assert not gradients["w"].any()
 
 
+def test_clip_grad_norm_that_no_number_can_hold():
+    gradients = {"w": np.full(4, 1.7e308)}
+    with unchanged(gradients["w"]):
+        assert rk.clip_grad_norm(gradients, 1.0) == math.inf
+
+
 @pytest.mark.parametrize("first", ["a", "b"])
 def test_clip_grad_norm_of_nan(first):
     arrays = {"a": np.zeros(3, np.float32), "b": np.array([np.nan], np.float32)}

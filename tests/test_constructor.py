@@ -90,6 +90,8 @@ def test_what_a_layer_was_made_with_stays(case):
         assert getattr(layer, name) == value
     with pytest.raises(AttributeError, match="options"):
         layer.options = {}
+    with pytest.raises(TypeError):
+        layer.options["batch_first"] = True
 
 
 def test_other_attributes_are_the_users(case):

@@ -171,3 +171,10 @@ def test_a_layer_with_wrong_parameters_is_not_frozen(dtype):
     layer.parameters["weight_ih_l0"] = np.zeros((3 * H, I + 1), dtype)
     with pytest.raises(ValueError, match="weight_ih_l0"):
         layer.freeze()
+
+
+def test_only_a_layer_is_frozen():
+    layer = rk.GRU(3, 4, rng=0)
+    for other in (3, None, rk.Linear(2, 2), layer.freeze()):
+        with pytest.raises(TypeError, match="^layer: expected an RNN, GRU or LSTM, got "):
+            rk.Frozen(other)

@@ -65,10 +65,11 @@ def test_the_first_step_is_lr_against_the_sign_of_the_gradient():
         np.testing.assert_allclose(p, start[name] - 0.5 * np.sign(gradients[name]), rtol=1e-12)
 
 
-def test_without_gradient_and_eps_there_is_no_step():
-    parameters = draw(0)
+@pytest.mark.parametrize("eps", [0, 1e-50, 1e-44])  # of which float32 has two as 0
+def test_without_gradient_and_eps_there_is_no_step(eps, dtype):
+    parameters = draw(0, dtype)
     start = {k: p.copy() for k, p in parameters.items()}
-    adam = rk.Adam(parameters, eps=0)
+    adam = rk.Adam(parameters, eps=eps)
     for _ in range(2):
         adam.step({k: np.zeros_like(p) for k, p in parameters.items()})
     for name, p in parameters.items():
@@ -97,6 +98,23 @@ def test_the_learning_rate_can_change_between_steps():
     with pytest.raises(ValueError, match="lr"):
         adam.step(gradients)
     assert adam.steps == 1
+
+
+@pytest.mark.parametrize(
+    "name, value", [("betas", (0.9, 1.5)), ("betas", 3), ("eps", -1), ("weight_decay", "1")]
+)
+def test_a_bad_setting_between_steps_changes_nothing(name, value):
+    parameters, gradients = draw(0), draw(1)
+    adam = rk.Adam(parameters)
+    start = {k: p.copy() for k, p in parameters.items()} | adam.state_dict()
+    setattr(adam, name, value)
+    with pytest.raises((TypeError, ValueError), match=name):
+        adam.step(gradients)
+    for key, array in (parameters | adam.state_dict()).items():
+        np.testing.assert_array_equal(array, start[key])
+    adam.steps = -1
+    with pytest.raises(ValueError, match="steps"):
+        adam.load_state_dict(adam.state_dict())
 
 
 def test_a_list_of_dicts_is_the_same_as_one_dict():

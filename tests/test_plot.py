@@ -109,6 +109,11 @@ def test_bad_arguments():
         rk.plot.gradient_flow(layers())
     with pytest.raises(ValueError, match="^labels: expected 3, one for each, got 2"):
         rk.plot.gradient_flow(layers(), X, labels=["a", "b"])
+    for labels in (3, "RNN"):
+        with pytest.raises(TypeError, match="^labels: expected a list of names, got "):
+            rk.plot.gradient_flow(layers(), X, labels=labels)
+    with pytest.raises(TypeError, match="^ax: expected an Axes of matplotlib, got int"):
+        rk.plot.gradient_flow(layers(), X, ax=3)
     with pytest.raises(TypeError, match="^layer: expected an RNN, GRU or LSTM, got int"):
         rk.plot.gradient_flow([1], X)
     with pytest.raises(TypeError, match="^layer: expected an RNN, GRU or LSTM, got "):

@@ -28,6 +28,15 @@ def test_ids_and_generators():
     assert [a.tolist() for a in rk.unpack(x, lengths)] == [[0, 1, 2], [0]]
 
 
+def test_an_empty_list_is_like_the_others():
+    x, lengths = rk.pack([[], [1, 2], ()])
+    assert x.dtype.kind == "i" and x.tolist() == [[0, 1, 0], [0, 2, 0]]
+    assert lengths.tolist() == [0, 2, 0]
+    x, lengths = rk.pack([[], np.ones((2, 3), np.float32)])
+    assert x.dtype == np.float32 and x.shape == (2, 2, 3) and lengths.tolist() == [0, 2]
+    assert rk.pack([[], []])[0].shape == (0, 2)
+
+
 def test_as_the_layers_take_it(dtype):
     layer = rk.GRU(3, 4, bidirectional=True, dtype=dtype, rng=0)
     rng = np.random.default_rng(1)

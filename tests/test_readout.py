@@ -154,6 +154,23 @@ def test_linear_rejects_bad_arrays():
         layer.backward(x, np.zeros((4, 3), int))
 
 
+def test_the_biases_gradient_of_many_rows_keeps_its_digits():
+    """Rows that are added one after another lose a percent of so many."""
+    dy = np.full((1_000_000, 2), 0.1, np.float32)
+    layer = rk.Linear(1, 2, rng=0)
+    bias = layer.backward(np.zeros((len(dy), 1), np.float32), dy).parameters["bias"]
+    assert bias.dtype == np.float32
+    np.testing.assert_allclose(bias, 1e5, rtol=2e-6)
+
+
+def test_no_rows_have_gradients_of_zero(dtype):
+    layer = rk.Linear(3, 2, dtype=dtype, rng=0)
+    gradients = layer.backward(np.zeros((0, 3), dtype), np.zeros((0, 2), dtype))
+    assert gradients.x.shape == (0, 3)
+    for name, array in gradients.parameters.items():
+        np.testing.assert_array_equal(array, np.zeros_like(layer.parameters[name]))
+
+
 # --- softmax cross-entropy ------------------------------------------------------------------------
 
 
@@ -203,6 +220,15 @@ def test_cross_entropy_of_huge_logits_is_finite(dtype):
     loss, dlogits = rk.softmax_cross_entropy(logits, np.array([1, 1]))
     assert loss == pytest.approx(1.5 * big, rel=1e-6)
     np.testing.assert_array_equal(dlogits, [[0.5, -0.5, 0], [0, -0.5, 0.5]])
+
+
+def test_cross_entropy_is_whole_where_errors_are_to_be_raised():
+    with np.errstate(all="raise"):
+        logits = np.array([[0, -95, -102]] * 3, np.float32)
+        loss, dlogits = rk.softmax_cross_entropy(logits, [0] * 3)
+        nowhere, _ = rk.softmax_cross_entropy(np.full((2, 3), -np.inf), [0, 1])
+    assert loss == 0 and math.isnan(nowhere)
+    np.testing.assert_allclose(dlogits, 0, atol=1e-30)
 
 
 def test_cross_entropy_sums_in_float64():

@@ -66,6 +66,24 @@ def test_what_is_saved_is_loaded(case, dtype, options, tmp_path):
     assert_same_bits(loaded(x)[0], layer(x)[0])
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_readout_is_saved_too(bias, dtype, tmp_path):
+    readout = rk.Linear(3, 4, bias=bias, dtype=dtype, rng=1)
+    rk.save(readout, tmp_path / "readout")
+    loaded = rk.load(tmp_path / "readout", rng=2)
+    assert type(loaded) is rk.Linear and repr(loaded) == repr(readout)
+    assert list(loaded.parameters) == list(readout.parameters)
+    for name, array in readout.parameters.items():
+        assert_same_bits(loaded.parameters[name], array, name)
+        assert loaded.parameters[name].flags.writeable
+    readout.parameters["weight"] = np.ones((4, 2), dtype)
+    with pytest.raises(ValueError, match="weight"):
+        rk.save(readout, tmp_path / "readout")
+    assert_same_bits(
+        rk.load(tmp_path / "readout").parameters["weight"], loaded.parameters["weight"]
+    )
+
+
 def test_every_option_is_part_of_the_configuration(case):
     """What the constructor takes stands in layer.options, and so in the file."""
     layer = make(case)
@@ -171,6 +189,29 @@ def test_saving_replaces_a_file_whole(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["layer"]
 
 
+def test_who_may_read_a_file_stays_as_it_was(tmp_path):
+    path = tmp_path / "layer"
+    rk.save(rk.RNN(3, 4), path)
+    path.chmod(0o600)
+    rk.save(rk.RNN(3, 4), path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", "."):
+        with pytest.raises(ValueError, match="^path: expected a regular file or none, got"):
+            rk.save(rk.RNN(3, 4), tmp_path / name)
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert os.listdir(tmp_path) == ["pipe"]
+
+
+def test_a_name_may_be_as_long_as_the_system_has_them(tmp_path):
+    path = tmp_path / ("l" * 250)
+    rk.save(rk.RNN(3, 4), path)
+    assert os.listdir(tmp_path) == ["l" * 250]
+
+
 def test_a_file_has_the_usual_permissions_and_a_link_stays_one(tmp_path):
     (tmp_path / "other").write_bytes(b"")
     usual = stat.S_IMODE((tmp_path / "other").stat().st_mode)
@@ -186,9 +227,9 @@ def test_a_file_has_the_usual_permissions_and_a_link_stays_one(tmp_path):
 # Arguments.
 
 
-@pytest.mark.parametrize("layer", [None, "LSTM", rk.LSTM, {}, rk.Linear(3, 4)], ids=repr)
+@pytest.mark.parametrize("layer", [None, "LSTM", rk.LSTM, {}, rk.RNN(3, 4).freeze()], ids=repr)
 def test_only_layers_are_saved(layer, tmp_path):
-    with pytest.raises(TypeError, match="^layer: expected an RNN, GRU or LSTM"):
+    with pytest.raises(TypeError, match="^layer: expected an RNN, GRU, LSTM or Linear"):
         rk.save(layer, tmp_path / "layer")
     assert not os.listdir(tmp_path)
 
@@ -346,7 +387,8 @@ SPOILT = [
     (lambda h: h.pop("__metadata__"), "load_state_dict"),
     (spoil_metadata(num_layers=1), "strings in __metadata__"),
     (spoil_metadata(format="pt"), "'rnnkernel'"),
-    (spoil_metadata(**{"class": "Linear"}), "RNN, GRU, LSTM"),
+    (spoil_metadata(**{"class": "Dense"}), "RNN, GRU, LSTM, Linear"),
+    (spoil_metadata(**{"class": "Linear"}), "configuration of Linear"),
     (lambda h: h["__metadata__"].pop("class"), "RNN, GRU, LSTM"),
     (lambda h: h["__metadata__"].pop("hidden_size"), "hidden_size"),
     (spoil_metadata(**{"class": "GRU"}), "GRU"),

@@ -209,3 +209,17 @@ def test_results_are_told_by_their_shapes():
         "jacobian_norm=(1, 5), cell_jacobian_norm=None)"
     )
     assert repr(rk.Adam(layer.parameters)).startswith("Adam(2 arrays, lr=0.001, ")
+
+
+def test_what_a_call_returns_is_itself_and_no_other():
+    """Arrays have no truth to compare by, and lists and sets compare what is in them."""
+    layer, x = rk.LSTM(3, 4, rng=0), np.ones((5, 2, 3), np.float32)
+    outs = [layer.forward(x, training=True, trace=True) for _ in range(2)]
+    grads = [layer.backward(out, out.y, flow=True) for out in outs]
+    flows = [rk.gradient_flow(layer, x, jacobian=False) for _ in range(2)]
+    for first, second in (
+        outs, grads, flows, [g.flow for g in grads], [out.trace[0] for out in outs]
+    ):  # fmt: skip
+        kept = [first, second]
+        kept.remove(second)
+        assert kept[0] is first and second not in kept and len({first, second}) == 2
