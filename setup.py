@@ -29,6 +29,11 @@ if int(setuptools.__version__.split(".")[0]) < 77:  # the first to read a licenc
         "install -U 'setuptools>=77'`, or leave out --no-build-isolation"
     )
 
+if sys.maxsize < 2**32:
+    sys.exit(
+        "rnnkernel: expected a Python of 64 bits, got one of 32, whose integers hold too few sizes"
+    )
+
 ROOT = Path(__file__).parent
 
 # Instruction sets: the C file's stem, its flags, and the machines that it is for.
@@ -44,8 +49,9 @@ ISAS = {
 }
 
 # No contraction: fused multiply-adds are asked for by name. -Wno-psabi: vectors as arguments
-# of inlined functions only.
-C_FLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-Wno-psabi"]
+# of inlined functions only. Whatever CFLAGS say, NaN is NaN and denormals are others' as they were.
+C_FLAGS = ["-std=c11", "-O3", "-fno-fast-math", "-ffp-contract=off", "-fno-math-errno"]
+C_FLAGS += ["-Wno-psabi"]
 # Python's own flags ask for debug information, which would be most of the wheel; names of functions
 # that nobody calls from elsewhere are a fifteenth of the rest.
 STRIPPED = "-g" not in os.environ.get("CFLAGS", "").split()
@@ -60,6 +66,8 @@ PLACEMENT_FLAGS = [
     "-falign-loops=64",
     "-Wa,-mbranches-within-32B-boundaries",
 ]
+# Where floats are computed in more than their own precision GCC's vectors want it (s390x).
+PRECISION_FLAGS = ["-fexcess-precision=fast"]
 
 EMPTY_PROGRAM = "int main(void) { return 0; }\n"
 # Instructions that the kernels name in assembly, and ask the processor for: not every assembler
@@ -98,7 +106,8 @@ class BuildKernels(build_ext):
             strip = []
         version = self.run_compiler("--version").stdout.splitlines()[0]
         isas = self.wanted_isas()
-        self.kernel_flags = [f for f in PLACEMENT_FLAGS if self.compiles(EMPTY_PROGRAM, [f])]
+        wanted = PLACEMENT_FLAGS + PRECISION_FLAGS
+        self.kernel_flags = [f for f in wanted if self.compiles(EMPTY_PROGRAM, [f])]
         for macro, instruction in INSTRUCTIONS.items():
             if self.compiles(INSTRUCTION_PROGRAM.format(*instruction)):
                 self.kernel_flags.append(f"-D{macro}")
@@ -116,7 +125,7 @@ class BuildKernels(build_ext):
         )
         for extension in self.extensions:
             extension.extra_compile_args = C_FLAGS + openmp
-            extension.extra_link_args = openmp + strip
+            extension.extra_link_args = openmp + strip + ["-fno-fast-math"]
             extension.depends.append(settings)
             if extension.name == "rnnkernel._kernels":
                 extension.define_macros += macros

@@ -72,32 +72,40 @@ static void RK(arrive)(const rk_arrival *p)
     }
 }
 
-/* n is a constant: as a variable, the sums would be in memory. */
+/* Vectors of doubles that one of reals becomes. */
+enum { RK(WIDENED) = sizeof(double) / sizeof(real) };
+typedef real RK(narrow) __attribute__((vector_size(RK_VECTOR_BYTES / RK(WIDENED))));
+typedef double RK(wide) __attribute__((vector_size(RK_VECTOR_BYTES)));
+
+/* In double: of a long input single rows would vanish in what has been summed. n is a constant: as
+ * a variable, the sums would be in memory. */
 RK_INLINE void RK(add_rows)(const int n, ptrdiff_t rows, ptrdiff_t row_stride, const real *from,
-                            real *to)
+                            double *to)
 {
-    vec sum[4];
-    RK_FOR (j, n)
-        sum[j] = RK(vload)(to + j * LANES);
-    for (; rows > 0; rows--, from += row_stride)
-        RK_FOR (j, n)
-            sum[j] += RK(vload)(from + j * LANES);
-    RK_FOR (j, n)
-        RK(vstore)(to + j * LANES, sum[j]);
+    RK(wide) sum[4 * RK(WIDENED)];
+    RK_FOR (j, n * RK(WIDENED))
+        __builtin_memcpy(&sum[j], to + j * (LANES / RK(WIDENED)), sizeof sum[j]);
+    for (; rows > 0; rows--, from += row_stride) {
+        RK_FOR (j, n * RK(WIDENED)) {
+            RK(narrow) some;
+            __builtin_memcpy(&some, from + j * (LANES / RK(WIDENED)), sizeof some);
+            sum[j] += __builtin_convertvector(some, RK(wide));
+        }
+    }
+    RK_FOR (j, n * RK(WIDENED))
+        __builtin_memcpy(to + j * (LANES / RK(WIDENED)), &sum[j], sizeof sum[j]);
 }
 
 static void RK(row_sums)(const rk_row_sums *p)
 {
-    for (ptrdiff_t block = p->block_begin; block < p->block_end; block++) {
-        for (ptrdiff_t v = 0; v < p->vectors; v += 4) {
-            real *to = (real *)p->sums + (block * p->vectors + v) * LANES;
-            const real *from = (const real *)p->dgates + block * p->dgates_block + v * LANES;
-            switch (p->vectors - v) {
-            case 1: RK(add_rows)(1, p->rows, p->row_stride, from, to); break;
-            case 2: RK(add_rows)(2, p->rows, p->row_stride, from, to); break;
-            case 3: RK(add_rows)(3, p->rows, p->row_stride, from, to); break;
-            default: RK(add_rows)(4, p->rows, p->row_stride, from, to);
-            }
+    for (ptrdiff_t v = 0; v < p->vectors; v += 4) {
+        const real *from = (const real *)p->dgates + v * LANES;
+        double *to = p->sums + v * LANES;
+        switch (p->vectors - v) {
+        case 1: RK(add_rows)(1, p->rows, p->row_stride, from, to); break;
+        case 2: RK(add_rows)(2, p->rows, p->row_stride, from, to); break;
+        case 3: RK(add_rows)(3, p->rows, p->row_stride, from, to); break;
+        default: RK(add_rows)(4, p->rows, p->row_stride, from, to);
         }
     }
 }

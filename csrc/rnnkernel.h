@@ -202,14 +202,13 @@ typedef struct {
     unsigned char *clipped; /* (rows) out: whether the row was changed, or NULL */
 } rk_arrival;
 
-/* -- sums[block][S][U] += rows of dgates, in the order of the stride --------------------------- */
+/* -- sums[S][U] += rows of one block of dgates, in the order of the stride --------------------- */
 typedef struct {
     ptrdiff_t rows;
-    ptrdiff_t vectors; /* vectors in a row of one block */
-    ptrdiff_t block_begin, block_end;
+    ptrdiff_t vectors; /* vectors in a row */
     const void *dgates;
-    ptrdiff_t row_stride, dgates_block;
-    void *sums; /* [block][vectors] */
+    ptrdiff_t row_stride;
+    double *sums;
 } rk_row_sums;
 
 /* -- Dropout between layers, of some rows of one step: csrc/dropout.h says what is drawn ------- */

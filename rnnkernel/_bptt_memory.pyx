@@ -178,7 +178,9 @@ cdef inline int rooms_of(const Bptt *r) noexcept:
 
 cdef const Py_ssize_t *sections_in(const Bptt *r) noexcept:
     """Their bounds, where rows differ."""
-    return r.section if r.alive != NULL else NULL
+    if r.alive == NULL:
+        return NULL
+    return r.section
 
 
 cdef Py_ssize_t lay_out(Bptt *r, char *base, Py_ssize_t sums, int team) except -1:

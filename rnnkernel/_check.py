@@ -19,17 +19,29 @@ def _kind(value) -> str:
     return type(value).__name__
 
 
+MOST_AXES = 32
+"""Of an array with one axis more than another: NumPy's most, before 2.0."""
+
+
 def size(name: str, value, minimum: int = 1) -> int:
     """An integer from `minimum` on."""
     try:
         if isinstance(value, (bool, np.bool_)):
             raise TypeError
         number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}: expected an integer, got {_kind(value)} {value!r}") from None
+    except Exception:  # the caller's object decides what it raises
+        raise TypeError(f"{name}: expected an integer, got {_kind(value)} {_text(value)}") from None
     if number < minimum:
-        raise ValueError(f"{name}: expected an integer >= {minimum}, got {number}")
+        raise ValueError(f"{name}: expected an integer >= {minimum}, got {_text(number)}")
     return number
+
+
+def _text(value) -> str:
+    """What it looks like, if it says so."""
+    try:
+        return repr(value)
+    except Exception:  # Python does not write integers of thousands of digits
+        return "what has no text"
 
 
 def flag(name: str, value) -> bool:
@@ -48,13 +60,18 @@ def choice(name: str, value, choices: tuple):
 
 
 def _number(name: str, value) -> float:
-    if isinstance(value, (bool, np.bool_, str, bytes, np.complexfloating)):
-        raise TypeError(f"{name}: expected a number, got {_kind(value)} {value!r}")
+    is_array = isinstance(value, (np.ndarray, np.generic))
+    if (
+        value.dtype.kind not in "iuf"
+        if is_array
+        else isinstance(value, (bool, str, bytes, bytearray, memoryview))
+    ):
+        raise TypeError(f"{name}: expected a number, got {_kind(value)} {_text(value)}")
     try:
         return float(value)
     except OverflowError:  # an integer past every float
         return math.inf
-    except (TypeError, ValueError):
+    except Exception:  # the caller's object decides what it raises
         raise TypeError(f"{name}: expected a number, got {_kind(value)}") from None
 
 
@@ -118,7 +135,9 @@ def generator(name: str, value) -> np.random.Generator:
     if isinstance(value, np.random.Generator):
         return value
     try:
-        if isinstance(value, (float, str, bool)):
+        if isinstance(value, (float, str, bool)) or (
+            isinstance(value, np.ndarray) and type(value) is not np.ndarray  # NumPy may crash
+        ):
             raise TypeError
         return np.random.default_rng(value)
     except (TypeError, ValueError):
@@ -320,6 +339,8 @@ def sequences(name: str, value) -> list[np.ndarray]:
     for n, one in enumerate(arrays):
         if one.ndim == 0:
             raise ValueError(f"{name}[{n}]: expected shape (T, ...), got ()")
+        if one.ndim >= MOST_AXES:
+            raise ValueError(f"{name}[{n}]: expected fewer than {MOST_AXES} axes, got {one.ndim}")
         if one.dtype != first.dtype or one.dtype.kind not in "fiu":
             wanted = first.dtype if first.dtype.kind in "fiu" else "floats or integers"
             raise TypeError(f"{name}[{n}]: expected dtype {wanted}, got {one.dtype}")
@@ -383,16 +404,17 @@ def allocate(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 def does_not_fit(name: str, shape: tuple[int, ...], item: int) -> MemoryError:
     """What to raise where there is no memory for an array with elements of `item` bytes."""
-    return MemoryError(
-        f"{name}: an array of shape {shape}, {math.prod(shape) * item} bytes, does not fit in "
-        "memory"
-    )
+    try:
+        what = f"an array of shape {shape}, {math.prod(shape) * item} bytes,"
+    except ValueError:  # Python does not write integers of thousands of digits
+        what = "an array of sizes past all bounds"
+    return MemoryError(f"{name}: {what} does not fit in memory")
 
 
 def groups(name: str, value, such_as: str) -> list[Mapping]:
     """The mappings of names to arrays: a single one, or a sequence of them."""
     several = [value] if isinstance(value, Mapping) else value
-    is_list = isinstance(several, Sequence) and not isinstance(several, memoryview)
+    is_list = isinstance(several, Sequence) and not isinstance(several, (str, bytes, memoryview))
     if not is_list or not all(isinstance(one, Mapping) for one in several):
         raise TypeError(
             f"{name}: expected a mapping of names to arrays, such as {such_as}, or a sequence of "
@@ -404,6 +426,7 @@ def groups(name: str, value, such_as: str) -> list[Mapping]:
 def gradients(name: str, value) -> list[np.ndarray]:
     """The arrays of one mapping or several, all of them writable and float."""
     arrays = []
+    seen: dict[int, str] = {}
     for k, group in enumerate(groups(name, value, "grads.parameters")):
         label = name if isinstance(value, Mapping) else f"{name}[{k}]"
         for key, one in group.items():
@@ -411,6 +434,12 @@ def gradients(name: str, value) -> list[np.ndarray]:
                 got = one.dtype if isinstance(one, np.ndarray) else _kind(one)
                 raise TypeError(f"{label}[{key!r}]: expected a float array, got {got}")
             writable(f"{label}[{key!r}]", one)
+            if id(one) in seen:
+                raise ValueError(
+                    f"{label}[{key!r}]: expected every array once, got that of {seen[id(one)]} "
+                    "again"
+                )
+            seen[id(one)] = f"{label}[{key!r}]"
             arrays.append(np.asarray(one))  # not a subclass, with methods of its own
     return arrays
 

@@ -1,11 +1,11 @@
 """Whether anybody has a clock: the call that rnnkernel/profiling.py records."""
 
-from rnnkernel._shared cimport rk_set
+from rnnkernel._shared cimport rk_add
 
 
 def count_profiles(int change):
-    """One at a time."""
-    rk_set(&profiles_in_use, profiles_in_use + change)
+    """So many more are in use."""
+    rk_add(&profiles_in_use, change)
 
 
 cdef current_call():

@@ -12,6 +12,7 @@ from rnnkernel._kernels cimport (
     rk_kernels,
 )
 from rnnkernel._plan cimport team_size
+from rnnkernel._shared cimport rk_add, rk_get, rk_replace, rk_set
 
 ctypedef fused real:
     float
@@ -72,3 +73,32 @@ def dropout(
         else:
             for t in prange(T, num_threads=team, schedule="static"):
                 drop_step(table, all, t, in_time, out_time)
+
+
+cdef class Drawn:
+    """How many steps have had masks. Calls at once count without a lock: a signal's handler may
+    make one in the middle of another."""
+
+    cdef long long counted
+
+    def __init__(self, long long steps=0):
+        self.counted = steps
+
+    def __reduce__(self):
+        return Drawn, (self.steps,)
+
+    @property
+    def steps(self):
+        return rk_get(&self.counted)
+
+    @steps.setter
+    def steps(self, long long steps):
+        rk_set(&self.counted, steps)
+
+    def draw(self, long long T):
+        """The first of T more."""
+        return rk_add(&self.counted, T)
+
+    def give_back(self, long long first, long long T):
+        """Those of a call that failed, unless others were drawn since."""
+        rk_replace(&self.counted, first + T, first)

@@ -166,7 +166,9 @@ cdef int lay_out_states(Run *r, const Plan *plan, Scratch scratch) except -1:
 
 cdef const Py_ssize_t *sections_in(const Run *r) noexcept:
     """Their bounds, where rows differ."""
-    return r.section if r.alive != NULL else NULL
+    if r.alive == NULL:
+        return NULL
+    return r.section
 
 
 cdef void stand_in_groups(Pass *one) noexcept:

@@ -158,10 +158,11 @@ cdef void add_input_gradients(
     add_table_gradient(r, c, shard, block)
     sums.rows = c.shard_rows[shard]
     sums.vectors = r.gradient_slots * r.cell.unit_vectors
-    sums.block_begin, sums.block_end = 0, 1
+    if r.gradient_slots == 1:  # the last block's last vectors may have no unit
+        sums.vectors = min(sums.vectors, vectors_of(r, r.H) - block * r.cell.unit_vectors)
     sums.dgates = dgates + (c.place[shard] + c.shard_rows[shard] - 1) * b_row * r.item
-    sums.row_stride, sums.dgates_block = -b_row, 0
-    sums.sums = r.bias_gradient + shard * r.shard_bytes + block * b_row * r.item
+    sums.row_stride = -b_row
+    sums.sums = <double *>(r.bias_gradient + shard * r.shard_bytes) + block * b_row
     r.kernels.row_sums(&sums)
 
 

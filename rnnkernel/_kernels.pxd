@@ -127,10 +127,10 @@ cdef extern from "rnnkernel.h" nogil:
         unsigned char *clipped
 
     ctypedef struct rk_row_sums:
-        Py_ssize_t rows, vectors, block_begin, block_end
+        Py_ssize_t rows, vectors
         const void *dgates
-        Py_ssize_t row_stride, dgates_block
-        void *sums
+        Py_ssize_t row_stride
+        double *sums
 
     ctypedef struct rk_dropout:
         Py_ssize_t rows, width

@@ -5,8 +5,8 @@ import os
 cdef extern from *:
     """
     #include <pthread.h>
-    #include <stdatomic.h>
     #include <stdlib.h>
+    #include <string.h>
     #ifdef _OPENMP
     #define RK_OPENMP 1
     #else
@@ -23,24 +23,45 @@ cdef extern from *:
         return NULL;
     }
 
-    /* How many threads this process can have at once, up to some: where the system refuses one,
-     * OpenMP ends the process. Tried once for each number, with threads that are there together.
-     * Their stacks are left for OpenMP's; LLVM's asks for a little more than is usual. */
+    /* Bytes of stack that the environment has OpenMP's threads ask for, by default in KB. */
+    static size_t rk_openmp_stack(void)
+    {
+        static const char *const names[] = {"OMP_STACKSIZE", "GOMP_STACKSIZE", "KMP_STACKSIZE"};
+        static const char units[] = "bkmg";
+        size_t most = 0;
+        for (int i = 0; i < 3; i++) {
+            const char *text = getenv(names[i]);
+            char *end;
+            if (text == NULL) continue;
+            double size = strtod(text, &end);
+            while (*end == ' ') end++;
+            const char *unit = *end ? strchr(units, *end | 32) : units + 1;
+            if (unit == NULL || !(size > 0)) continue;
+            for (; unit > units; unit--) size *= 1024;
+            if (size > most) most = size < 1e18 ? (size_t)size : (size_t)1e18;
+        }
+        return most;
+    }
+
+    /* How many threads can be there at once, up to some: where the system refuses one, OpenMP ends
+     * the process. Tried once for each number, with threads that are there together, by each thread
+     * that opens teams, as each has threads of its own. Their stacks are left for OpenMP's; LLVM's
+     * asks for a little more than is usual. */
     static int rk_threads_to_have(int wanted)
     {
-        static atomic_int had = 1;
-        if (wanted <= atomic_load_explicit(&had, memory_order_relaxed)) return wanted;
+        static _Thread_local int had = 1;
+        if (wanted <= had) return wanted;
         pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
         pthread_t *threads = malloc(wanted * sizeof(pthread_t));
         pthread_attr_t how;
-        size_t stack;
+        size_t stack, asked = rk_openmp_stack();
         int count = 1;
         if (threads == NULL || pthread_attr_init(&how) != 0) {
             free(threads);
             return 1;
         }
         if (pthread_attr_getstacksize(&how, &stack) == 0)
-            (void)pthread_attr_setstacksize(&how, stack + (1 << 20));
+            (void)pthread_attr_setstacksize(&how, (asked > stack ? asked : stack) + (1 << 20));
         pthread_mutex_lock(&gate);
         while (count < wanted && pthread_create(&threads[count], &how, rk_pass, &gate) == 0)
             count++;
@@ -48,7 +69,7 @@ cdef extern from *:
         for (int i = 1; i < count; i++) pthread_join(threads[i], NULL);
         free(threads);
         (void)pthread_attr_destroy(&how);
-        if (count == wanted) atomic_store_explicit(&had, wanted, memory_order_relaxed);
+        if (count == wanted) had = wanted;
         return count;
     }
     """

@@ -91,6 +91,8 @@ def empty(shape, dtype):
     cdef cnp.npy_intp[64] sizes  # NumPy's most axes
     cdef int axis
     shape, dtype = tuple(shape), np.dtype(dtype)
+    if len(shape) > 64:
+        raise ValueError(f"shape: expected at most 64 axes, got {len(shape)}")
     for axis in range(len(shape)):
         sizes[axis] = shape[axis]
     return new_array(<int>len(shape), sizes, dtype.num)

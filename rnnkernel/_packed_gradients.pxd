@@ -1,3 +1,4 @@
+from rnnkernel._kernels cimport rk_window
 from rnnkernel._memory cimport Layout
 from rnnkernel._packed_weights cimport PackedWeights
 from rnnkernel._panels cimport Panel
@@ -10,7 +11,7 @@ cdef class PackedGradients:
     cdef bint direct                          # each block as soon as it is summed
     # what the pointers below point into
     cdef object memory
-    cdef char *bias                           # [block][S and peepholes][U]
+    cdef char *bias                           # [block][S and peepholes][U], float64
     cdef char *input                          # [block][I][G][U], or NULL where direct
     cdef char *recurrent[2]                   # [block][P][slots][U], likewise
     cdef char *projection                     # [columns of H][P][4 vectors], or NULL
@@ -24,4 +25,5 @@ cdef class PackedGradients:
     cdef int find_panels(self) except -1
     cdef bint begin(self, bint at_once) noexcept
     cdef void add_vectors(self) noexcept
+    cdef int copy(self, vector, const rk_window *window) except -1
     cdef void unpack_projection(self, weight_hr) noexcept

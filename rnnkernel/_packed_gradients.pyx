@@ -15,22 +15,25 @@ from rnnkernel._panels cimport Panel, add_shards, choose, run_panels
 from rnnkernel._teamwork cimport team_to_move
 
 
+ctypedef fused real:
+    float
+    double
+
+
 cdef void copy_rows(
-    char *vector, const char *packed, Py_ssize_t slots, const rk_window *window, PackedWeights w
-) noexcept nogil:
+    real *vector, const double *packed, Py_ssize_t slots, const rk_window *window, PackedWeights w
+) noexcept:
     """The gates of a window, out of one slot each of [block][slots][U], to a vector (G*H,)."""
     cdef int i
-    cdef Py_ssize_t unit
-    cdef const char *here
-    cdef char *row
+    cdef Py_ssize_t unit, block, U = w.units
+    cdef const double *here
+    cdef real *row
     for i in range(window.slots):
-        here = packed + (window.slot + i) * w.units * w.item
-        row = vector + window.order[i] * w.hidden_size * w.item
-        unit = 0
-        while unit < w.hidden_size:
-            memcpy(row + unit * w.item, here, min(w.units, w.hidden_size - unit) * w.item)
-            here += slots * w.units * w.item
-            unit += w.units
+        row = vector + window.order[i] * w.hidden_size
+        for block in range(w.blocks):
+            here = packed + (block * slots + window.slot + i) * U
+            for unit in range(block * U, min((block + 1) * U, w.hidden_size)):
+                row[unit] = <real>here[unit - block * U]
 
 
 cdef class PackedGradients:
@@ -60,7 +63,7 @@ cdef class PackedGradients:
     cdef int lay_out(self) except -1:
         cdef Layout m
         cdef int shard
-        cdef Py_ssize_t row = self.weights.blocks * self.weights.units * self.weights.item
+        cdef Py_ssize_t row = self.weights.blocks * self.weights.units * sizeof(double)
         m.base, m.used = NULL, 0
         self.place_parts(&m)
         self.shard_bytes = m.used
@@ -77,7 +80,7 @@ cdef class PackedGradients:
         cdef int phase
         cdef PackedWeights w = self.weights
         cdef Py_ssize_t row = w.blocks * w.units * w.item
-        self.bias = place(m, w.gradient_slots * row)
+        self.bias = place(m, w.gradient_slots * w.blocks * w.units * sizeof(double))
         if not self.direct or self.arrays[2] is not None:
             self.input = place(m, w.input_size * w.cell.input.slots * row)
         for phase in range(0 if self.direct else w.cell.phases):
@@ -129,7 +132,7 @@ cdef class PackedGradients:
     cdef void add_vectors(self) noexcept:
         """What is in no panel, of all shards into those of the first."""
         add_shards(
-            self.bias, self.input - self.bias, self.shards, self.shard_bytes, self.weights.item
+            self.bias, self.input - self.bias, self.shards, self.shard_bytes, sizeof(double)
         )
         if self.projection != NULL:
             add_shards(
@@ -142,7 +145,7 @@ cdef class PackedGradients:
         and what is left of W_ih's and W_hh's."""
         cdef PackedWeights w = self.weights
         cdef int phase, team, count = 1 + w.cell.phases
-        cdef Py_ssize_t size, slots = w.gradient_slots
+        cdef Py_ssize_t size
         cdef long long began = nanoseconds()
         if self.begin(False):  # there were no steps
             memset(self.bias, 0, self.end - self.bias)
@@ -167,16 +170,26 @@ cdef class PackedGradients:
             with nogil:
                 run_panels(self.panels, count, team)
         if weight_ch is not None:
-            copy_rows(address(weight_ch), self.bias, slots, &w.cell.peephole, w)
+            self.copy(weight_ch, &w.cell.peephole)
         if weight_hr is not None:
             self.unpack_projection(weight_hr)
         if bias_ih is not None:
-            copy_rows(address(bias_ih), self.bias, slots, &w.cell.input, w)
+            self.copy(bias_ih, &w.cell.input)
             for phase in range(w.cell.phases):
-                copy_rows(address(bias_hh), self.bias, slots, &w.cell.recurrent[phase], w)
+                self.copy(bias_hh, &w.cell.recurrent[phase])
         call = current_call()
         if call is not None:
             call.add(UNPACK, nanoseconds() - began)
+
+    cdef int copy(self, vector, const rk_window *window) except -1:
+        """The gradient of a vector: biases or peepholes."""
+        cdef Py_ssize_t slots = self.weights.gradient_slots
+        cdef const double *sums = <const double *>self.bias
+        if self.weights.item == sizeof(float):
+            copy_rows(<float *>address(vector), sums, slots, window, self.weights)
+        else:
+            copy_rows(<double *>address(vector), sums, slots, window, self.weights)
+        return 0
 
     cdef void unpack_projection(self, weight_hr) noexcept:
         cdef PackedWeights w = self.weights

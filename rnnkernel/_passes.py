@@ -5,8 +5,6 @@ rnnkernel/_unroll.pyx runs the layers. `layer` is an RNN, GRU or LSTM, for its s
 weights come packed.
 """
 
-import os
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -82,7 +80,7 @@ def forward(
     elif embedding is not None:
         raise _check.embedding_of_floats(x)
     elif T > 1 and x.strides[0] == 0:
-        table = constant(x)
+        table = constant(x, lengths)
     rows = None
     if T > 0 and N > 0 and (lengths is not None or reset is not None or table is not None):
         sections = sections_of(layer, N, threads, training)
@@ -136,7 +134,7 @@ def forward(
         if dropped is not None:
             _give_back(layer, dropped, T)
         raise
-    result = layout.caller_view(y)
+    result = layout.caller_view(y.view())  # the tape and the trace have y, and its shape
     if out is not None:
         if not np.shares_memory(result, out):
             out[...] = result
@@ -181,24 +179,12 @@ def _trace(layer: Any, one: Pass, step: int, layout: Layout) -> Trace:
 
 # -- dropout --------------------------------------------------------------------------------------
 
-# Guards the counters of dropout; released in a forked child whoever held it.
-_counting = threading.Lock()
-os.register_at_fork(
-    before=_counting.acquire,
-    after_in_parent=_counting.release,
-    after_in_child=_counting.release,
-)
-
 
 def _draw(layer: Any, T: int) -> Dropped:
     """The masks of the next T steps: each training forward goes on where the last ended."""
-    with _counting:
-        first, layer._dropout_steps = layer._dropout_steps, layer._dropout_steps + T
-    return Dropped(layer.dropout, layer._dropout_seed, first)
+    return Dropped(layer.dropout, layer._dropout_seed, layer._dropout_drawn.draw(T))
 
 
 def _give_back(layer: Any, dropped: Dropped, T: int) -> None:
     """After a call that failed: its steps are the next one's, unless one has begun since."""
-    with _counting:
-        if layer._dropout_steps == dropped.first_step + T:
-            layer._dropout_steps = dropped.first_step
+    layer._dropout_drawn.give_back(dropped.first_step, T)

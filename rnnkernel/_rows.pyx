@@ -251,8 +251,9 @@ cdef bint can_be_kept(cnp.ndarray x) noexcept:
 
 
 def kept_x(cnp.ndarray x, lengths, int threads):
-    """What training keeps of x (T, N, I): x itself where it stays as it is, or `copy_steps`."""
-    return x if can_be_kept(x) else copy_steps(x, lengths, threads)
+    """What training keeps of x (T, N, I): its memory where it stays as it is, or `copy_steps`. Not
+    the array itself, whose shape the caller may set."""
+    return x.view() if can_be_kept(x) else copy_steps(x, lengths, threads)
 
 
 def copy_steps(cnp.ndarray x, lengths, int threads):

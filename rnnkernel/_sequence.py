@@ -92,10 +92,14 @@ class Table:
         return self.rows[:, None]
 
 
-def constant(x: np.ndarray) -> Table:
-    """An x (T, N, I) that is the same at every step."""
+def constant(x: np.ndarray, lengths: np.ndarray | None) -> Table:
+    """An x (T, N, I) that is the same at every step. Rows without a step have zeros: whatever else
+    times the sum of no gradients may be NaN."""
     T, N = x.shape[:2]
-    return Table(np.array(x[0], order="C"), np.broadcast_to(np.arange(N), (T, N)), None)
+    rows = np.array(x[0], order="C")
+    if lengths is not None:
+        rows[lengths == 0] = 0
+    return Table(rows, np.broadcast_to(np.arange(N), (T, N)), None)
 
 
 def tokens(ids: np.ndarray, count: int, embedding: np.ndarray | None) -> Table:

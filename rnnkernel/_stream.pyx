@@ -308,6 +308,8 @@ cdef class Stream:
         if self.plain(x, self.inputs):
             x_array = <cnp.ndarray>x
         else:
+            if embedding is not None:
+                embedding = embedding.view()  # likewise
             x_array = <cnp.ndarray>(x if self.plain_ids(x) else self.general(x))
             is_ids = cnp.PyArray_ISINTEGER(x_array)
         flat = cnp.PyArray_NDIM(x_array) == (0 if is_ids else 1)

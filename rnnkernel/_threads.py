@@ -58,9 +58,10 @@ def default() -> tuple[int, str]:
         asked = _from_environment(name)
         if asked is not None:
             return asked, name
-    affinity = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    try:
+        affinity = len(os.sched_getaffinity(0))
+    except (AttributeError, OSError):  # not Linux; a sandbox that refuses to tell
+        affinity = os.cpu_count() or 1
     quota = _quota()
     if quota is not None and quota < affinity:
         return quota, f"the container's quota; {affinity} cores may be used otherwise"

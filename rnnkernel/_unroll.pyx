@@ -78,7 +78,8 @@ def train(layer, x, state, int threads, lengths=None):
     )
     tape = Tape(layer, passes, layout, shape)
     state = layout.caller_state(finals) if not steps.batched else as_state(finals)
-    return Output(caller_view(layout, y), state, None, tape)
+    # not the array that the tape has: the caller may set the shape of this one
+    return Output(caller_view(layout, y.view()), state, None, tape)
 
 
 def unroll(

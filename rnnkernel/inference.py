@@ -167,7 +167,7 @@ class Frozen(Inference):
     @property
     def parameters(self) -> Mapping[str, np.ndarray]:
         """The layer's as they were, read-only, by name."""
-        return self._layer.parameters
+        return MappingProxyType({name: a.view() for name, a in self._layer.parameters.items()})
 
     def __repr__(self):
         return f"{self._layer!r}.freeze({repr(self._weights) if self._weights else ''})"

@@ -15,6 +15,7 @@ import numpy as np
 from rnnkernel import _check, _passes, _threads, cells, profiling
 from rnnkernel._arguments import check_arrivals
 from rnnkernel._differentiate import differentiate, plain_arrivals
+from rnnkernel._dropout import Drawn
 from rnnkernel._kept import Kept
 from rnnkernel._parameters import pack
 from rnnkernel._sizes import Sizes
@@ -76,7 +77,7 @@ class _Layer(Inference):
         self._sizes = Sizes(self)
         # drawn last, and only where it is used: the parameters are those without dropout
         self._dropout_seed = int(rng.integers(2**64, dtype=np.uint64)) if self.dropout else 0
-        self._dropout_steps = 0
+        self._dropout_drawn = Drawn()
         if self.dropout and self.num_layers == 1:
             warnings.warn(
                 "dropout: it acts between layers, so with num_layers=1 nothing is dropped",
@@ -126,6 +127,7 @@ class _Layer(Inference):
     def __getstate__(self):
         made_anew = ("_kept", "_sizes")
         state = {name: value for name, value in self.__dict__.items() if name not in made_anew}
+        state["_dropout_drawn"] = copy.copy(self._dropout_drawn)
         self._kept.forget()  # a copy may share the arrays
         return state
 
@@ -158,12 +160,14 @@ class _Layer(Inference):
         shapes."""
         units_of_h = self.options.get("proj_size") or self.hidden_size
         self._widths = (units_of_h, self.hidden_size)[: len(self._cell.states)]
+        rows, P = len(self._cell.gates) * self.hidden_size, self._widths[0]
+        if self.num_layers > 1000:  # whose names alone may be more than the memory
+            _check.allocate("num_layers", (self.num_layers, self.hidden_size, P), self.dtype)
         self._suffixes = [
             f"_l{k}{reverse}"
             for k in range(self.num_layers)
             for reverse in ("", "_reverse")[: self._directions]
         ]
-        rows, P = len(self._cell.gates) * self.hidden_size, self._widths[0]
         shapes: dict[str, tuple[int, ...]] = {}
         for index, suffix in enumerate(self._suffixes):
             first = index < self._directions
@@ -242,8 +246,12 @@ class _Layer(Inference):
         arrays = _check.values_for(
             "state_dict", state_dict, self._parameters, self._parameter_shapes, self.dtype
         )
+        parameters = self.parameters
+        targets = {
+            name: _check.as_array(f"parameters[{name!r}]", parameters[name]) for name in arrays
+        }
         for name, array in arrays.items():
-            self.parameters[name][...] = array
+            targets[name][...] = array
 
     def freeze(self, weights=None) -> Frozen:
         """An immutable copy for inference whose weights are packed once, not at every call.
@@ -375,6 +383,8 @@ class _Layer(Inference):
         weights = _check.parameters(
             "parameters", self._parameters, self._parameter_shapes, self.dtype
         )
+        # views: an object of the caller's that is asked later may set an array's shape
+        weights = {name: array.view() for name, array in weights.items()}
         result = _passes.forward(
             self,
             kept.__getitem__

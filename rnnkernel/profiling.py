@@ -4,10 +4,9 @@ The kernels add nanoseconds to a table of threads by phases (rnnkernel/_clock.px
 which is being recorded hands them; nobody is asked where no call is.
 """
 
-import os
 from contextvars import ContextVar
 from dataclasses import dataclass
-from threading import Lock, get_ident
+from threading import get_ident
 from time import perf_counter_ns
 
 import numpy as np
@@ -32,13 +31,6 @@ _call: ContextVar["Call | None"] = ContextVar("rnnkernel_call", default=None)
 
 # The call that is being recorded, or None.
 current = _call.get
-
-_counting = Lock()  # released in a forked child whoever held it
-os.register_at_fork(
-    before=_counting.acquire,
-    after_in_parent=_counting.release,
-    after_in_child=_counting.release,
-)
 
 
 class Call:
@@ -141,15 +133,13 @@ class Profile:
             raise RuntimeError("profile: expected one that is not in use, got one inside its with")
         self._thread, self._outer = get_ident(), _profile.get()
         _profile.set(self)
-        with _counting:
-            count_profiles(1)
+        count_profiles(1)
         return self
 
     def __exit__(self, *error):
         _profile.set(self._outer)
         _call.set(None)  # of a call that failed
-        with _counting:
-            count_profiles(-1)
+        count_profiles(-1)
         self._thread = None
 
     def __str__(self):

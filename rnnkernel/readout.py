@@ -131,13 +131,14 @@ class Linear:
         ValueError
             If the last dimension of ``x`` is not ``I``.
         """
+        parameters = self._checked()
         x = self._array("x", x, self.input_size)
         flat_x = x.reshape(-1, self.input_size)
         y = empty((len(flat_x), self.output_size), self.dtype)
         for rows in self._blocks(len(y)):
-            np.matmul(flat_x[rows], self.parameters["weight"].T, out=y[rows])
-        if "bias" in self.parameters:
-            y += self.parameters["bias"]
+            np.matmul(flat_x[rows], parameters["weight"].T, out=y[rows])
+        if "bias" in parameters:
+            y += parameters["bias"]
         return y.reshape(*x.shape[:-1], self.output_size)
 
     def backward(self, x: Any, dy: Any) -> LinearGradients:
@@ -167,7 +168,7 @@ class Linear:
             raise ValueError(f"dy: expected shape {expected} to go with x, got {dy.shape}")
         flat_x = x.reshape(-1, self.input_size)
         flat_dy = dy.reshape(-1, self.output_size)
-        weight = self.parameters["weight"]
+        weight = self._checked()["weight"]
         dx = empty(flat_x.shape, self.dtype)
         first, *others = self._blocks(len(dx))
         np.matmul(flat_dy[first], weight, out=dx[first])
@@ -201,6 +202,9 @@ class Linear:
         values = _check.values_for("state_dict", state_dict, self.parameters, shapes, self.dtype)
         for name, parameter in self.parameters.items():
             parameter[...] = values[name]
+
+    def _checked(self) -> dict[str, np.ndarray]:
+        return _check.parameters("parameters", self.parameters, self._parameter_shapes, self.dtype)
 
     def _blocks(self, rows: int) -> list[slice]:
         """Blocks of rows for one matrix product each.

@@ -252,12 +252,14 @@ def _are_sizes(value: Any) -> bool:
 def _read_tensor(
     file: BufferedReader, data: int, dtype: np.dtype, shape: list[int], begin: int, name: str
 ) -> np.ndarray:
-    array = _check.allocate(name, (math.prod(shape),), dtype)
+    array = _check.allocate(name, (math.prod(shape),), dtype.newbyteorder("="))
     file.seek(data + begin)
     if array.size and file.readinto(array.data) != array.nbytes:
         _damaged(f"{array.nbytes} bytes of {name!r}", "the end of the file")
     try:
-        return array.astype(dtype.newbyteorder("="), copy=False).reshape(shape)
+        if sys.byteorder == "big":
+            array.byteswap(inplace=True)
+        return array.reshape(shape)
     except ValueError as error:  # too many dimensions, or a size beyond NumPy's beside one of zero
         _damaged(f"{name!r} to have a shape that NumPy can hold", error)
 

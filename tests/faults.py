@@ -324,7 +324,7 @@ FAULTS = [
     Fault(
         "BPTT: no gradient of b_hh",
         PACKED_GRADIENTS,
-        "copy_rows(address(bias_hh), self.bias, slots, &w.cell.recurrent[phase], w)",
+        "self.copy(bias_hh, &w.cell.recurrent[phase])",
         "bias_hh[...] = 0",
     ),
     Fault(
@@ -836,7 +836,7 @@ FAULTS = [
     Fault(
         "plain training: an x that the caller may write to is not copied",
         "rnnkernel/_rows.pyx",
-        "return x if can_be_kept(x) else copy_steps(x, lengths, threads)",
+        "return x.view() if can_be_kept(x) else copy_steps(x, lengths, threads)",
         "return x",
         **only("plain", "training"),
     ),
@@ -1189,6 +1189,49 @@ FAULTS = [
         "flat_targets[some]",
         "np.resize(flat_targets[:block], len(flat_targets[some]))",
         **only("readout"),
+    ),
+    Fault(
+        "BPTT: bias gradients are summed in float32",
+        ARRIVAL,
+        "sum[j] += __builtin_convertvector(some, RK(wide));",
+        "sum[j] = __builtin_convertvector(__builtin_convertvector(sum[j], RK(narrow)) + some,"
+        " RK(wide));",
+        **only("values", "long_input"),
+    ),
+    Fault(
+        "plain training: the caller has the tape's y",
+        UNROLL,
+        "caller_view(layout, y.view())",
+        "caller_view(layout, y)",
+        **only("layouts", "sets_after"),
+    ),
+    Fault(
+        "training: the caller has the tape's y",
+        "rnnkernel/_passes.py",
+        "layout.caller_view(y.view())",
+        "layout.caller_view(y)",
+        **only("layouts", "sets_after"),
+    ),
+    Fault(
+        "training: an x that is kept is the caller's array",
+        "rnnkernel/_rows.pyx",
+        "return x.view() if can_be_kept(x)",
+        "return x if can_be_kept(x)",
+        **only("layouts", "sets_after"),
+    ),
+    Fault(
+        "constant x: rows without a step are looked at",
+        SEQUENCE,
+        "rows[lengths == 0] = 0",
+        "pass",
+        **only("lengths", "without_a_step"),
+    ),
+    Fault(
+        "dropout: a copy of a layer counts for the first",
+        "rnnkernel/layers.py",
+        'state["_dropout_drawn"] = copy.copy(self._dropout_drawn)',
+        "pass",
+        **only("dropout", "own_steps"),
     ),
     Fault(
         "clip_grad_norm: a NaN counts where it comes first alone",

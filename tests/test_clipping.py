@@ -155,8 +155,21 @@ def test_clip_rejects_values(name, limit):
         rk.Clip(**{name: limit})
 
 
+NO_NUMBERS = ["1", [1.0], 1j, True, b"1", bytearray(b"1"), memoryview(b"1"), np.array("1.5"),
+              np.array(True), np.timedelta64(5)]  # fmt: skip
+
+
+class Unwilling:
+    """Has neither a number nor a text for who asks."""
+
+    def __float__(self):
+        raise KeyError("float")
+
+    __index__ = __repr__ = __float__
+
+
 @pytest.mark.parametrize("name", ["value", "norm"])
-@pytest.mark.parametrize("limit", ["1", [1.0], 1j, True])
+@pytest.mark.parametrize("limit", [*NO_NUMBERS, Unwilling()], ids=lambda one: type(one).__name__)
 def test_clip_rejects_types(name, limit):
     with pytest.raises(TypeError, match=rf"\b{name}\b"):
         rk.Clip(**{name: limit})
@@ -216,6 +229,15 @@ def test_clip_grad_norm_of_zeros():
     gradients = {"w": np.zeros(3)}
     assert rk.clip_grad_norm(gradients, 1.0) == 0
     assert not gradients["w"].any()
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_an_array_that_is_given_twice_is_not_scaled_twice(as_list):
+    w = np.full(3, 2.0)
+    gradients = [{"a": w}, {"a": w}] if as_list else {"a": w, "b": w}
+    for clip in (rk.clip_grad_norm, rk.clip_grad_value):
+        with unchanged(w), pytest.raises(ValueError, match="every array once"):
+            clip(gradients, 1.0)
 
 
 def test_clip_grad_norm_that_no_number_can_hold():

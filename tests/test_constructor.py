@@ -106,3 +106,17 @@ def test_other_attributes_are_the_users(case):
     other = rk.RNN(3, 4)
     other.coupled = True  # an option of LSTM alone
     assert other.coupled
+
+
+@pytest.mark.parametrize("size", [-(10**5000), 10**5000], ids=["-", "+"])
+def test_what_has_no_text_is_named_all_the_same(size):
+    """Python writes no integer of thousands of digits."""
+    for name in ("input_size", "hidden_size"):
+        with pytest.raises((ValueError, MemoryError), match=f"^{name}|^weight_ih_l0"):
+            rk.RNN(**{"input_size": 3, "hidden_size": 4, name: size})
+
+
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
+def test_a_seed_that_numpy_crashes_on():
+    with pytest.raises(TypeError, match=names("rng")):
+        rk.RNN(3, 4, rng=np.matrix([[1, 2]]))

@@ -1,6 +1,7 @@
 """Dropout between layers: what is dropped is a function of its place; the rest is exact."""
 
 import copy
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 import rnnkernel as rk
 from drawn import central_differences, draw, gradient_outputs
-from helpers import assert_same_bits
+from helpers import assert_same_bits, run_script
 from reference.dropout import factors, philox
 from rnnkernel import _dropout
 from tolerances import assert_close_to_differences, assert_output_close
@@ -156,7 +157,7 @@ def test_gradients_against_finite_differences(case):
     x, dy = rng.standard_normal((4, 2, 3)), rng.standard_normal((4, 2, 10))
 
     def forward():
-        layer._dropout_steps = 17  # the same masks again
+        layer._dropout_drawn.steps = 17  # the same masks again
         return layer.forward(x, training=True)
 
     grads = layer.backward(forward(), dy)
@@ -318,3 +319,39 @@ def test_a_call_that_fails_drops_nothing():
             layer.forward(np.broadcast_to(given, (1, 2**44, 1)), state, training=True)
     x = np.ones((6, 3, 1), np.float32)
     assert_same_bits(layer.forward(x, training=True).y, twin.forward(x, training=True).y)
+
+
+def test_a_signal_s_handler_may_train_too():
+    """In the middle of a call that counts its steps, as anywhere."""
+    script = """
+import signal
+import numpy as np
+import rnnkernel as rk
+
+layer, x = rk.GRU(4, 4, 2, dropout=0.5, rng=0), np.ones((2, 2, 4), np.float32)
+calls = 0
+
+def train(*_):
+    global calls
+    layer.forward(x, training=True, num_threads=1)
+    calls += 1
+
+signal.signal(signal.SIGALRM, train)
+signal.setitimer(signal.ITIMER_REAL, 2e-4, 2e-4)
+own = 0
+while calls < 2000:
+    layer.forward(x, training=True, num_threads=1)
+    own += 1
+signal.setitimer(signal.ITIMER_REAL, 0)
+assert layer._dropout_drawn.steps == 2 * (own + calls), (layer._dropout_drawn.steps, own, calls)
+"""
+    run_script(script, timeout=120)
+
+
+def test_a_copy_counts_its_own_steps():
+    layer = rk.GRU(3, 4, 2, dropout=0.5, rng=0)
+    layer.forward(np.ones((5, 1, 3), np.float32), training=True)
+    for other in (copy.copy(layer), copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert other._dropout_drawn.steps == 5
+        other.forward(np.ones((2, 1, 3), np.float32), training=True)
+        assert (layer._dropout_drawn.steps, other._dropout_drawn.steps) == (5, 7)

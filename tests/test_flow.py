@@ -267,7 +267,7 @@ def test_nothing_of_the_layer_changes(case):
     x = normal(T, N, I)
     with unchanged(x, *layer.parameters.values()):
         flow = rk.gradient_flow(layer, x)
-    assert layer._dropout_steps == 0
+    assert layer._dropout_drawn.steps == 0
     assert layer.dropout == 0.5
     expected = rk.gradient_flow(plain, x)
     assert_same_bits(flow.dh_norm, expected.dh_norm)

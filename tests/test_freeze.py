@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -178,3 +179,12 @@ def test_only_a_layer_is_frozen():
     for other in (3, None, rk.Linear(2, 2), layer.freeze()):
         with pytest.raises(TypeError, match="^layer: expected an RNN, GRU or LSTM, got "):
             rk.Frozen(other)
+
+
+def test_what_a_frozen_layer_shows_has_no_shape_to_set():
+    fast = rk.GRU(3, 4, rng=0).freeze()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        fast.parameters["weight_ih_l0"].shape = (36,)
+    assert fast.parameters["weight_ih_l0"].shape == (12, 3)
+    assert pickle.loads(pickle.dumps(fast)).parameters["weight_ih_l0"].shape == (12, 3)

@@ -339,6 +339,20 @@ def test_an_x_that_gets_another_shape_while_others_are_asked(name, training):
 
 
 @SETS_SHAPES
+def test_an_embedding_that_gets_another_shape_during_a_step():
+    stream = rk.RNN(4, 4, rng=0).stream(1)
+    table = np.random.default_rng(0).standard_normal((128, 4)).astype(np.float32)
+
+    class Asked:
+        def __array__(self, *_, **__):
+            table.shape = (512,)
+            return np.array([100])
+
+    expected = rk.RNN(4, 4, rng=0).stream(1).step(np.array([100]), embedding=table.copy())
+    assert_same_bits(stream.step(Asked(), embedding=table), expected)
+
+
+@SETS_SHAPES
 def test_ids_that_get_another_shape_during_a_step():
     stream = rk.RNN(4, 4, rng=0).stream(3)
     ids, table = np.arange(3), np.ones((3, 4), np.float32)

@@ -1,5 +1,6 @@
 """Arrays of every make and layout are taken as they are, and what belongs to whom afterwards."""
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from drawn import SMALL, draw, reference_outputs
 from helpers import (
     assert_same_bits,
     assert_same_outputs,
+    construct,
     layer_outputs,
     layer_state,
     make_layer,
@@ -256,3 +258,45 @@ def test_y_of_training_is_read_only(problem, layer):
         out.y[0] = 0
     y, _ = layer(problem.x)
     y[0] = 0  # the caller's own
+
+
+def set_shape(array, shape):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # NumPy's, from 2.5 on
+        array.shape = shape
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"lengths": [6, 0, 3, 5]},
+        {"checkpoint_every": 2},
+        {"trace": True},
+        {"reset": np.zeros((6, 4), bool)},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("layers", [1, 2])
+def test_shapes_that_the_caller_sets_after_forward(case, layers, options):
+    """As to hand y to a readout: what backward reads is not the caller's array."""
+    below, layer = construct(case, 3, 5, rng=1), construct(case, 5, 5, layers, rng=0)
+    rng = np.random.default_rng(0)
+    x, dy = (rng.standard_normal((6, 4, n)).astype(np.float32) for n in (3, 5))
+    x.flags.writeable = False
+
+    def train(change):
+        first = below.forward(x, training=True)
+        out = layer.forward(first.y, training=True, **options)
+        if change:
+            set_shape(first.y, (24, 5))
+            set_shape(out.y, (1, 24, 5))
+            set_shape(x, (24, 3))
+        grads = layer.backward(out, dy)
+        of_below = below.backward(first, grads.x)
+        set_shape(x, (6, 4, 3))
+        traced = [array for one in out.trace or () for array in one.values()]
+        return [*grads.parameters.values(), *of_below.parameters.values(), of_below.x, *traced]
+
+    for found, expected in zip(train(True), train(False), strict=True):
+        assert_same_bits(found, expected)

@@ -313,3 +313,20 @@ def test_the_trace_is_each_row_s(case, dtype):
 def test_like_is_the_reverse_of_parts():
     a, b = np.zeros(1), np.ones(1)
     assert like(parts(a)) is a and like(parts((a, b))) == (a, b)
+
+
+@pytest.mark.parametrize("broadcast", [False, True])
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True}], ids=str)
+def test_a_row_without_a_step_is_not_looked_at(case, dtype, broadcast, options):
+    """Not even where its x is the same at every step, and projected once."""
+    layer = build(case, dtype, 3, 4, **options)
+    rows = np.random.default_rng(0).standard_normal((1, 3, 3)).astype(dtype)
+    results = []
+    for value in (np.nan, 1):
+        rows[0, 1] = value
+        x = np.broadcast_to(rows, (5, 3, 3))
+        out = layer.forward(x if broadcast else x.copy(), lengths=[5, 0, 2], training=True)
+        grads = layer.backward(out, np.ones_like(out.y))
+        results.append([out.y, grads.x, *grads.parameters.values()])
+    for found, expected in zip(*results, strict=True):
+        assert_same_bits(found, expected)

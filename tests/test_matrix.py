@@ -150,7 +150,7 @@ def draw(c, seed):
     spread = np.geomspace(0.05, 2, N).astype(c.dtype)[:, None]
     masks = None
     if layer.dropout:
-        place = (layer._dropout_seed, layer._dropout_steps)
+        place = (layer._dropout_seed, layer._dropout_drawn.steps)
         masks = [
             dropout.factors(y_shape, c.dtype, layer.dropout, place[0], k, place[1])
             for k in range(c.layers - 1)

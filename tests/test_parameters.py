@@ -1,11 +1,24 @@
 """Parameters: names, shapes, initial values, live editing, copies and loading."""
 
+import sys
+from array import array as numbers
+
 import numpy as np
 import pytest
 
 import rnnkernel as rk
 from drawn import draw
-from helpers import assert_same_bits, bits, layer_outputs, make_layer, unchanged
+from helpers import (
+    assert_same_bits,
+    bits,
+    layer_outputs,
+    make_layer,
+    read_only,
+    run_script,
+    unchanged,
+)
+
+SETS_SHAPES = pytest.mark.filterwarnings("ignore:Setting the shape:DeprecationWarning")
 
 
 def make(case, I=5, H=7, **arguments):  # noqa: E741
@@ -231,3 +244,54 @@ def test_parameters_that_only_look_like_arrays(case):
         assert type(array) is np.ndarray
         assert_same_bits(array, other.parameters[name], name)
     assert rk.gradcheck(layer, rng=0).ok
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [memoryview, lambda a: numbers("f", a), read_only],
+    ids=["memoryview", "array", "read_only"],
+)
+def test_parameters_that_are_no_arrays_are_loaded_or_nothing_is(kind):
+    layer, other = rk.RNN(2, 3, rng=0), rk.RNN(2, 3, rng=1)
+    layer.parameters["bias_hh_l0"] = kind(layer.parameters["bias_hh_l0"].copy())
+    before = layer.state_dict()
+    wanted = other.state_dict()
+    if kind is read_only:
+        wanted = before
+        with pytest.raises(ValueError, match="bias_hh_l0.*writable"):
+            layer.load_state_dict(other.state_dict())
+    else:
+        layer.load_state_dict(other.state_dict())
+    for name, value in layer.state_dict().items():
+        assert_same_bits(value, wanted[name], name)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="address space has no limit")
+def test_so_many_layers_are_refused_before_they_are_named():
+    script = """
+import resource
+import pytest
+import rnnkernel as rk
+resource.setrlimit(resource.RLIMIT_AS, (4 << 30, -1))
+for count in (10**9, 2**62, 2**70):
+    for cell in (rk.RNN, rk.LSTM):
+        with pytest.raises(MemoryError, match="^num_layers: "):
+            cell(3, 4, count)
+"""
+    run_script(script, timeout=30)
+
+
+@SETS_SHAPES
+@pytest.mark.parametrize("training", [False, True])
+def test_parameters_that_get_another_shape_while_x_is_asked(training):
+    layer, x = rk.RNN(3, 4, rng=0), np.ones((2, 3, 3), np.float32)
+
+    class Asked:
+        def __array__(self, *_, **__):
+            layer.parameters["weight_hh_l0"].shape = (1, 16)
+            return x
+
+    expected = layer(x)[0]
+    assert_same_bits(layer.forward(Asked(), training=training).y, expected)
+    with pytest.raises(ValueError, match="weight_hh_l0"):
+        layer(x)

@@ -57,6 +57,7 @@ def test_as_the_layers_take_it(dtype):
         ([np.zeros((2, 3)), np.zeros(3)], ValueError, ["sequences[1]", "(3,)"]),
         ([np.zeros((2, 3)), np.zeros((2, 3), np.float32)], TypeError, ["sequences[1]", "float32"]),
         ([np.float64(1)], ValueError, ["sequences[0]", "()"]),
+        ([np.zeros((1,) * 32)], ValueError, ["sequences[0]", "32 axes"]),
         ([np.array(["a"])], TypeError, ["sequences[0]", "floats or integers"]),
     ],
 )

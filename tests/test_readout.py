@@ -270,3 +270,16 @@ def test_cross_entropy_takes_any_integers(kind):
 def test_cross_entropy_rejects_bad_arguments(logits, targets, error, words):
     with pytest.raises(error, match=words):
         rk.softmax_cross_entropy(logits, targets)
+
+
+def test_parameters_that_do_not_fit_are_named(dtype):
+    layer = rk.Linear(3, 2, dtype=dtype, rng=0)
+    x, dy = np.zeros((4, 3), dtype), np.zeros((4, 2), dtype)
+    layer.parameters["weight"] = np.zeros((2, 3), np.float32 if dtype == np.float64 else np.float64)
+    for call in (lambda: layer(x), lambda: layer.backward(x, dy)):
+        with pytest.raises(TypeError, match="weight"):
+            call()
+    layer.parameters["weight"] = np.zeros((3, 3), dtype)
+    for call in (lambda: layer(x), lambda: layer.backward(x, dy)):
+        with pytest.raises(ValueError, match="weight"):
+            call()

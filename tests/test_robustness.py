@@ -24,9 +24,11 @@ from helpers import (
     named_outputs,
     run_backward,
     run_forward,
+    run_python,
     run_script,
 )
 from reference import CASES
+from rnnkernel import _threads
 from tolerances import assert_outputs_close
 
 # NaN and Inf.
@@ -535,6 +537,58 @@ y, _ = layer(x, num_threads=3)
 assert (y == expected).all()
 """
     run_script(script, timeout=120)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="address space has no limit")
+@pytest.mark.parametrize("stack", ["", "1 g", "3G", "2000000M", "99999999999999999999g"])
+def test_a_system_that_refuses_threads_of_a_second_pool(stack):
+    """OpenMP's threads are those of the thread that calls, with stacks as large as it is told."""
+    script = """
+import resource, threading
+import numpy as np
+import rnnkernel as rk
+from rnnkernel import _plan
+_plan.TEAMS_ARE_FREE = True
+layer = rk.LSTM(64, 256, rng=0)
+x = np.zeros((50, 64, 64), np.float32)
+expected, _ = layer(x, num_threads=1)
+def call():
+    try:
+        assert (layer(x, num_threads=3)[0] == expected).all()
+        passed.append(True)
+    except MemoryError:
+        passed.append(False)
+passed = []
+call()
+for extra in range(8, 40, 4):
+    with open("/proc/self/statm") as file:
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (extra << 20), -1))
+    other = threading.Thread(target=call)
+    try:
+        other.start()
+    except RuntimeError:  # Python has none
+        passed.append(False)
+    else:
+        other.join()
+resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+call()
+assert len(passed) == 10 and passed[0] and passed[-1], passed
+"""
+    stacks = {"OMP_STACKSIZE": stack} if stack else {}
+    done = run_python("-c", script, **stacks)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_sandbox_that_does_not_tell_the_cores(monkeypatch):
+    def refused(pid):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "sched_getaffinity", refused, raising=False)
+    monkeypatch.delenv("RNNKERNEL_NUM_THREADS", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    count, _ = _threads.default.__wrapped__()
+    assert 1 <= count <= (os.cpu_count() or 1)
 
 
 def test_results_can_be_resized():

@@ -124,3 +124,15 @@ def test_without_the_input_gradient_all_else_is_the_same(case, dtype):
         assert_same_bits(a, b)
     for name in full.parameters:
         assert_same_bits(full.parameters[name], lean.parameters[name], name)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_bias_gradients_of_a_long_input_keep_their_digits(case, threads):
+    """Added one after another in float32, the last of so many rows would be lost to a tenth."""
+    problem = draw(case, T=6000, N=33, I=1, H=5, dtype=np.float32)
+    problem.dy[...] = 1
+    actual, _ = layer_outputs(problem, num_threads=threads)
+    expected, _ = layer_outputs(problem.astype(np.float64))
+    for name in ("d_bias_ih", "d_bias_hh"):
+        scale = np.abs(expected[name]).max()
+        np.testing.assert_allclose(actual[name] / scale, expected[name] / scale, atol=1e-6)
