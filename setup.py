@@ -236,6 +236,7 @@ setup(
             extension("_gradients"),
             extension("_dropout"),
             extension("_updates"),
+            extension("_loss"),
             extension("_stream"),
         ],
         build_dir="build/cython",

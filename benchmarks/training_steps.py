@@ -140,7 +140,9 @@ def work(library, model, threads):
 def compare(model, libraries, threads, rounds, seconds):
     """By library, the medians of a step and of its parts, in seconds."""
     arguments = ["--threads", str(threads), "--models", model, "--work"]
-    environment = os.environ | {"OPENBLAS_THREAD_TIMEOUT": "22"}  # not to spin longer than PAUSE
+    # OpenBLAS is not to spin for longer than PAUSE
+    environment = os.environ | {"OPENBLAS_THREAD_TIMEOUT": "22"}
+    environment |= dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     workers = {
         library: subprocess.Popen(

@@ -1,6 +1,6 @@
-/* activations.h - tanh and sigmoid.
+/* activations.h - tanh and sigmoid, and the exponential.
  *
- * Both rest on e^-r = 1 - r + r^2 q(-r) for |r| <= ln 2 / 2, where q was fitted by Remez' exchange
+ * All rest on e^-r = 1 - r + r^2 q(-r) for |r| <= ln 2 / 2, where q was fitted by Remez' exchange
  * to a relative error of e^r below 3.2e-9 (float) and 5.4e-20 (double):
  *
  *     sigmoid: 1 / (1 + 2^n e^-r)
@@ -41,9 +41,9 @@
  * is set, else of the sigmoid, whose top is 1. Products of activations then take one division:
  * bottoms are at least 1, and those of a sigmoid and a tanh multiply without overflow. In lockstep,
  * stage by stage: the chain of one is 80 cycles long, and a core looks ahead too little to find the
- * next one behind it by itself. */
-RK_INLINE void RK(vfractions)(const int count, const unsigned tanhs, const vec *x, vec *top,
-                              vec *bottom)
+ * next one behind it by itself. A bare bottom is e^-x. */
+RK_INLINE void RK(vstages)(const int count, const unsigned tanhs, const int bare, const vec *x,
+                           vec *top, vec *bottom)
 {
 #define RK_TANH (tanhs >> j & 1)
 #define RK_EACH(result, of_tanh, of_sigmoid)                                                       \
@@ -91,7 +91,8 @@ RK_INLINE void RK(vfractions)(const int count, const unsigned tanhs, const vec *
     RK_HORNER(0, (real)0.5);
     RK_EACH(p[j], RK(vfma)(p[j], r[j], two), RK(vfma)(p[j], r[j], -one));
     RK_EACH(r[j], r[j] * scale[j], RK(vfma)(p[j], r[j], one));
-    RK_EACH(r[j], RK(vfma)(p[j], r[j], one - scale[j]), RK(vfma)(r[j], scale[j], one));
+    RK_EACH(r[j], RK(vfma)(p[j], r[j], one - scale[j]),
+            bare ? r[j] * scale[j] : RK(vfma)(r[j], scale[j], one));
     RK_EACH(bottom[j], two - r[j], r[j]);
     RK_EACH(top[j], RK(vsigned)(r[j], x[j]), one);
 #undef RK_HORNER
@@ -100,7 +101,22 @@ RK_INLINE void RK(vfractions)(const int count, const unsigned tanhs, const vec *
 #undef RK_TANH
 }
 
-/* The same as numbers. */
+RK_INLINE void RK(vfractions)(const int count, const unsigned tanhs, const vec *x, vec *top,
+                              vec *bottom)
+{
+    RK(vstages)(count, tanhs, 0, x, top, bottom);
+}
+
+/* e^-x, of x >= 0; 0 from RK_EXP_LIMIT on. */
+RK_INLINE void RK(vexp_minus)(const int count, vec *x)
+{
+    vec top[8], bottom[8];
+    RK(vstages)(count, 0, 1, x, top, bottom);
+    RK_FOR (j, count)
+        x[j] = bottom[j];
+}
+
+/* Fractions as numbers. */
 RK_INLINE void RK(vactivate)(const int count, const unsigned tanhs, vec *x)
 {
     vec top[8], bottom[8];

@@ -26,6 +26,7 @@
 #include "arrival.h"
 #include "dropout.h"
 #include "lookup.h"
+#include "loss.h"
 #include "pack.h"
 #include "step.h"
 #include "updates.h"
@@ -150,6 +151,8 @@ static const rk_kernels
             .adam = RK(adam),
             .sum_of_squares = RK(sum_of_squares),
             .scale = RK(scale),
+            .sum_of_rows = RK(sum_of_rows),
+            .cross_entropy = RK(cross_entropy),
 };
 
 #undef RK_LSTM_CELL

@@ -225,6 +225,16 @@ typedef struct {
     double scale; /* of what is kept */
 } rk_dropout;
 
+/* -- The cross-entropy of a softmax: csrc/loss.h has the equations ----------------------------- */
+typedef struct {
+    ptrdiff_t positions, classes;
+    const void *logits; /* [position][class] */
+    const ptrdiff_t *targets; /* the right class */
+    double share; /* of a position in the loss */
+    void *dlogits; /* out: like logits */
+    double *totals, *below; /* out: the loss is share * (log(total) + below) */
+} rk_cross_entropy;
+
 /* -- A step of Adam: csrc/updates.h has the equations ------------------------------------------ */
 typedef struct {
     ptrdiff_t count;
@@ -302,6 +312,8 @@ typedef struct {
     void (*adam)(const rk_adam *);
     double (*sum_of_squares)(const void *numbers, ptrdiff_t count);
     void (*scale)(void *numbers, ptrdiff_t count, double factor); /* in place */
+    void (*sum_of_rows)(const void *rows, ptrdiff_t count, ptrdiff_t columns, double *sums);
+    void (*cross_entropy)(const rk_cross_entropy *);
 } rk_kernels;
 
 enum { RK_FLOAT32, RK_FLOAT64, RK_DTYPES };

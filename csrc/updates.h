@@ -1,4 +1,4 @@
-/* updates.h - what training does with finished gradients: Adam's step and sums of squares. */
+/* updates.h - what training does with gradients: Adam's step, sums of squares and of rows. */
 
 enum { RK(SQUARE_LANES) = 16 };
 
@@ -55,4 +55,13 @@ static void RK(scale)(void *numbers, ptrdiff_t count, double factor)
     real *a = numbers;
     for (ptrdiff_t i = 0; i < count; i++)
         a[i] = (real)(a[i] * factor);
+}
+
+/* sums[c] += rows of so many columns, one after another, in double. */
+static void RK(sum_of_rows)(const void *rows, ptrdiff_t count, ptrdiff_t columns, double *sums)
+{
+    const real *row = rows;
+    for (; count > 0; count--, row += columns)
+        for (ptrdiff_t c = 0; c < columns; c++)
+            sums[c] += (double)row[c];
 }

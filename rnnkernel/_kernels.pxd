@@ -142,6 +142,15 @@ cdef extern from "rnnkernel.h" nogil:
         int layer, threshold
         double scale
 
+    ctypedef struct rk_cross_entropy:
+        Py_ssize_t positions, classes
+        const void *logits
+        const Py_ssize_t *targets
+        double share
+        void *dlogits
+        double *totals
+        double *below
+
     ctypedef struct rk_adam:
         Py_ssize_t count
         void *parameter
@@ -197,6 +206,10 @@ cdef extern from "rnnkernel.h" nogil:
         void (*adam)(const rk_adam *) noexcept nogil
         double (*sum_of_squares)(const void *numbers, Py_ssize_t count) noexcept nogil
         void (*scale)(void *numbers, Py_ssize_t count, double factor) noexcept nogil
+        void (*sum_of_rows)(
+            const void *rows, Py_ssize_t count, Py_ssize_t columns, double *sums
+        ) noexcept nogil
+        void (*cross_entropy)(const rk_cross_entropy *) noexcept nogil
 
     bint rk_in_quads(int storage) noexcept
     Py_ssize_t rk_panel_rows(Py_ssize_t k, int storage) noexcept

@@ -29,7 +29,7 @@ cnp.import_array()
 cdef Py_ssize_t SUMMED = 1 << 14
 
 
-cdef const rk_kernels *table_of(cnp.ndarray array) noexcept:
+cdef const rk_kernels *table_of(cnp.ndarray array) noexcept nogil:
     return kernels(RK_FLOAT32 if cnp.PyArray_ITEMSIZE(array) == 4 else RK_FLOAT64)
 
 
@@ -158,3 +158,18 @@ def scale(cnp.ndarray array, double factor, int threads):
                 scale_part(table, numbers, count, factor, part, team, item)
     if moved is not array:
         array[...] = moved
+
+
+def sum_of_rows(cnp.ndarray rows):
+    """(C,) of (n, C), summed in float64."""
+    cdef cnp.ndarray given = in_order(rows)
+    cdef unsigned long long saved
+    sums = np.zeros(cnp.PyArray_DIM(given, 1))
+    cdef double *to = <double *>address(sums)
+    with nogil:
+        saved = fp_enter()
+        table_of(given).sum_of_rows(
+            cnp.PyArray_DATA(given), cnp.PyArray_DIM(given, 0), cnp.PyArray_DIM(given, 1), to
+        )
+        fp_leave(saved)
+    return sums.astype(rows.dtype)

@@ -3,7 +3,7 @@
 Shapes: ``I`` input_size (the hidden size of the layer below), ``O`` output_size (the number of
 classes); ``...`` stands for any leading dimensions, usually ``(T, N)``.
 
-Plain NumPy: matrix products, where a BLAS is as fast as it gets.
+The map is NumPy's products, where a BLAS is as fast as it gets; the loss is a kernel.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rnnkernel import _check
+from rnnkernel import _check, _threads
+from rnnkernel._loss import cross_entropy
 from rnnkernel._memory import empty
+from rnnkernel._updates import sum_of_rows
 
 __all__ = ["Linear", "LinearGradients", "softmax_cross_entropy"]
 
@@ -24,12 +26,6 @@ SERIAL_WORK = 1 << 18
 
 FEWEST_ROWS = 16
 """Blocks of fewer rows than this are not worth their calls."""
-
-SUMMED_ROWS = 64
-"""Rows that are added in their own dtype."""
-
-BLOCK_BYTES = 1 << 18
-"""Of logits whose loss is computed at once: they are read again and again, from L2."""
 
 
 class LinearGradients(NamedTuple):
@@ -179,7 +175,7 @@ class Linear:
             dweight += np.matmul(flat_dy[rows].T, flat_x[rows], out=part)
         gradients = {"weight": dweight}
         if "bias" in self.parameters:
-            gradients["bias"] = _sum_of_rows(flat_dy)
+            gradients["bias"] = sum_of_rows(flat_dy)
         return LinearGradients(dx.reshape(x.shape), gradients)
 
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -230,15 +226,9 @@ class Linear:
         return array
 
 
-def _sum_of_rows(rows: np.ndarray) -> np.ndarray:
-    """(C,) of (n, C), in float64 but for some rows each: NumPy adds them one after another."""
-    total = np.zeros(rows.shape[1])
-    for start in range(0, len(rows), SUMMED_ROWS):
-        total += rows[start : start + SUMMED_ROWS].sum(axis=0)
-    return total.astype(rows.dtype)
-
-
-def softmax_cross_entropy(logits: Any, targets: Any) -> tuple[float, np.ndarray]:
+def softmax_cross_entropy(
+    logits: Any, targets: Any, *, num_threads: int | None = None
+) -> tuple[float, np.ndarray]:
     """Mean cross-entropy of a softmax over the last dimension, and its gradient.
 
     ``loss = mean over positions of -log softmax(logits)[target]``, in nats (divide by ``log(2)``
@@ -251,6 +241,8 @@ def softmax_cross_entropy(logits: Any, targets: Any) -> tuple[float, np.ndarray]
         position is subtracted before anything is exponentiated.
     targets : integer array (...)
         The right class at each position, ``0 <= target < C``.
+    num_threads : int, optional
+        The most threads to use; no result depends on them.
 
     Returns
     -------
@@ -277,6 +269,7 @@ def softmax_cross_entropy(logits: Any, targets: Any) -> tuple[float, np.ndarray]
         dlogits = np.zeros_like(logits)
         loss, dlogits[valid] = rk.softmax_cross_entropy(logits[valid], targets[valid])
     """
+    threads = _threads.resolve(num_threads)
     logits = _check.any_array("logits", logits)
     targets = _check.any_array("targets", targets)
     if logits.dtype not in (np.float32, np.float64):
@@ -299,37 +292,11 @@ def softmax_cross_entropy(logits: Any, targets: Any) -> tuple[float, np.ndarray]
             f"at position {position}"
         )
 
-    positions = targets.size
     dlogits = empty(logits.shape, logits.dtype)
-    of_position, flat_targets = np.empty(positions), targets.reshape(-1)
-    flat_logits, flat_dlogits = logits.reshape(-1, classes), dlogits.reshape(-1, classes)
-    block = max(1, BLOCK_BYTES // (classes * logits.itemsize))
-    with np.errstate(all="ignore"):  # not to stop half-way where the caller wants them raised
-        for start in range(0, positions, block):
-            some = slice(start, start + block)
-            of_position[some] = _cross_entropy(
-                flat_logits[some], flat_targets[some], flat_dlogits[some], positions
-            )
-        return float(np.mean(of_position)), dlogits
-
-
-def _cross_entropy(
-    logits: np.ndarray, targets: np.ndarray, dlogits: np.ndarray, positions: int
-) -> np.ndarray:
-    """The losses of some of the positions, (n,) in float64, of logits (n, C); and into `dlogits`
-    the gradient of the mean over all."""
-    highest = logits.max(axis=-1, keepdims=True)
-    picked = targets[:, np.newaxis].astype(np.intp)
-    right = np.take_along_axis(logits, picked, axis=-1).astype(np.float64)
-    below = highest.astype(np.float64) - right
-    # what overflows is -inf then, whose exponential is the right 0
-    np.exp(np.subtract(logits, highest, out=dlogits), out=dlogits)
-    total = dlogits.sum(axis=-1, keepdims=True)
-    loss = np.log(total, dtype=np.float64) + below
-
-    dlogits /= total * dlogits.dtype.type(positions)
-    # In this form the gradient of a position sums to zero up to rounding.
-    right_gradient = np.take_along_axis(dlogits, picked, axis=-1)
-    right_gradient -= dlogits.dtype.type(1.0 / positions)
-    np.put_along_axis(dlogits, picked, right_gradient, axis=-1)
-    return loss[:, 0]
+    loss = cross_entropy(
+        np.require(logits, requirements="CA").reshape(-1, classes),
+        targets.astype(np.intp).reshape(-1),
+        dlogits.reshape(-1, classes),
+        threads,
+    )
+    return loss, dlogits

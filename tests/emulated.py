@@ -32,6 +32,7 @@ NOT_RUN = 2
 CHOSEN = (
     "tests/test_isa.py::test_values_on_each_instruction_set[neon]",
     "tests/test_updates.py",
+    "tests/test_readout.py",
     "tests/test_small_weights.py",
     "--deselect=tests/test_small_weights.py::test_the_error_on_a_trained_model",
 )

@@ -1184,10 +1184,24 @@ FAULTS = [
         **only("updates"),
     ),
     Fault(
-        "softmax_cross_entropy: blocks of positions have the first one's targets",
-        "rnnkernel/readout.py",
-        "flat_targets[some]",
-        "np.resize(flat_targets[:block], len(flat_targets[some]))",
+        "softmax_cross_entropy: what lies behind a row counts",
+        "csrc/loss.h",
+        "return RK(vselect)(lane < (integer)n, RK(vload)(x), v);",
+        "(void)lane; return RK(vload)(x);",
+        **only("readout"),
+    ),
+    Fault(
+        "softmax_cross_entropy: threads overwrite the next one's rows",
+        "csrc/loss.h",
+        "if (room >= LANES) RK(vstore)(x, v);",
+        "if (room > 0) RK(vstore)(x, v);",
+        **only("readout"),
+    ),
+    Fault(
+        "e^-x: what is far below 1 is lost",
+        ACTIVATIONS,
+        "bare ? r[j] * scale[j]",
+        "bare ? RK(vfma)(r[j], scale[j], one) - one",
         **only("readout"),
     ),
     Fault(

@@ -14,7 +14,7 @@ from reference import CASES, LSTM_VARIANTS
 from rnnkernel import _kernels
 
 ISAS = _kernels.available_isas()
-KERNELS = ("test_bits.py", "test_activations.py", "test_updates.py")
+KERNELS = ("test_bits.py", "test_activations.py", "test_updates.py", "test_readout.py")
 
 
 def test_the_portable_one_is_always_there():

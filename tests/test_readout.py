@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 import rnnkernel as rk
+from helpers import assert_same_bits
+from rnnkernel import _teamwork
 
 
 def central_differences(function, array, eps=1e-6):
@@ -204,6 +206,68 @@ def test_cross_entropy_gradient_is_the_differences(leading):
     np.testing.assert_allclose(dlogits, differences, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("classes", [*range(1, 36), 63, 64, 65, 127, 200])
+@pytest.mark.parametrize("positions", [1, 2, 3, 7])
+def test_cross_entropy_of_every_number_of_classes(dtype, classes, positions):
+    """Short rows lie in one vector with the next ones, and the last has nothing behind it."""
+    rng = np.random.default_rng(classes)
+    logits = (5 * rng.standard_normal((positions, classes))).astype(dtype)
+    targets = rng.integers(classes, size=positions)
+    loss, dlogits = rk.softmax_cross_entropy(logits, targets)
+    e = np.exp(logits.astype(np.float64))
+    softmax, one_hot = e / e.sum(axis=-1, keepdims=True), np.eye(classes)[targets]
+    eps = float(np.finfo(dtype).eps)
+    expected = -(np.log(softmax) * one_hot).sum() / positions
+    assert loss == pytest.approx(expected, rel=20 * eps, abs=4 * eps)
+    np.testing.assert_allclose(dlogits, (softmax - one_hot) / positions, rtol=0, atol=8 * eps)
+    alone = [rk.softmax_cross_entropy(*one)[0] for one in zip(logits, targets, strict=True)]
+    assert loss == pytest.approx(sum(alone) / positions, rel=1e-14)
+
+
+def test_probabilities_have_their_digits(dtype):
+    """Also of classes that are far from likely: e^-d beside 1."""
+    limit = 87 if dtype == np.float32 else 708
+    d = np.random.default_rng(0).uniform(0, limit, 50_000).astype(dtype)
+    _, dlogits = rk.softmax_cross_entropy(np.stack([0 * d, -d], axis=1), np.zeros(len(d), int))
+    wide = d.astype(np.float64 if dtype == np.float32 else np.longdouble)
+    expected = np.exp(-wide) / (1 + np.exp(-wide))
+    normal = expected > len(d) * np.finfo(dtype).tiny
+    error = dlogits[:, 1] * np.longdouble(len(d)) / expected - 1
+    assert np.abs(error[normal]).max() < 6 * np.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("shape", [(40_000, 10), (300, 2_000)])
+def test_cross_entropy_has_the_same_bits_on_any_threads(monkeypatch, dtype, shape):
+    monkeypatch.setattr(_teamwork, "COST", 0.0)
+    rng = np.random.default_rng(0)
+    logits, targets = (
+        rng.standard_normal(shape).astype(dtype),
+        rng.integers(shape[1], size=shape[0]),
+    )
+    expected, dexpected = rk.softmax_cross_entropy(logits, targets, num_threads=1)
+    for threads in (2, 3, 7):
+        loss, dlogits = rk.softmax_cross_entropy(logits, targets, num_threads=threads)
+        assert loss == expected
+        assert_same_bits(dlogits, dexpected)
+
+
+def test_logits_of_any_strides(dtype):
+    rng = np.random.default_rng(0)
+    logits, targets = rng.standard_normal((6, 5, 9)).astype(dtype), rng.integers(9, size=(6, 5))
+    loss, dlogits = rk.softmax_cross_entropy(logits, targets)
+    memory = bytearray(b"x" + logits.tobytes())
+    for other in (
+        np.asfortranarray(logits),
+        np.repeat(logits, 2, axis=2)[..., ::2],
+        logits[::-1].copy()[::-1],
+        np.frombuffer(memory, dtype, offset=1).reshape(logits.shape),
+    ):
+        for to in (targets, np.asfortranarray(targets), targets.astype(">i2")):
+            found, dfound = rk.softmax_cross_entropy(other, to)
+            assert found == loss
+            assert_same_bits(dfound, dlogits)
+
+
 def test_cross_entropy_of_equal_logits_is_log_of_the_classes(dtype):
     loss, dlogits = rk.softmax_cross_entropy(np.full((2, 3, 8), 7, dtype), np.zeros((2, 3), int))
     assert loss == pytest.approx(math.log(8), rel=1e-7)
@@ -257,6 +321,7 @@ def test_cross_entropy_takes_any_integers(kind):
 @pytest.mark.parametrize(
     "logits, targets, error, words",
     [
+        (np.zeros((2, 3), ">f4"), [0, 0], TypeError, "logits: .*float32.*>f4"),
         (np.zeros((2, 3), int), [0, 0], TypeError, "logits: .*float32.*int"),
         (np.zeros((2, 3)), [0.0, 0.0], TypeError, "targets: .*integer.*float64"),
         (np.zeros((2, 3)), [0, 0, 0], ValueError, r"targets: .*\(2,\).*\(3,\)"),
