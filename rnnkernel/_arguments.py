@@ -64,6 +64,13 @@ def check_x(layer: Any, x: Any) -> tuple[np.ndarray, Layout]:
         layout = Layout(layer.batch_first, x.ndim == 2)
     else:
         layout = Layout(layer.batch_first, x.ndim != 2)
+        if x.ndim == 2 and x.dtype == layer.dtype and x.shape[1] != layer.input_size:
+            # more often a batch of single numbers than one sequence of the wrong width
+            wanted = f"I={layer.input_size}"
+            batch = ", ".join(Layout(layer.batch_first, True).order("T", "N", wanted))
+            raise ValueError(
+                f"x: expected shape ({batch}), or unbatched (T, {wanted}), got {x.shape}"
+            )
         dims, sizes = layout.order("T", "N", "I"), layout.order(None, None, layer.input_size)
         x = _check.array("x", x, layer.dtype, dims, sizes)
     # views: an object of the caller's that is asked later may set the shape of x

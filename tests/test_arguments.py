@@ -36,6 +36,16 @@ class Opaque:
     """Not an array, and nothing that could become one."""
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_a_batch_of_single_numbers_is_told_what_it_lacks(case, batch_first):
+    """As `pack` makes one of series (T,)."""
+    layer = construct(case, 1, 4, batch_first=batch_first)
+    order = "N, T, I=1" if batch_first else "T, N, I=1"
+    wanted = rf"^x: expected shape \({order}\), or unbatched \(T, I=1\), got \(7, 3\)"
+    with pytest.raises(ValueError, match=wanted):
+        layer(np.zeros((7, 3), np.float32))
+
+
 BAD_X = [
     pytest.param(lambda x: x[0, 0], ValueError, id="rank_1"),
     pytest.param(lambda x: x[None], ValueError, id="rank_4"),
