@@ -1,4 +1,4 @@
-"""What training does with finished gradients, whole arrays at a time and on several threads.
+"""What training does with gradients, whole arrays at a time and on several threads.
 
 csrc/updates.h has the arithmetic. Arrays are of float32 or float64; denormals count as zero, and no
 result depends on threads.
