@@ -68,8 +68,9 @@ def test_who_reads_may_stop(arguments, tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="/dev/full is Linux's")
 def test_a_full_disk_is_one_line(tmp_path):
+    pipes = {"stderr": subprocess.PIPE, "text": True, "cwd": tmp_path}
     with open("/dev/full", "w") as full:
-        done = subprocess.run([*MODULE, "info"], stdout=full, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run([*MODULE, "info"], stdout=full, **pipes)
     assert done.returncode == 1
     assert done.stderr.startswith("rnnkernel: ") and done.stderr.count("\n") == 1
 
