@@ -18,22 +18,14 @@ _L = TypeVar("_L", bound="_Layer[Any, Any]")
 _Seed: TypeAlias = int | np.integer[Any] | np.random.SeedSequence | np.random.Generator | None
 
 class _Layer(Inference, Generic[_Given, _State]):
-    @property
-    def input_size(self) -> int: ...
-    @property
-    def hidden_size(self) -> int: ...
-    @property
-    def num_layers(self) -> int: ...
-    @property
-    def bias(self) -> bool: ...
-    @property
-    def batch_first(self) -> bool: ...
-    @property
-    def dropout(self) -> float: ...
-    @property
-    def bidirectional(self) -> bool: ...
-    @property
-    def dtype(self) -> np.dtype[Any]: ...
+    input_size: int
+    hidden_size: int
+    num_layers: int
+    bias: bool
+    batch_first: bool
+    dropout: float
+    bidirectional: bool
+    dtype: np.dtype[Any]
     @property
     def options(self) -> Mapping[str, Any]: ...
     _parameters: dict[str, _Array]
@@ -103,8 +95,7 @@ class _Layer(Inference, Generic[_Given, _State]):
     ) -> Gradients: ...
 
 class RNN(_Layer[_ArrayLike, _Array]):
-    @property
-    def nonlinearity(self) -> Literal["tanh", "relu"]: ...
+    nonlinearity: Literal["tanh", "relu"]
     def __init__(
         self,
         input_size: int,
@@ -121,8 +112,7 @@ class RNN(_Layer[_ArrayLike, _Array]):
     ) -> None: ...
 
 class GRU(_Layer[_ArrayLike, _Array]):
-    @property
-    def reset_after(self) -> bool: ...
+    reset_after: bool
     def __init__(
         self,
         input_size: int,
@@ -139,16 +129,11 @@ class GRU(_Layer[_ArrayLike, _Array]):
     ) -> None: ...
 
 class LSTM(_Layer[tuple[_ArrayLike, _ArrayLike] | list[_ArrayLike], tuple[_Array, _Array]]):
-    @property
-    def proj_size(self) -> int: ...
-    @property
-    def peephole(self) -> bool: ...
-    @property
-    def cell_clip(self) -> float | None: ...
-    @property
-    def forget_bias(self) -> float: ...
-    @property
-    def coupled(self) -> bool: ...
+    proj_size: int
+    peephole: bool
+    cell_clip: float | None
+    forget_bias: float
+    coupled: bool
     def __init__(
         self,
         input_size: int,
