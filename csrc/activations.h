@@ -13,6 +13,7 @@
  * Bounds, held by tests/test_activations.py:
  *     float:  tanh 4 ulp, sigmoid 3 ulp, in the tails too
  *     double: tanh 4 ulp, sigmoid 4 ulp
+ * and of e^-x by tests/test_readout.py: the less likely of two classes has 6 epsilons.
  * NaN passes through. tanh is exactly +-1 where it is saturated and keeps the sign of zero.
  */
 #if RK_DOUBLE

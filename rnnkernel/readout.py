@@ -218,8 +218,8 @@ class Linear:
         array = _check.as_array(name, value)
         if array.dtype != self.dtype:
             raise TypeError(
-                f"{name}: expected dtype {self.dtype}, got {array.dtype}; convert it yourself, as "
-                "this would lose digits or memory without telling"
+                f"{name}: expected dtype {self.dtype}, got {array.dtype}; convert it "
+                "yourself, nothing is cast silently"
             )
         if array.ndim == 0 or array.shape[-1] != last:
             raise ValueError(f"{name}: expected shape (..., {last}), got {array.shape}")
@@ -283,6 +283,7 @@ def softmax_cross_entropy(
         )
     if targets.shape != logits.shape[:-1]:
         raise ValueError(f"targets: expected shape {logits.shape[:-1]}, got {targets.shape}")
+    targets = np.array(targets, order="C")  # which nobody changes once it is checked
     classes = logits.shape[-1]
     outside = (targets < 0) | (targets >= classes)
     if outside.any():
@@ -295,7 +296,7 @@ def softmax_cross_entropy(
     dlogits = empty(logits.shape, logits.dtype)
     loss = cross_entropy(
         np.require(logits, requirements="CA").reshape(-1, classes),
-        targets.astype(np.intp).reshape(-1),
+        targets.astype(np.intp, copy=False).reshape(-1),
         dlogits.reshape(-1, classes),
         threads,
     )

@@ -1234,6 +1234,20 @@ FAULTS = [
         **only("layouts", "sets_after"),
     ),
     Fault(
+        "threads: what one has is taken for every thread's",
+        "rnnkernel/_kernels.pyx",
+        "static _Thread_local int had = 1;",
+        "static int had = 1;",
+        **only("robustness", "second_pool"),
+    ),
+    Fault(
+        "threads: stacks are taken to be as usual",
+        "rnnkernel/_kernels.pyx",
+        "size_t stack, asked = rk_openmp_stack();",
+        "size_t stack, asked = 0;",
+        **only("robustness", "second_pool"),
+    ),
+    Fault(
         "constant x: rows without a step are looked at",
         SEQUENCE,
         "rows[lengths == 0] = 0",
